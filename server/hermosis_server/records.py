@@ -1,0 +1,232 @@
+"""Plain frozen data that crosses a layer. No torch, no protobuf, no behaviour beyond reading itself.
+
+Enumerations have the numbers of their twins in hermosis.v1, so translating one is a cast; a test compares them.
+"""
+
+import enum
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hermosis.wire import Dtype
+
+
+class SessionStatus(enum.IntEnum):
+    CREATING = 1
+    READY = 2
+    PAUSED = 3
+    RECOVERING = 4
+    FAILED = 5
+    CLOSED = 6
+
+
+class ParametersOn(enum.IntEnum):
+    SERVER = 1
+    WORKER = 2
+
+
+class ConsistencyMode(enum.IntEnum):
+    BARRIER = 1
+    QUORUM = 2
+    ASYNC = 3
+    BOUNDED = 4
+    LOCAL = 5
+
+
+class DurabilityMode(enum.IntEnum):
+    NONE = 1
+    SNAPSHOT = 2
+    JOURNAL = 3
+
+
+class AckLevel(enum.IntEnum):
+    RECEIVED = 1
+    APPLIED = 2
+    DURABLE = 3
+
+
+class Outcome(enum.IntEnum):
+    APPLIED = 1
+    RECEIVED = 2
+    NON_FINITE_GRADIENT = 3
+    NON_FINITE_STATE = 4
+    DROPPED = 5
+
+
+class Reply(enum.IntEnum):
+    PARAMETERS = 1
+    INCREMENT = 2
+    NONE = 3
+
+
+class StateBuffer(enum.IntEnum):
+    PARAMETERS = 1
+    MOMENTUM = 2
+    SECOND_MOMENT = 3
+    FIRST_MOMENT = 4
+
+
+class EnergySample(NamedTuple):
+    """The thermodynamics of one step; NaN means undefined. Meanings are in types.proto, formulas in dynamics/diagnostics.py."""
+
+    loss: float = math.nan
+    smoothed_loss: float = math.nan
+    kinetic_energy: float = math.nan
+    potential_energy: float = math.nan
+    thermal_energy: float = math.nan
+    total_energy: float = math.nan
+    kinetic_loss: float = math.nan
+    kinetic_temperature: float = math.nan
+    energy_defect: float = math.nan
+    internal_energy: float = math.nan
+    entropy: float = math.nan
+    log_beta: float = math.nan
+    retention: float = math.nan
+    cooling_rate: float = math.nan
+    braking: float = math.nan
+    step_norm: float = math.nan
+    gradient_norm: float = math.nan
+    momentum_norm: float = math.nan
+    learning_rate: float = math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    name: str
+    shape: tuple[int, ...]
+    dtype: Dtype = Dtype.FLOAT32
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterLayout:
+    """A model's tensors as one flat vector of P elements; `digest` names the layout on the wire."""
+
+    tensors: tuple[TensorSpec, ...]
+    digest: bytes
+    parameter_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consistency:
+    mode: ConsistencyMode = ConsistencyMode.BARRIER
+    workers: int = 1
+    max_staleness: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientChunk:
+    """A piece of one worker's gradient, still in wire bytes."""
+
+    sequence: int
+    offset: int  # in elements, from the start of the flat parameter vector
+    dtype: Dtype
+    crc32: int
+    payload: bytes  # little-endian
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """The end of one worker's gradient, with the numbers that belong to it."""
+
+    sequence: int
+    base_step: int  # step of the parameters this gradient was computed at
+    loss: float = math.nan
+    sample_count: int = 0
+    lr_scale: float | None = None
+    want_digest: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyWish:
+    """What a worker wants back for a contribution."""
+
+    reply: Reply
+    dtype: Dtype = Dtype.FLOAT32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """The fate of one contribution, and what its worker asked for."""
+
+    sequence: int
+    outcome: Outcome
+    step: int
+    generation: int
+    durable_step: int = 0
+    duplicate: bool = False
+    staleness: int = 0
+    contributions: int = 0
+    energies: EnergySample | None = None
+    state_digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vector:
+    """A flat vector in wire bytes."""
+
+    step: int
+    reply: Reply
+    dtype: Dtype
+    payload: memoryview | bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryReading:
+    """One applied step of one session."""
+
+    session_id: str
+    step: int
+    time_s: float  # seconds since 1970 by the server's clock
+    energies: EnergySample
+    contributions: int
+    staleness: int
+    received_bytes: int
+    sent_bytes: int
+    device_s: float
+    batch_sessions: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateScalars:
+    """The numbers of an optimizer state that are not one a parameter; NaN means undefined."""
+
+    step: int
+    clock: float
+    log_beta: float
+    internal_energy: float
+    unit_momentum: float
+    unit_second_moment: float
+    entropy: float
+    reference_energy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSequence:
+    worker_id: str
+    sequence: int
+    payload_crc32: int
+    outcome: Outcome
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Hard limits, checked before memory is taken. Sizes in bytes."""
+
+    chunk_bytes: int = 1 << 20
+    max_chunk_bytes: int = 2 << 20
+    max_message_bytes: int = 4 << 20
+    max_sessions: int = 10_000
+    max_parameters: int = 1 << 34
+    max_tensors: int = 100_000
+    max_rank: int = 16
+    max_workers: int = 1024
+    window_bytes: int = 256 << 20
+    staging_bytes: int = 4 << 30
+    device_bytes: int = 4 << 30
+    readings: int = field(default=10_000)  # of telemetry, a session
