@@ -234,8 +234,8 @@ class Commit(_message.Message):
     round's mean is weighted by it.
     """
     lr_scale: _builtins.float
-    """lr_scale of the learning rate for this step; absent means the session's. Where the workers of a round differ, the
-    one whose worker_id sorts first is taken.
+    """lr_scale is the worker's own learning-rate schedule for this step, multiplied by the session's lr_scale; absent
+    means 1. Where the workers of a round differ, the one whose worker_id sorts first is taken.
     """
     want_digest: _builtins.bool
     """want_digest asks for the state digest after the step, which reads the whole optimizer state."""

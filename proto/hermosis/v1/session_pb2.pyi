@@ -170,7 +170,7 @@ class Session(_message.Message):
     device_bytes: _builtins.int
     """device_bytes that the session holds."""
     lr_scale: _builtins.float
-    """lr_scale in force; workers may override it for a step."""
+    """lr_scale in force; multiplied by what a worker's own schedule sends with a gradient."""
     etag: _builtins.str
     """etag changes with every edit; give it back in UpdateSession to be sure that nobody edited in between."""
     workers: _builtins.int
@@ -825,7 +825,7 @@ class WorkerSequence(_message.Message):
     worker_id: _builtins.str
     """worker_id of the worker."""
     sequence: _builtins.int
-    """sequence of its last contribution whose fate is known."""
+    """sequence of its last contribution that was applied."""
     payload_crc32: _builtins.int
     """payload_crc32 of that contribution."""
     outcome: _types_pb2.Outcome.ValueType

@@ -1,0 +1,1 @@
+"""Sessions and steps: from chunks of gradient to a step of many sessions in one launch, and back."""

@@ -1,0 +1,186 @@
+"""Arena: where sessions live in device memory.
+
+Memory is taken in slabs of rows of E elements. A session holds, for each of its buffers (parameters, momentum, metric
+moments), one run of neighbouring rows inside one slab, so that a session alone is read without an index; sessions stand
+side by side in a slab, and a slab that nobody uses is given back. Only the device thread calls this, but for
+`staging_buffer`, which touches no slab.
+"""
+
+import math
+from bisect import insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hermosis.wire import Dtype
+from hermosis_server.errors import InternalError, OutOfDeviceMemory
+from hermosis_server.records import StateBuffer
+
+ELEMENT_BYTES = 4  # masters and momenta are float32
+SLAB_BYTES = 16 << 20
+
+TORCH_DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.FLOAT16: torch.float16, Dtype.BFLOAT16: torch.bfloat16}
+
+
+@dataclass(slots=True)
+class _Slab:
+    rows: Tensor  # (N, E)
+    free: list[tuple[int, int]] = field(default_factory=list)  # (first row, rows), sorted, never touching
+
+    def take(self, rows: int) -> int | None:
+        """First row of the first gap that is long enough, or None."""
+        for index, (first, length) in enumerate(self.free):
+            if length >= rows:
+                self.free[index : index + 1] = [(first + rows, length - rows)] if length > rows else []
+                return first
+        return None
+
+    def give(self, first: int, rows: int) -> None:
+        insort(self.free, (first, rows))
+        merged: list[tuple[int, int]] = []
+        for start, length in self.free:
+            if merged and sum(merged[-1]) > start:
+                raise InternalError("arena rows freed twice; this is a bug in hermosis")
+            if merged and sum(merged[-1]) == start:
+                merged[-1] = (merged[-1][0], merged[-1][1] + length)
+            else:
+                merged.append((start, length))
+        self.free = merged
+
+    @property
+    def empty(self) -> bool:
+        return self.free == [(0, len(self.rows))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    slab: _Slab
+    first: int
+    rows: int
+
+    @property
+    def view(self) -> Tensor:
+        return self.slab.rows[self.first : self.first + self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One session's rows: a run of `rows` rows for each of its buffers, holding `elements` elements each."""
+
+    elements: int
+    rows: int
+    runs: Mapping[StateBuffer, _Run]
+
+    def view(self, buffer: StateBuffer) -> Tensor:
+        """(rows, E) of the arena itself."""
+        return self.runs[buffer].view
+
+
+class Arena:
+    """Rows of float32 on one device, shared by all sessions.
+
+    Args:
+      device:       where the rows live.
+      row_elements: E, elements a row. Long rows cost small sessions padding, short ones cost large sessions bookkeeping.
+      limit_bytes:  the most that all sessions together may hold.
+    """
+
+    def __init__(self, device: torch.device, *, row_elements: int, limit_bytes: int) -> None:
+        self.device = device
+        self.row_elements = row_elements
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        self._slabs: list[_Slab] = []
+
+    def bytes_for(self, elements: int, buffers: int) -> int:
+        """Bytes that a session of that many elements and buffers holds."""
+        return math.ceil(elements / self.row_elements) * self.row_elements * ELEMENT_BYTES * buffers
+
+    def reserve(self, elements: int, buffers: Sequence[StateBuffer]) -> Slot:
+        """Takes zeroed rows for a session.
+
+        Raises:
+          OutOfDeviceMemory: the session would not fit; nothing was taken.
+        """
+        wanted = self.bytes_for(elements, len(buffers))
+        free = self.limit_bytes - self.used_bytes
+        if wanted > free:
+            raise OutOfDeviceMemory(
+                f"the session needs {wanted} bytes of device memory, {free} of {self.limit_bytes} are free; "
+                "close a session or raise the server's device memory limit",
+                metadata={"free_bytes": str(free), "wanted_bytes": str(wanted)},
+            )
+        rows = math.ceil(elements / self.row_elements)
+        runs: dict[StateBuffer, _Run] = {}
+        try:
+            for buffer in buffers:
+                runs[buffer] = self._take(rows)
+        except torch.OutOfMemoryError as error:
+            self._give(runs)
+            raise OutOfDeviceMemory(
+                f"the device {self.device} has no room for another {wanted} bytes, although the limit of "
+                f"{self.limit_bytes} is not reached; lower the limit or close a session"
+            ) from error
+        self.used_bytes += wanted
+        return Slot(elements=elements, rows=rows, runs=runs)
+
+    def release(self, slot: Slot) -> None:
+        """Gives a session's rows back."""
+        self._give(slot.runs)
+        self.used_bytes -= self.bytes_for(slot.elements, len(slot.runs))
+
+    def gather(self, slots: Sequence[Slot], buffer: StateBuffer) -> Tensor:
+        """Copies one buffer of several sessions into (R, E), in order."""
+        return torch.cat([slot.view(buffer) for slot in slots])
+
+    def scatter(self, slots: Sequence[Slot], buffer: StateBuffer, values: Sequence[Tensor]) -> None:
+        """Copies (rows, E) back to each session."""
+        torch._foreach_copy_([slot.view(buffer) for slot in slots], list(values))
+
+    def write(self, slot: Slot, buffer: StateBuffer, elements: Tensor) -> None:
+        """Sets a session's P elements from a flat tensor of any device and dtype."""
+        flat(slot.view(buffer), slot.elements).copy_(elements)
+
+    def _take(self, rows: int) -> _Run:
+        for slab in self._slabs:
+            first = slab.take(rows)
+            if first is not None:
+                run = _Run(slab, first, rows)
+                run.view.zero_()
+                return run
+        length = max(rows, SLAB_BYTES // (self.row_elements * ELEMENT_BYTES))
+        slab = _Slab(torch.zeros((length, self.row_elements), dtype=torch.float32, device=self.device))
+        if length > rows:
+            slab.free.append((rows, length - rows))
+        self._slabs.append(slab)
+        return _Run(slab, 0, rows)
+
+    def _give(self, runs: Mapping[StateBuffer, _Run]) -> None:
+        for run in runs.values():
+            run.slab.give(run.first, run.rows)
+            if run.slab.empty:
+                # By identity: slabs hold tensors, which do not compare to a bool.
+                self._slabs = [slab for slab in self._slabs if slab is not run.slab]
+
+
+def flat(rows: Tensor, elements: int) -> Tensor:
+    """The first P elements of (rows, E) as one vector, without the padding of the last row."""
+    return rows.reshape(-1)[:elements]
+
+
+def wire_bytes(vector: Tensor, dtype: Dtype) -> memoryview:
+    """A flat vector as little-endian bytes of their own, unaffected by later steps."""
+    host = vector.to(dtype=TORCH_DTYPES[dtype], device="cpu", copy=True)
+    return memoryview(host.view(torch.uint8).numpy())
+
+
+def from_wire(payload: memoryview, dtype: Dtype) -> Tensor:
+    """A flat vector over the bytes themselves, without a copy."""
+    return torch.frombuffer(payload, dtype=TORCH_DTYPES[dtype])
+
+
+def staging_buffer(size_bytes: int, *, pinned: bool) -> memoryview:
+    """Host memory for a gradient on its way; pinned where a device will fetch it from there."""
+    return memoryview(torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned).numpy())
