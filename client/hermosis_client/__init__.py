@@ -1,0 +1,52 @@
+"""Hermosis client: sessions of a Hermosis server over NumPy arrays.
+
+    with Client("127.0.0.1:50051") as client, client.create_session({"w": (3, 4)}, "adamw") as session:
+        session.initialise({"w": w})
+        result, parameters = session.exchange({"w": gradient}, loss=loss)
+
+`hermosis_client.torch_optimizer.RemoteOptimizer` is the same as a torch.optim.Optimizer, and
+`hermosis_client.local_server.LocalServer` runs a server for as long as it is needed.
+"""
+
+from hermosis_client.client import Client
+from hermosis_client.errors import ConnectionFailed, HermosisError
+from hermosis_client.exchange import Worker
+from hermosis_client.layout import ParameterLayout, Tensors, TensorSpec
+from hermosis_client.records import (
+    Capabilities,
+    EnergySample,
+    Outcome,
+    Recipe,
+    RecipeDescription,
+    SessionInfo,
+    SessionStatus,
+    StepResult,
+    TelemetryReading,
+    WorkerInfo,
+)
+from hermosis_client.session import Session
+from hermosis_client.state import ExportedState
+from hermosis_client.watch import Watch
+
+__all__ = [
+    "Capabilities",
+    "Client",
+    "ConnectionFailed",
+    "EnergySample",
+    "ExportedState",
+    "HermosisError",
+    "Outcome",
+    "ParameterLayout",
+    "Recipe",
+    "RecipeDescription",
+    "Session",
+    "SessionInfo",
+    "SessionStatus",
+    "StepResult",
+    "TelemetryReading",
+    "TensorSpec",
+    "Tensors",
+    "Watch",
+    "Worker",
+    "WorkerInfo",
+]

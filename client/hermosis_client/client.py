@@ -1,0 +1,149 @@
+"""Client: the way to one server and its sessions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Literal
+
+from hermosis.v1 import session_pb2, types_pb2
+from hermosis_client import codec
+from hermosis_client.connection import Connection, new_request_id
+from hermosis_client.layout import ParameterLayout, Shaped
+from hermosis_client.records import (
+    Capabilities,
+    ConsistencyMode,
+    Optimizer,
+    ParametersOn,
+    RecipeDescription,
+    SessionInfo,
+    SessionStatus,
+)
+from hermosis_client.session import Session
+from hermosis_client.watch import Watch
+
+
+class Client:
+    """A server's sessions, telemetry and description. Safe to share between threads.
+
+    Making one sends nothing: the first call connects. What is safe to repeat is repeated, for at most `timeout_s`, when
+    the server cannot be reached or asks to come back later; then the typed error is raised (`hermosis_client.errors`).
+
+    Args:
+      address:   host:port of the server.
+      timeout_s: the time one call may take up, its retries included. Waiting for other workers of a round is not
+                 limited.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = 30.0) -> None:
+        self._connection = Connection(address, timeout_s)
+
+    @property
+    def address(self) -> str:
+        """host:port of the server."""
+        return self._connection.address
+
+    def capabilities(self) -> Capabilities:
+        """What this server is and what it allows."""
+        request = session_pb2.GetCapabilitiesRequest()
+        response = self._connection.call(self._connection.sessions.GetCapabilities, request)
+        return codec.capabilities(response.capabilities)
+
+    def recipes(self) -> list[RecipeDescription]:
+        """The named optimizers and what their parameters mean."""
+        response = self._connection.call(self._connection.sessions.GetRecipes, session_pb2.GetRecipesRequest())
+        return [codec.recipe_description(recipe) for recipe in response.recipes]
+
+    def create_session(
+        self,
+        layout: ParameterLayout | Mapping[str, Shaped | Sequence[int]],
+        optimizer: Optimizer | str,
+        *,
+        session_id: str = "",
+        workers: int = 1,
+        consistency: Literal["barrier", "async"] = "barrier",
+        parameters_on: Literal["server", "worker"] = "server",
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> Session:
+        """Makes a session, which then waits for `Session.initialise`.
+
+        Args:
+          layout:        arrays (only their shapes count) or shapes by name, in the order of the flat vector.
+          optimizer:     a recipe, the name of one, or a hermosis.v1 Hamiltonian message.
+          session_id:    1 to 63 of a-z, 0-9 and "-"; the server chooses when empty.
+          workers:       that take part in a round.
+          consistency:   "barrier" steps when every worker has sent its gradient, "async" on each arrival.
+          parameters_on: "server", or "worker" to get increments and keep the weights oneself.
+          display_name:  for people.
+          labels:        for filters.
+
+        Raises:
+          InvalidRequest, SessionExists, QuotaExceeded, OutOfDeviceMemory: the server will not have it.
+        """
+        if not isinstance(layout, ParameterLayout):
+            layout = ParameterLayout.of(layout)
+        spec = session_pb2.SessionSpec(
+            layout=codec.layout_message(layout),
+            optimizer=codec.optimizer_message(optimizer),
+            consistency=types_pb2.Consistency(
+                mode=types_pb2.ConsistencyMode.ValueType(_named(ConsistencyMode, consistency)), workers=workers
+            ),
+            parameters_on=types_pb2.ParametersOn.ValueType(_named(ParametersOn, parameters_on)),
+            display_name=display_name,
+            labels=labels,
+        )
+        request = session_pb2.CreateSessionRequest(request_id=new_request_id(), session_id=session_id, spec=spec)
+        response = self._connection.call(self._connection.sessions.CreateSession, request)
+        return Session(self._connection, codec.session_info(response.session), created=True)
+
+    def session(self, session_id: str) -> Session:
+        """A session that exists already.
+
+        Raises:
+          SessionNotFound: there is none of that id.
+        """
+        request = session_pb2.GetSessionRequest(session_id=session_id)
+        response = self._connection.call(self._connection.sessions.GetSession, request)
+        return Session(self._connection, codec.session_info(response.session), created=False)
+
+    def sessions(
+        self, *, status: SessionStatus = SessionStatus.UNKNOWN, labels: Mapping[str, str] | None = None
+    ) -> Iterator[SessionInfo]:
+        """All sessions, or those of one status and with these labels, in order of creation; fetched page by page."""
+        token = ""
+        while True:
+            request = session_pb2.ListSessionsRequest(
+                page_token=token, status=types_pb2.SessionStatus.ValueType(status), labels=labels
+            )
+            response = self._connection.call(self._connection.sessions.ListSessions, request)
+            yield from map(codec.session_info, response.sessions)
+            token = response.next_page_token
+            if not token:
+                return
+
+    def watch(self, session_ids: Sequence[str] = (), *, min_interval_s: float = 0.0) -> Watch:
+        """Readings as steps are applied, of these sessions or of all, those created later included.
+
+        Args:
+          session_ids:    to watch; empty means all.
+          min_interval_s: between two readings of one session; zero means every step.
+        """
+        return Watch(self._connection, session_ids, min_interval_s)
+
+    def close(self) -> None:
+        """Ends the connection and all that runs over it; sessions live on. Harmless when repeated."""
+        self._connection.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _named(choices: type[ConsistencyMode] | type[ParametersOn], name: str) -> int:
+    if name.upper() not in choices.__members__ or name.upper() == "UNKNOWN":
+        known = ", ".join(repr(choice.name.lower()) for choice in choices if choice)
+        raise ValueError(f"{name!r} is not one of {known}")
+    return int(choices[name.upper()])

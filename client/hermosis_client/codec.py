@@ -1,0 +1,214 @@
+"""Between protobuf messages and the client's records. The only file that reads management and telemetry messages."""
+
+import dataclasses
+import math
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
+from hermosis.wire import Dtype
+from hermosis_client.layout import ParameterLayout, TensorSpec
+from hermosis_client.records import (
+    Capabilities,
+    ConsistencyMode,
+    DurabilityMode,
+    EnergySample,
+    Limits,
+    Optimizer,
+    Outcome,
+    ParameterKind,
+    ParametersOn,
+    Recipe,
+    RecipeDescription,
+    RecipeParameter,
+    RecipeValue,
+    SessionInfo,
+    SessionStatus,
+    StepResult,
+    TelemetryReading,
+    WorkerInfo,
+)
+
+_ENERGIES = tuple(field.name for field in dataclasses.fields(EnergySample))
+_ABSENT_WHEN_UNSET = frozenset(field.name for field in types_pb2.EnergySample.DESCRIPTOR.fields if field.has_presence)
+_DTYPES = frozenset(map(int, Dtype))
+_LIMITS = tuple(field.name for field in dataclasses.fields(Limits))
+
+
+def dtype_number(dtype: Dtype) -> types_pb2.Dtype.ValueType:
+    """The enumeration value of a wire dtype."""
+    return types_pb2.Dtype.ValueType(int(dtype))
+
+
+def layout_message(layout: ParameterLayout) -> types_pb2.ParameterLayout:
+    return types_pb2.ParameterLayout(
+        tensors=[
+            types_pb2.TensorSpec(name=tensor.name, shape=tensor.shape, dtype=dtype_number(tensor.dtype))
+            for tensor in layout.tensors
+        ]
+    )
+
+
+def layout(message: types_pb2.ParameterLayout) -> ParameterLayout:
+    return ParameterLayout(
+        tuple(
+            TensorSpec(name=tensor.name, shape=tuple(tensor.shape), dtype=Dtype(tensor.dtype or Dtype.FLOAT32))
+            for tensor in message.tensors
+        )
+    )
+
+
+def optimizer_message(optimizer: Optimizer | str) -> dynamics_pb2.Optimizer:
+    """The message of a recipe, of a recipe's name, or of a whole Hamiltonian."""
+    if isinstance(optimizer, dynamics_pb2.Hamiltonian):
+        return dynamics_pb2.Optimizer(hamiltonian=optimizer)
+    recipe = Recipe(optimizer) if isinstance(optimizer, str) else optimizer
+    values = {name: _parameter_value(name, value) for name, value in recipe.items}
+    return dynamics_pb2.Optimizer(recipe=dynamics_pb2.Recipe(name=recipe.name, parameters=values))
+
+
+def optimizer(message: dynamics_pb2.Optimizer) -> Optimizer:
+    if message.WhichOneof("definition") == "hamiltonian":
+        return message.hamiltonian
+    given = {name: _value(value) for name, value in message.recipe.parameters.items()}
+    return Recipe(message.recipe.name, **{name: value for name, value in given.items() if value is not None})
+
+
+def session_info(message: session_pb2.Session) -> SessionInfo:
+    spec = message.spec
+    return SessionInfo(
+        session_id=message.session_id,
+        status=SessionStatus(message.status),
+        status_reason=message.status_reason,
+        step=message.step,
+        durable_step=message.durable_step,
+        generation=message.generation,
+        layout=layout(spec.layout),
+        parameter_count=message.parameter_count,
+        device_bytes=message.device_bytes,
+        lr_scale=message.lr_scale,
+        optimizer=optimizer(spec.optimizer),
+        consistency=ConsistencyMode(spec.consistency.mode or ConsistencyMode.BARRIER),
+        expected_workers=spec.consistency.workers or 1,
+        workers=message.workers,
+        durability=DurabilityMode(spec.durability.mode),
+        parameters_on=ParametersOn(spec.parameters_on or ParametersOn.SERVER),
+        display_name=spec.display_name,
+        labels=dict(spec.labels),
+        create_time_s=_seconds(message.create_time),
+        etag=message.etag,
+    )
+
+
+def worker_info(message: session_pb2.Worker) -> WorkerInfo:
+    return WorkerInfo(
+        worker_id=message.worker_id,
+        connected=message.connected,
+        next_sequence=message.next_sequence,
+        base_step=message.base_step,
+        staleness=message.staleness,
+        received_bytes=message.received_bytes,
+        last_seen_time_s=_seconds(message.last_seen_time),
+    )
+
+
+def energies(message: types_pb2.EnergySample) -> EnergySample:
+    """A sample with NaN for whatever the server left undefined."""
+    given = {field.name for field, _ in message.ListFields()}
+    undefined = _ABSENT_WHEN_UNSET - given
+    return EnergySample(**{name: math.nan if name in undefined else getattr(message, name) for name in _ENERGIES})
+
+
+def step_result(message: gradient_pb2.StepResult) -> StepResult:
+    return StepResult(
+        sequence=message.sequence,
+        outcome=Outcome(message.outcome),
+        step=message.step,
+        durable_step=message.durable_step,
+        generation=message.generation,
+        duplicate=message.duplicate,
+        staleness=message.staleness,
+        contributions=message.contributions,
+        energies=energies(message.energies) if message.HasField("energies") else EnergySample(),
+        state_digest=message.state_digest,
+    )
+
+
+def telemetry_reading(message: telemetry_pb2.TelemetryReading) -> TelemetryReading:
+    return TelemetryReading(
+        session_id=message.session_id,
+        step=message.step,
+        time_s=_seconds(message.time),
+        energies=energies(message.energies),
+        contributions=message.contributions,
+        staleness=message.staleness,
+        received_bytes=message.received_bytes,
+        sent_bytes=message.sent_bytes,
+        device_s=message.device_s,
+        batch_sessions=message.batch_sessions,
+        wait_s=message.wait_s,
+    )
+
+
+def capabilities(message: session_pb2.Capabilities) -> Capabilities:
+    return Capabilities(
+        server_version=message.server_version,
+        device=message.device,
+        limits=Limits(**{name: getattr(message.limits, name) for name in _LIMITS}),
+        dtypes=tuple(Dtype(number).name.lower() for number in map(int, message.dtypes) if number in _DTYPES),
+        recipes=tuple(message.recipes),
+        consistency_modes=tuple(ConsistencyMode(mode) for mode in message.consistency_modes),
+        durability_modes=tuple(DurabilityMode(mode) for mode in message.durability_modes),
+        default_durability_mode=DurabilityMode(message.default_durability_mode),
+        device_bytes_free=message.device_bytes_free,
+    )
+
+
+def recipe_description(message: dynamics_pb2.RecipeDescription) -> RecipeDescription:
+    return RecipeDescription(
+        name=message.name,
+        parameters=tuple(_recipe_parameter(parameter) for parameter in message.parameters),
+        physics=message.physics,
+        source=message.source,
+    )
+
+
+def _recipe_parameter(message: dynamics_pb2.RecipeParameter) -> RecipeParameter:
+    return RecipeParameter(
+        name=message.name,
+        kind=ParameterKind(message.kind),
+        default=_value(message.default_value),
+        minimum=message.minimum if message.HasField("minimum") else -math.inf,
+        minimum_excluded=message.minimum_excluded,
+        maximum=message.maximum if message.HasField("maximum") else math.inf,
+        maximum_excluded=message.maximum_excluded,
+        choices=tuple(message.choices),
+        description=message.description,
+    )
+
+
+def _parameter_value(name: str, value: RecipeValue) -> dynamics_pb2.ParameterValue:
+    if isinstance(value, bool):
+        return dynamics_pb2.ParameterValue(flag=value)
+    if isinstance(value, str):
+        return dynamics_pb2.ParameterValue(choice=value)
+    try:
+        return dynamics_pb2.ParameterValue(number=float(value))
+    except (TypeError, ValueError):
+        raise TypeError(f"recipe parameter {name} is {value!r}; it can be a number, a flag or a word") from None
+
+
+def _value(message: dynamics_pb2.ParameterValue) -> RecipeValue | None:
+    match message.WhichOneof("value"):
+        case "number":
+            return message.number
+        case "flag":
+            return message.flag
+        case "choice":
+            return message.choice
+        case _:
+            return None
+
+
+def _seconds(time: Timestamp) -> float:
+    return time.seconds + time.nanos / 1e9

@@ -1,0 +1,92 @@
+"""Connection: the channel to one server, its stubs, and how calls fail."""
+
+import uuid
+from typing import TypeVar, cast
+
+import grpc
+
+from hermosis.v1 import gradient_pb2_grpc, session_pb2_grpc, telemetry_pb2_grpc
+from hermosis_client.errors import HermosisError, error_from_call
+from hermosis_client.retry import Patience, patiently
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+_LOOPBACK = ("localhost", "127.", "[::1]", "unix:")
+
+
+class Connection:
+    """A channel to one server. Nothing is sent before the first call; safe to share between threads.
+
+    Args:
+      address:   host:port.
+      timeout_s: the time one call may take up, its retries included.
+    """
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        if "://" in address or ":" not in address:
+            raise ValueError(f"address is {address!r}; it is written host:port, as in 127.0.0.1:50051")
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s is {timeout_s}; it is a positive number of seconds")
+        self.address = address
+        self.timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address, options=_options(address))
+        self._closed = False
+        self.gradients = gradient_pb2_grpc.GradientServiceStub(self._channel)
+        self.sessions = session_pb2_grpc.SessionServiceStub(self._channel)
+        self.telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._channel)
+
+    def call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
+        """The answer of a unary call that is safe to repeat: a reading, or one with a request_id."""
+
+        def attempt(timeout_s: float) -> _Response:
+            self.check_open()
+            try:
+                return method(request, timeout=timeout_s)
+            except grpc.RpcError as error:
+                raise self.typed(error) from None
+
+        return patiently(self.patience(), attempt)
+
+    def patience(self) -> Patience:
+        """The patience of one piece of work."""
+        return Patience(self.timeout_s)
+
+    def typed(self, error: grpc.RpcError) -> HermosisError:
+        """The typed error of a failed call."""
+        return error_from_call(cast(grpc.Call, error), self.address)
+
+    def check_open(self) -> None:
+        """RuntimeError when the connection is closed."""
+        if self._closed:
+            raise RuntimeError("the client is closed")
+
+    def close(self) -> None:
+        """Ends all calls; further ones are refused. Harmless when repeated."""
+        self._closed = True
+        self._channel.close()
+
+
+def new_request_id() -> str:
+    """Makes one management call safe to repeat."""
+    return uuid.uuid4().hex
+
+
+def _options(address: str) -> list[tuple[str, int]]:
+    options = [
+        # A peer that vanished without a word is noticed within 40 s, also while a round waits for other workers.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        # gRPC would wait up to two minutes before it looks for a restarted server again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # A page of sessions with large layouts is longer than the 4 MiB that gRPC takes by default.
+        ("grpc.max_receive_message_length", 64 << 20),
+        # One place decides about retries: retry.py.
+        ("grpc.enable_retries", 0),
+    ]
+    if address.startswith(_LOOPBACK):
+        options.append(("grpc.enable_http_proxy", 0))
+    return options

@@ -1,0 +1,352 @@
+"""Worker: one contributor to a session, over one Exchange stream."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hermosis import wire
+from hermosis.v1 import gradient_pb2
+from hermosis_client import codec
+from hermosis_client.connection import Connection
+from hermosis_client.dtypes import Float32, decode_into, encode
+from hermosis_client.errors import ConnectionFailed, HermosisError, StaleGeneration, error_from_refusal
+from hermosis_client.layout import ParameterLayout, Tensors
+from hermosis_client.records import Reply, StepResult
+from hermosis_client.retry import Patience
+from hermosis_client.stream import ExchangeStream
+
+_Answer = TypeVar("_Answer")
+
+_HANDLE = 1
+_Request = gradient_pb2.ExchangeRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """How one worker takes part."""
+
+    worker_id: str
+    gradient_dtype: wire.Dtype
+    reply_dtype: wire.Dtype
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepNumbers:
+    """What travels beside a gradient."""
+
+    loss: float | None = None
+    sample_count: int = 0
+    lr_scale: float | None = None
+    want_digest: bool = False
+
+
+class Worker:
+    """Sends gradients of one session and takes parameters back. Calls of several threads wait for one another.
+
+    Each contribution has a number and is counted once: when the connection breaks while its fate is unknown, the client
+    connects again, for at most the client's timeout_s, and sends the same one; the server answers with the recorded
+    outcome if it had come through. A refused contribution raises its typed error and changed nothing; the worker stays
+    usable.
+
+    Attributes:
+      worker_id: numbers the contributions; rounds are summed in the order of worker ids.
+      step:      step of the parameters this worker holds, sent with each gradient; None before the first call.
+    """
+
+    def __init__(
+        self, connection: Connection, session_id: str, layout: ParameterLayout, settings: WorkerSettings
+    ) -> None:
+        self.worker_id = settings.worker_id
+        self.step: int | None = None
+        self._connection = connection
+        self._session_id = session_id
+        self._layout = layout
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._stream: ExchangeStream | None = None
+        self._opened_for: Reply | None = None
+        self._generation = 0
+        self._next_sequence = 1
+        self._chunk_bytes = wire.DEFAULT_CHUNK_BYTES
+        self._closed = False
+
+    def exchange(
+        self,
+        gradients: Mapping[str, ArrayLike] | Float32,
+        *,
+        loss: float | None = None,
+        sample_count: int = 0,
+        lr_scale: float | None = None,
+        want_digest: bool = False,
+        out: Float32 | None = None,
+    ) -> tuple[StepResult, Tensors]:
+        """Sends one gradient, waits for the step it is part of, and takes the new parameters.
+
+        Args:
+          gradients:    arrays by name as in the layout, or the flat vector (P,) itself.
+          loss:         at the parameters the gradient was computed at.
+          sample_count: that the gradient is the mean of; zero means unknown.
+          lr_scale:     of the learning rate for this step; None means the session's.
+          want_digest:  asks for the state digest, which reads the whole optimizer state.
+          out:          flat float32 vector (P,) to land the answer in; None means a new one.
+
+        Returns:
+          The fate of the contribution, and the parameters after the step. Where increments are asked for they are
+          what the step added (zeros when nothing was applied), for one that asks for nothing an empty mapping.
+          A gradient with NaN or infinity changes nothing and is told by `StepResult.outcome`.
+        """
+        numbers = StepNumbers(loss=loss, sample_count=sample_count, lr_scale=lr_scale, want_digest=want_digest)
+        return self._contribute(gradients, numbers, self._settings.reply, out)
+
+    def push(
+        self,
+        gradients: Mapping[str, ArrayLike] | Float32,
+        *,
+        loss: float | None = None,
+        sample_count: int = 0,
+        lr_scale: float | None = None,
+        want_digest: bool = False,
+    ) -> StepResult:
+        """Sends one gradient and waits for the step, but takes nothing back. Arguments as in `exchange`."""
+        numbers = StepNumbers(loss=loss, sample_count=sample_count, lr_scale=lr_scale, want_digest=want_digest)
+        return self._contribute(gradients, numbers, Reply.NONE, None)[0]
+
+    def pull(self, *, out: Float32 | None = None) -> Tensors:
+        """The parameters now. Accepts the session's present generation, as `resync` does.
+
+        Args:
+          out: flat float32 vector (P,) to land them in; None means a new one.
+        """
+        landing = _Landing(self._layout, out)
+
+        def attempt() -> Tensors:
+            try:
+                stream = self._open(self._settings.reply)
+                stream.send([_Request(pull=gradient_pb2.PullParameters(handle=_HANDLE))])
+                self.step = landing.receive(stream, 0)
+            except StaleGeneration:
+                self._forget()
+                raise
+            return landing.tensors
+
+        try:
+            return self._persist(attempt)
+        except StaleGeneration:  # Said of the generation that was known; now any will do.
+            return self._persist(attempt)
+
+    def resync(self) -> None:
+        """Accepts the session's present step and generation, after it was restored or imported elsewhere."""
+
+        def attempt() -> None:
+            self._forget()
+            self._open(self._settings.reply)
+
+        self._persist(attempt)
+
+    def close(self) -> None:
+        """Ends the stream; the session lives on. Harmless when repeated."""
+        with self._lock:
+            self._closed = True
+            if self._stream is not None:
+                self._stream.close()
+                self._stream = None
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _contribute(
+        self,
+        gradients: Mapping[str, ArrayLike] | Float32,
+        numbers: StepNumbers,
+        reply: Reply,
+        out: Float32 | None,
+    ) -> tuple[StepResult, Tensors]:
+        flat = self._layout.flat(gradients)
+        landing = _Landing(self._layout if reply is not Reply.NONE else ParameterLayout(()), out)
+        sequence = 0
+
+        def attempt() -> tuple[StepResult, Tensors]:
+            nonlocal sequence
+            stream = self._open(reply)
+            sequence = sequence or self._next_sequence  # A later attempt is about the same contribution.
+            gradient = _Gradient(
+                flat, self._settings.gradient_dtype, self._chunk_bytes, self._commit(sequence, numbers)
+            )
+            stream.send(gradient)
+            try:
+                result = _result(stream, sequence)
+            except BaseException:
+                gradient.abandoned = True
+                raise
+            if reply is Reply.PARAMETERS or (reply is Reply.INCREMENT and result.applied):
+                self.step = landing.receive(stream, sequence)
+            elif reply is Reply.INCREMENT:
+                landing.zero()
+            self._next_sequence = sequence + 1
+            return result, landing.tensors
+
+        return self._persist(attempt)
+
+    def _commit(self, sequence: int, numbers: StepNumbers) -> gradient_pb2.Commit:
+        return gradient_pb2.Commit(
+            handle=_HANDLE,
+            sequence=sequence,
+            base_step=self.step or 0,
+            loss=numbers.loss,
+            sample_count=numbers.sample_count,
+            lr_scale=numbers.lr_scale,
+            want_digest=numbers.want_digest,
+        )
+
+    def _persist(self, attempt: Callable[[], _Answer]) -> _Answer:
+        """The answer of the first attempt that succeeds, on as many streams as it takes."""
+        with self._lock:
+            patience: Patience | None = None
+            while True:
+                if self._closed:
+                    raise RuntimeError(f"worker {self.worker_id} is closed")
+                try:
+                    return attempt()
+                except HermosisError as error:
+                    if isinstance(error, ConnectionFailed):
+                        self._drop()
+                    # Time counts from the first trouble: a round may have waited long for other workers.
+                    patience = patience or self._connection.patience()
+                    patience.wait_after(error)
+                except BaseException:
+                    # Interrupted: what was under way is of no interest any more, the next call begins afresh.
+                    self._drop()
+                    raise
+
+    def _open(self, reply: Reply) -> ExchangeStream:
+        """The stream, with the session open on it for that kind of reply."""
+        if self._stream is None or self._stream.ended:
+            self._stream = ExchangeStream(self._connection)
+            self._opened_for = None
+        if self._opened_for is reply:
+            return self._stream
+        messages = [_Request(open=self._opening(reply))]
+        if self._opened_for is not None:
+            messages.insert(0, _Request(close=gradient_pb2.CloseHandle(handle=_HANDLE)))
+        self._opened_for = None
+        self._stream.send(messages)
+        opened = _opened(self._stream)
+        self._opened_for = reply
+        self._generation = opened.generation
+        self._next_sequence = opened.next_sequence
+        self._chunk_bytes = opened.chunk_bytes or wire.DEFAULT_CHUNK_BYTES
+        if self.step is None:
+            self.step = opened.step
+        return self._stream
+
+    def _opening(self, reply: Reply) -> gradient_pb2.OpenSession:
+        return gradient_pb2.OpenSession(
+            handle=_HANDLE,
+            session_id=self._session_id,
+            worker_id=self.worker_id,
+            generation=self._generation,
+            layout_digest=self._layout.digest,
+            gradient_dtype=codec.dtype_number(self._settings.gradient_dtype),
+            reply=gradient_pb2.Reply.ValueType(reply),
+            reply_dtype=codec.dtype_number(self._settings.reply_dtype),
+        )
+
+    def _forget(self) -> None:
+        """Forgets what was known of the session, so that its present step and generation are taken."""
+        self._drop()
+        self._generation = 0
+        self.step = None
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+            self._stream = None
+
+
+class _Gradient:
+    """Messages of one contribution, each encoded when the wire is ready for it."""
+
+    def __init__(self, flat: Float32, dtype: wire.Dtype, chunk_bytes: int, commit: gradient_pb2.Commit) -> None:
+        self.abandoned = False
+        self._flat = flat
+        self._dtype = dtype
+        self._chunk_bytes = chunk_bytes
+        self._commit = commit
+
+    def __iter__(self) -> Iterator[_Request]:
+        dtype = codec.dtype_number(self._dtype)
+        for span in wire.spans(self._flat.size, self._dtype.itemsize, self._chunk_bytes):
+            if self.abandoned:
+                break
+            payload = encode(self._flat[span.offset : span.offset + span.length], self._dtype)
+            chunk = gradient_pb2.GradientChunk(
+                handle=_HANDLE,
+                sequence=self._commit.sequence,
+                offset=span.offset,
+                dtype=dtype,
+                crc32=wire.checksum(payload),
+                payload=payload,
+            )
+            yield _Request(chunk=chunk)
+        yield _Request(commit=self._commit)  # Also of an abandoned one: up to here the server ignores it.
+
+
+class _Landing:
+    """Where an answer's chunks land: straight in the vector that the caller gets."""
+
+    def __init__(self, layout: ParameterLayout, out: Float32 | None) -> None:
+        self._flat = np.empty(layout.parameter_count, np.float32) if out is None else layout.checked(out)
+        self.tensors = Tensors(layout, self._flat)
+
+    def zero(self) -> None:
+        self._flat[:] = 0
+
+    def receive(self, stream: ExchangeStream, sequence: int) -> int:
+        """Takes all chunks of one answer; gives the step they speak of."""
+        filled = step = 0
+        while filled < self._flat.size:
+            response = _awaited(stream, sequence)
+            if response.WhichOneof("message") != "chunk" or response.chunk.sequence != sequence:
+                continue
+            chunk = response.chunk
+            payload = chunk.payload  # Once: every access builds a new object.
+            dtype = wire.Dtype(chunk.dtype)
+            end = chunk.offset + len(payload) // dtype.itemsize
+            if chunk.offset != filled or end > self._flat.size or wire.checksum(payload) != chunk.crc32:
+                raise stream.broken("a damaged answer")
+            decode_into(payload, dtype, self._flat[filled:end])
+            filled, step = end, chunk.step
+        return step
+
+
+def _opened(stream: ExchangeStream) -> gradient_pb2.SessionOpened:
+    while True:
+        response = _awaited(stream, 0)
+        if response.WhichOneof("message") == "opened":
+            return response.opened
+
+
+def _result(stream: ExchangeStream, sequence: int) -> StepResult:
+    while True:
+        response = _awaited(stream, sequence)
+        if response.WhichOneof("message") == "result" and response.result.sequence == sequence:
+            return codec.step_result(response.result)
+
+
+def _awaited(stream: ExchangeStream, sequence: int) -> gradient_pb2.ExchangeResponse:
+    """The next message; raises the typed error when it refuses the work with that number."""
+    response = stream.receive()
+    if response.WhichOneof("message") == "refused" and response.refused.sequence == sequence:
+        raise error_from_refusal(response.refused.refusal)
+    return response

@@ -1,0 +1,286 @@
+"""Plain frozen data that the client takes and gives. Numbers that do not exist are NaN.
+
+Enumerations have the numbers of their twins in hermosis.v1; a number that a newer server may send and this version
+does not know reads as UNKNOWN.
+"""
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hermosis.v1 import dynamics_pb2
+from hermosis_client.layout import ParameterLayout
+
+
+class _Known(enum.IntEnum):
+    @classmethod
+    def _missing_(cls, value: object) -> "_Known | None":
+        return cls(0) if isinstance(value, int) and value != 0 else None
+
+
+class SessionStatus(_Known):
+    """Where a session stands in its life."""
+
+    UNKNOWN = 0
+    CREATING = 1
+    READY = 2
+    PAUSED = 3
+    RECOVERING = 4
+    FAILED = 5
+    CLOSED = 6
+
+
+class ParametersOn(_Known):
+    """Who keeps the weights."""
+
+    UNKNOWN = 0
+    SERVER = 1
+    WORKER = 2
+
+
+class ConsistencyMode(_Known):
+    """When contributions become a step."""
+
+    UNKNOWN = 0
+    BARRIER = 1
+    QUORUM = 2
+    ASYNC = 3
+    BOUNDED = 4
+    LOCAL = 5
+
+
+class DurabilityMode(_Known):
+    """What reaches the server's disk."""
+
+    UNKNOWN = 0
+    NONE = 1
+    SNAPSHOT = 2
+    JOURNAL = 3
+
+
+class Outcome(_Known):
+    """The fate of one contribution."""
+
+    UNKNOWN = 0
+    APPLIED = 1
+    RECEIVED = 2
+    NON_FINITE_GRADIENT = 3
+    NON_FINITE_STATE = 4
+    DROPPED = 5
+
+
+class Reply(_Known):
+    """What comes back for a contribution."""
+
+    UNKNOWN = 0
+    PARAMETERS = 1
+    INCREMENT = 2
+    NONE = 3
+
+
+class ParameterKind(_Known):
+    """The type of a recipe's parameter."""
+
+    UNKNOWN = 0
+    NUMBER = 1
+    FLAG = 2
+    CHOICE = 3
+
+
+RecipeValue = float | bool | str
+
+
+@dataclass(frozen=True, init=False)
+class Recipe:
+    """A named optimizer with its parameters: ``Recipe("adamw", learning_rate=1e-3)``.
+
+    Parameters left out have the default that `Client.recipes` tells. Numbers, flags and words only.
+    """
+
+    name: str
+    items: tuple[tuple[str, RecipeValue], ...] = ()
+
+    def __init__(self, name: str, /, **parameters: RecipeValue) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "items", tuple(sorted(parameters.items())))
+
+    @property
+    def parameters(self) -> dict[str, RecipeValue]:
+        """The parameters that were given, by name."""
+        return dict(self.items)
+
+    def __repr__(self) -> str:
+        return f"Recipe({', '.join([repr(self.name), *(f'{name}={value!r}' for name, value in self.items)])})"
+
+
+# A full Hamiltonian is said as its message; its fields are documented in dynamics.proto.
+Optimizer = Recipe | dynamics_pb2.Hamiltonian
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergySample:
+    """The thermodynamics of one step; NaN means undefined. Energies are divided by the thermal mass beta.
+
+    loss is the round's mean, smoothed_loss its thermal average less the kinetic energy; kinetic, potential, thermal and
+    total energy are K, V, E and H after the step; kinetic_loss is the kinetic energy in units of loss;
+    kinetic_temperature is twice the kinetic energy a parameter; energy_defect is how far the energy around the kick is
+    from its conserved value; internal_energy is U; entropy is S since the first step; log_beta is ln(beta), so
+    the temperature is exp(-log_beta); retention is beta before over beta after; braking is the velocity over the
+    Newtonian one; norms are euclidean; learning_rate is the one in force, lr_scale included.
+    Source of the formulas: Learning Dynamics v0.1.0; docs/theory.md.
+    """
+
+    loss: float = math.nan
+    smoothed_loss: float = math.nan
+    kinetic_energy: float = math.nan
+    potential_energy: float = math.nan
+    thermal_energy: float = math.nan
+    total_energy: float = math.nan
+    kinetic_loss: float = math.nan
+    kinetic_temperature: float = math.nan
+    energy_defect: float = math.nan
+    internal_energy: float = math.nan
+    entropy: float = math.nan
+    log_beta: float = math.nan
+    retention: float = math.nan
+    cooling_rate: float = math.nan
+    braking: float = math.nan
+    step_norm: float = math.nan
+    gradient_norm: float = math.nan
+    momentum_norm: float = math.nan
+    learning_rate: float = math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """The fate of one contribution."""
+
+    sequence: int
+    outcome: Outcome
+    step: int  # applied so far, this one included if it was applied
+    durable_step: int
+    generation: int
+    duplicate: bool  # answered before; the outcome is the recorded one
+    staleness: int  # how many steps the gradient was behind
+    contributions: int  # that made the step
+    energies: EnergySample  # all NaN where nothing was applied
+    state_digest: bytes  # empty unless asked for
+
+    @property
+    def applied(self) -> bool:
+        """Whether the contribution became part of a step."""
+        return self.outcome is Outcome.APPLIED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryReading:
+    """One applied step of one session."""
+
+    session_id: str
+    step: int
+    time_s: float  # seconds since 1970 by the server's clock
+    energies: EnergySample
+    contributions: int
+    staleness: int  # the largest of the step's contributions, in steps
+    received_bytes: int
+    sent_bytes: int
+    device_s: float  # of the launch, shared by its whole batch
+    batch_sessions: int  # that the launch stepped
+    wait_s: float  # between the last contribution and the launch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionInfo:
+    """A session as the server sees it now."""
+
+    session_id: str
+    status: SessionStatus
+    status_reason: str  # why it FAILED
+    step: int
+    durable_step: int
+    generation: int
+    layout: ParameterLayout
+    parameter_count: int
+    device_bytes: int
+    lr_scale: float
+    optimizer: Optimizer
+    consistency: ConsistencyMode
+    expected_workers: int  # that take part in a round
+    workers: int  # that have contributed or hold a stream
+    durability: DurabilityMode
+    parameters_on: ParametersOn
+    display_name: str
+    labels: Mapping[str, str]
+    create_time_s: float  # seconds since 1970 by the server's clock
+    etag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """One contributor as the server sees it."""
+
+    worker_id: str
+    connected: bool
+    next_sequence: int
+    base_step: int
+    staleness: int
+    received_bytes: int
+    last_seen_time_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeParameter:
+    """One parameter of a recipe. Bounds are infinite where there are none."""
+
+    name: str
+    kind: ParameterKind
+    default: RecipeValue | None
+    minimum: float = -math.inf
+    minimum_excluded: bool = False
+    maximum: float = math.inf
+    maximum_excluded: bool = False
+    choices: tuple[str, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeDescription:
+    """What the server tells of a recipe."""
+
+    name: str
+    parameters: tuple[RecipeParameter, ...]
+    physics: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Hard limits that the server keeps. Sizes in bytes."""
+
+    chunk_bytes: int
+    max_chunk_bytes: int
+    max_message_bytes: int
+    max_sessions: int
+    max_parameters: int
+    max_tensors: int
+    max_rank: int
+    max_workers: int
+    window_bytes: int
+    staging_bytes: int
+    device_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a server is and what it allows."""
+
+    server_version: str
+    device: str
+    limits: Limits
+    dtypes: tuple[str, ...]
+    recipes: tuple[str, ...]
+    consistency_modes: tuple[ConsistencyMode, ...]
+    durability_modes: tuple[DurabilityMode, ...]
+    default_durability_mode: DurabilityMode
+    device_bytes_free: int
