@@ -1,0 +1,178 @@
+// The page: which session is chosen, what is known of it, and when to ask again.
+
+import { follow, get, sessionPath } from "./api.js";
+import { Charts } from "./charts.js";
+import { count, number, optimizer, settings, temperature } from "./format.js";
+import { SessionList } from "./list.js";
+import { Series } from "./series.js";
+
+const REFRESH_MS = 2000;
+const DRAW_MS = 200;
+
+const byId = (id) => document.getElementById(id);
+
+const page = {
+  chosen: null, // session_id
+  session: null, // as the server last described it
+  series: new Series(),
+  stop: null, // ends the live stream of the chosen session
+  drawing: null, // timer of the next drawing
+};
+
+const charts = new Charts(byId("charts"));
+const list = new SessionList(byId("sessions"), (id) => { location.hash = encodeURIComponent(id); });
+
+function tell(state, text) {
+  const link = byId("link");
+  if (link.dataset.state === state) return;
+  link.dataset.state = state;
+  link.textContent = text;
+  if (state === "live") get("v1/capabilities").then(describeServer, () => {});
+}
+
+const serverIs = (reachable) =>
+  reachable ? tell("live", "Connected") : tell("lost", "Server away, trying again …");
+const sidecarLost = () => tell("lost", "Sidecar away, trying again …");
+
+function describeServer(capabilities) {
+  byId("device").textContent = `${capabilities.device} · server ${capabilities.server_version}`;
+}
+
+// --- the chosen session
+
+function choose(id) {
+  if (id === page.chosen) return;
+  page.stop?.();
+  Object.assign(page, { chosen: id, session: null, series: new Series(), stop: null });
+  byId("session-title").textContent = id;
+  byId("session-note").textContent = "";
+  byId("session-status").hidden = true;
+  byId("facts").hidden = byId("charts").hidden = false;
+  document.title = `${id} · Hermosis`;
+  draw();
+  page.stop = follow(id, {
+    reading: (reading) => {
+      page.series.merge([reading]);
+      drawSoon();
+    },
+    // Comes first on every stream and whenever it changes.
+    server: (reachable) => {
+      serverIs(reachable);
+      if (reachable) loadHistory(id);
+    },
+    lost: sidecarLost,
+  });
+}
+
+// Steps may have been missed while the stream was away, so what came after the newest known step is read again.
+async function loadHistory(id) {
+  try {
+    const after = page.series.newest?.step ?? 0;
+    const [session, history] = await Promise.all([
+      get(sessionPath(id)),
+      get(`${sessionPath(id)}/telemetry/history?after_step=${after}&max_readings=2000`),
+    ]);
+    if (page.chosen !== id) return;
+    if (session.step < after) {
+      page.series = new Series(); // The session was made anew or set back: the old curve is of another life.
+      return loadHistory(id);
+    }
+    page.session = session;
+    page.series.merge(history.readings);
+    byId("session-note").textContent = "";
+  } catch (error) {
+    if (page.chosen === id) byId("session-note").textContent = error.message;
+  }
+  drawSoon();
+}
+
+function drawSoon() {
+  page.drawing ??= setTimeout(() => {
+    page.drawing = null;
+    draw();
+  }, DRAW_MS);
+}
+
+function draw() {
+  charts.draw(page.series);
+  const { session } = page;
+  if (!session) return byId("facts").replaceChildren();
+  byId("session-title").textContent = session.spec.display_name || session.session_id;
+  const status = byId("session-status");
+  status.hidden = false;
+  status.textContent = status.dataset.status = session.status;
+  const newest = page.series.newest;
+  const energies = newest?.energies ?? {};
+  showFacts([
+    ["Step", count(Math.max(session.step, newest?.step ?? 0))],
+    ["Loss", number(energies.loss)],
+    ["Smoothed loss", number(energies.smoothed_loss)],
+    ["Steps a second", number(page.series.rate())],
+    ["Optimizer", optimizer(session), settings(session.spec.optimizer)],
+    ["Learning rate", number(energies.learning_rate)],
+    ["Temperature", temperature(energies.log_beta)],
+    ["Gradient norm", number(energies.gradient_norm)],
+    ["Parameters", count(session.parameter_count)],
+    ["Workers", count(session.workers)],
+  ]);
+}
+
+function showFacts(facts) {
+  byId("facts").replaceChildren(...facts.map(([name, value, more]) => {
+    const fact = document.createElement("div");
+    const term = document.createElement("dt");
+    const description = document.createElement("dd");
+    term.textContent = name;
+    description.textContent = value;
+    if (more) fact.title = description.title = more;
+    fact.append(term, description);
+    return fact;
+  }));
+}
+
+// --- the list
+
+async function refresh() {
+  try {
+    const { sessions } = await get("v1/sessions?limit=200");
+    if (!page.stop) serverIs(true);
+    sessions.reverse(); // newest first
+    byId("session-count").textContent = sessions.length ? `(${sessions.length})` : "";
+    byId("no-sessions").hidden = sessions.length > 0;
+    if (!page.chosen && sessions.length) choose(hashChoice() ?? sessions[0].session_id);
+    list.show(sessions, page.chosen);
+    const known = sessions.find((session) => session.session_id === page.chosen);
+    if (known && page.session) {
+      Object.assign(page.session, { status: known.status, step: known.step, workers: known.workers });
+      drawSoon();
+    } else if (page.session) {
+      page.session.status = "CLOSED";
+      drawSoon();
+    }
+  } catch (error) {
+    if (error.status === undefined) sidecarLost();
+    else serverIs(false);
+  }
+}
+
+async function refreshForEver() {
+  if (document.visibilityState === "visible") await refresh();
+  setTimeout(refreshForEver, REFRESH_MS);
+}
+
+function hashChoice() {
+  try {
+    return decodeURIComponent(location.hash.slice(1)) || null;
+  } catch {
+    return null;
+  }
+}
+
+addEventListener("hashchange", () => {
+  const id = hashChoice();
+  if (id === null || id === "session") return; // the skip link
+  choose(id);
+  refresh();
+});
+
+refreshForEver();

@@ -1,0 +1,67 @@
+// The readings of one session as columns, in order of step.
+
+const MOST_POINTS = 4000;
+
+export class Series {
+  constructor() {
+    this.readings = [];
+  }
+
+  get newest() {
+    return this.readings.at(-1) ?? null;
+  }
+
+  // Takes readings in order of step, from the history or live, in whatever order the two arrive.
+  merge(readings) {
+    for (const reading of readings) {
+      const last = this.newest;
+      if (last === null || reading.step > last.step) {
+        this.readings.push(reading);
+      } else if (reading.time > last.time) {
+        // A later time at an earlier step: the session was set back, so what followed that step is undone.
+        this.readings.length = this.#placeOf(reading.step);
+        this.readings.push(reading);
+      } else {
+        const place = this.#placeOf(reading.step);
+        const known = this.readings[place].step === reading.step;
+        this.readings.splice(place, known ? 1 : 0, reading);
+      }
+    }
+    if (this.readings.length > MOST_POINTS) this.#thin();
+  }
+
+  column(name) {
+    return this.readings.map((reading) => reading.energies[name]);
+  }
+
+  steps() {
+    return this.readings.map((reading) => reading.step);
+  }
+
+  // Steps a second over the last few seconds of readings.
+  rate() {
+    const last = this.newest;
+    if (last === null) return null;
+    const until = Date.parse(last.time);
+    const first = this.readings.find((reading) => until - Date.parse(reading.time) < 5000);
+    const seconds = (until - Date.parse(first.time)) / 1000;
+    return seconds > 0 ? (last.step - first.step) / seconds : null;
+  }
+
+  #placeOf(step) {
+    let low = 0;
+    let high = this.readings.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.readings[middle].step < step) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  // Drops every other point of the older half, so that the newest steps stay sharp.
+  #thin() {
+    const half = this.readings.length >> 1;
+    this.readings = this.readings.filter((_, place) => place >= half || place % 2 === 0);
+  }
+}

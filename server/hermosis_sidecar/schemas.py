@@ -1,0 +1,306 @@
+"""JSON of the REST API. Names are those of hermosis.v1, and so are the meanings; enumerations go by their bare word.
+
+A number that is undefined or infinite is null, since JSON knows neither.
+"""
+
+import enum
+import math
+from datetime import datetime
+from typing import Annotated, Literal
+
+from hermosis_client import records
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    StrictBool,
+    model_validator,
+)
+
+Uint32 = Annotated[int, Field(ge=0, lt=2**32)]
+Int64 = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+def _finite_or_none(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _word(value: object) -> object:
+    return value.name if isinstance(value, enum.Enum) else value
+
+
+Measure = Annotated[float | None, BeforeValidator(_finite_or_none)]
+DtypeWord = Annotated[Literal["FLOAT32", "FLOAT16", "BFLOAT16"], BeforeValidator(_word)]
+
+# Enumerations of the client's records, written by their word.
+StatusWord = Literal["UNKNOWN", "CREATING", "READY", "PAUSED", "RECOVERING", "FAILED", "CLOSED"]
+Status = Annotated[records.SessionStatus, PlainSerializer(_word, return_type=StatusWord)]
+ParametersOn = Annotated[
+    records.ParametersOn, PlainSerializer(_word, return_type=Literal["UNKNOWN", "SERVER", "WORKER"])
+]
+ConsistencyMode = Annotated[
+    records.ConsistencyMode,
+    PlainSerializer(_word, return_type=Literal["UNKNOWN", "BARRIER", "QUORUM", "ASYNC", "BOUNDED", "LOCAL"]),
+]
+DurabilityMode = Annotated[
+    records.DurabilityMode, PlainSerializer(_word, return_type=Literal["UNKNOWN", "NONE", "SNAPSHOT", "JOURNAL"])
+]
+ParameterKind = Annotated[
+    records.ParameterKind, PlainSerializer(_word, return_type=Literal["UNKNOWN", "NUMBER", "FLAG", "CHOICE"])
+]
+
+
+class _Shown(BaseModel):
+    """Read from the client's records by attribute."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class _Asked(BaseModel):
+    """Given by a caller; a field that is not known is a mistake, not a wish."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+# --- the spec of a session
+
+
+class TensorSpec(_Asked):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str = Field(description="Unique within the layout.")
+    shape: list[Int64] = Field(description="Length of each axis; empty means a scalar.")
+    dtype: DtypeWord = Field(
+        default="FLOAT32", description="The worker's own dtype; the server's copy is always float32."
+    )
+
+
+class ParameterLayout(_Asked):
+    model_config = ConfigDict(from_attributes=True)
+
+    tensors: list[TensorSpec] = Field(description="The model's tensors in the order of the flat vector.")
+
+
+class Recipe(_Asked):
+    name: str = Field(description="As GET /v1/recipes lists it.", examples=["adamw"])
+    parameters: dict[str, StrictBool | Number | str] = Field(
+        default={}, description="By name; those left out have their default.", examples=[{"learning_rate": 0.001}]
+    )
+
+
+class Optimizer(_Asked):
+    recipe: Recipe | None = Field(default=None, description="A named optimizer.")
+    hamiltonian: dict[str, JsonValue] | None = Field(
+        default=None,
+        description="The whole dynamics: hermosis.v1.Hamiltonian in protobuf's JSON, with its own field names.",
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Optimizer":
+        if (self.recipe is None) == (self.hamiltonian is None):
+            raise ValueError("give either recipe or hamiltonian")
+        return self
+
+
+class Consistency(BaseModel):
+    mode: ConsistencyMode = Field(description="When contributions become a step.")
+    workers: int = Field(description="Workers that take part in a round.")
+
+
+class Durability(BaseModel):
+    mode: DurabilityMode = Field(description="What reaches the server's disk.")
+
+
+class SessionSpec(BaseModel):
+    """What a session was made from, with later edits."""
+
+    layout: ParameterLayout
+    optimizer: Optimizer
+    consistency: Consistency
+    durability: Durability
+    parameters_on: ParametersOn = Field(description="Who keeps the weights.")
+    display_name: str = Field(description="For people.")
+    labels: dict[str, str] = Field(description="For filters.")
+
+
+class NewConsistency(_Asked):
+    mode: Literal["BARRIER", "ASYNC"] = Field(
+        default="BARRIER", description="BARRIER steps when every worker has sent its gradient, ASYNC on each arrival."
+    )
+    workers: Uint32 = Field(default=1, description="Workers that take part in a round.")
+
+
+class NewSessionSpec(_Asked):
+    """What a session is to be made from."""
+
+    layout: ParameterLayout
+    optimizer: Optimizer
+    consistency: NewConsistency = NewConsistency()
+    parameters_on: Literal["SERVER", "WORKER"] = Field(default="SERVER", description="Who keeps the weights.")
+    display_name: str = Field(default="", description="For people.")
+    labels: dict[str, str] = Field(default={}, description="For filters.")
+
+
+class NewSession(_Asked):
+    """A session to be made. It stays CREATING until a worker uploads the initial parameters by gRPC."""
+
+    session_id: str = Field(default="", description='1 to 63 of a-z, 0-9 and "-"; empty means the server chooses.')
+    spec: NewSessionSpec
+
+
+# --- telemetry
+
+
+class EnergySample(_Shown):
+    """The thermodynamics of one step; energies are divided by the thermal mass beta. Null means undefined."""
+
+    loss: Measure = Field(description="Mean over the round's contributions.")
+    smoothed_loss: Measure = Field(description="Thermal average of the loss less the kinetic energy.")
+    kinetic_energy: Measure
+    potential_energy: Measure
+    thermal_energy: Measure
+    total_energy: Measure
+    kinetic_loss: Measure = Field(description="Kinetic energy in units of loss.")
+    kinetic_temperature: Measure = Field(description="Twice the kinetic energy per parameter.")
+    energy_defect: Measure = Field(description="How far the energy around the kick is from its conserved value.")
+    internal_energy: Measure
+    entropy: Measure
+    log_beta: Measure = Field(description="ln(beta); the temperature is exp(-log_beta).")
+    retention: Measure = Field(description="Beta before over beta after: the effective momentum coefficient.")
+    cooling_rate: Measure = Field(description="Logarithmic rate of beta; null also when infinite.")
+    braking: Measure = Field(description="Velocity over the Newtonian velocity.")
+    step_norm: Measure = Field(description="Euclidean length of the change of the parameters.")
+    gradient_norm: Measure
+    momentum_norm: Measure
+    learning_rate: Measure = Field(description="In force for the step, lr_scale included.")
+
+
+class TelemetryReading(_Shown):
+    """One applied step of one session."""
+
+    session_id: str
+    step: int
+    time: datetime = Field(validation_alias="time_s", description="Of the step, by the server's clock.")
+    energies: EnergySample
+    contributions: int = Field(description="That made the step.")
+    staleness: int = Field(description="The largest of the step's contributions, in steps.")
+    received_bytes: int = Field(description="Gradient payload for the step.")
+    sent_bytes: int = Field(description="Parameters or increments for the step.")
+    device_s: Measure = Field(description="Seconds the step's launch took, shared by its whole batch.")
+    batch_sessions: int = Field(description="Sessions that the launch stepped.")
+    wait_s: Measure = Field(description="Seconds between the last contribution and the launch.")
+
+
+class Telemetry(BaseModel):
+    reading: TelemetryReading | None = Field(description="The newest; null before the first step.")
+
+
+class History(BaseModel):
+    readings: list[TelemetryReading] = Field(description="By step.")
+
+
+# --- sessions
+
+
+class SessionSummary(BaseModel):
+    """A session in a list: without its layout, with its newest reading."""
+
+    session_id: str
+    display_name: str
+    status: Status
+    status_reason: str = Field(description="Why it FAILED; empty otherwise.")
+    step: int
+    generation: int
+    parameter_count: int
+    optimizer: Optimizer
+    workers: int = Field(description="That have contributed or hold a stream.")
+    labels: dict[str, str]
+    create_time: datetime
+    reading: TelemetryReading | None = Field(description="The newest known; null before the first step.")
+
+
+class SessionList(BaseModel):
+    sessions: list[SessionSummary] = Field(description="In order of creation, newest last.")
+
+
+class Session(BaseModel):
+    """A session as the server sees it now."""
+
+    session_id: str
+    spec: SessionSpec
+    status: Status
+    status_reason: str = Field(description="Why it FAILED; empty otherwise.")
+    step: int = Field(description="Steps applied so far.")
+    durable_step: int = Field(description="The last step that survives a crash; zero means none does.")
+    generation: int = Field(description="Rises at every recovery, restore or import.")
+    layout_digest: str = Field(description="SHA-256 of the canonical layout, in hexadecimal.")
+    parameter_count: int
+    device_bytes: int
+    lr_scale: float
+    create_time: datetime
+    etag: str
+    workers: int = Field(description="That have contributed or hold a stream.")
+
+
+# --- the server
+
+
+class Limits(_Shown):
+    """Hard limits that the server keeps; sizes in bytes."""
+
+    chunk_bytes: int
+    max_chunk_bytes: int
+    max_message_bytes: int
+    max_sessions: int
+    max_parameters: int
+    max_tensors: int
+    max_rank: int
+    max_workers: int
+    window_bytes: int
+    staging_bytes: int
+    device_bytes: int
+
+
+class Capabilities(_Shown):
+    """What the server is and what it allows."""
+
+    server_version: str
+    device: str = Field(description="That steps are computed on.")
+    limits: Limits
+    dtypes: list[str] = Field(description="That it takes and gives.")
+    recipes: list[str] = Field(description="By name; GET /v1/recipes tells more.")
+    consistency_modes: list[ConsistencyMode]
+    durability_modes: list[DurabilityMode]
+    default_durability_mode: DurabilityMode
+    device_bytes_free: int
+
+
+class RecipeParameter(_Shown):
+    name: str
+    kind: ParameterKind
+    default_value: StrictBool | Measure | str = Field(validation_alias="default")
+    minimum: Measure = Field(description="Null means unbounded.")
+    minimum_excluded: bool
+    maximum: Measure = Field(description="Null means unbounded.")
+    maximum_excluded: bool
+    choices: list[str]
+    description: str
+
+
+class RecipeDescription(_Shown):
+    name: str
+    parameters: list[RecipeParameter] = Field(description="In the order in which they should be shown.")
+    physics: str
+    source: str = Field(description="Of the formula.")
+
+
+class RecipeList(BaseModel):
+    recipes: list[RecipeDescription]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]

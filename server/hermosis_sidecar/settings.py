@@ -1,0 +1,48 @@
+"""Settings of the sidecar: from the environment (HERMOSIS_SIDECAR_…) or the command line, read once at start."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+class Settings(BaseSettings):
+    """What a sidecar needs to know. Every field can be given as HERMOSIS_SIDECAR_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="HERMOSIS_SIDECAR_", frozen=True, extra="forbid")
+
+    server: str = Field(default="127.0.0.1:50051", description="host:port of the optimization server")
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; anything but loopback opens the door to others"
+    )
+    port: int = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    allowed_hosts: frozenset[str] = Field(
+        default=frozenset(),
+        description="names in the Host header to answer to; none means the loopback names while listening on one of "
+        "them, which keeps foreign web pages out, and any name otherwise",
+    )
+    timeout_s: float = Field(default=5.0, gt=0, description="seconds a call to the server may take, retries included")
+    ready_timeout_s: float = Field(
+        default=1.0, gt=0, description="seconds the server has to answer a readiness question"
+    )
+    live_interval_s: float = Field(
+        default=0.1,
+        ge=0,
+        description="least seconds between two live readings of a session; smaller is finer and costs more",
+    )
+    retry_s: float = Field(default=1.0, gt=0, description="seconds between attempts to follow a server that is away")
+    viewer_readings: int = Field(
+        default=1024, ge=1, description="readings kept for a slow viewer; beyond, the oldest go"
+    )
+    max_viewers: int = Field(default=256, ge=1, description="live streams at a time")
+    max_body_bytes: int = Field(default=16 << 20, ge=1, description="largest request body in bytes")
+    metrics_sessions: int = Field(
+        default=1000, ge=0, description="sessions with their own metrics, the newest first; more make Prometheus slow"
+    )
+
+    def answers_to(self) -> frozenset[str] | None:
+        """Names in the Host header that are answered, without port; None means any."""
+        if self.allowed_hosts:
+            return self.allowed_hosts | LOOPBACK_NAMES
+        bound = f"[{self.host}]" if ":" in self.host else self.host
+        return LOOPBACK_NAMES | {bound} if bound in LOOPBACK_NAMES or bound.startswith("127.") else None

@@ -1,0 +1,101 @@
+"""Between the JSON of schemas.py and the client's records."""
+
+from datetime import UTC, datetime
+
+from google.protobuf import json_format
+from hermosis.v1 import dynamics_pb2
+from hermosis.wire import Dtype
+from hermosis_client import errors, layout, records
+
+from hermosis_sidecar import schemas
+
+
+def session(info: records.SessionInfo) -> schemas.Session:
+    """A session in full."""
+    return schemas.Session(
+        session_id=info.session_id,
+        spec=schemas.SessionSpec(
+            layout=schemas.ParameterLayout.model_validate(info.layout),
+            optimizer=optimizer(info.optimizer),
+            consistency=schemas.Consistency(mode=info.consistency, workers=info.expected_workers),
+            durability=schemas.Durability(mode=info.durability),
+            parameters_on=info.parameters_on,
+            display_name=info.display_name,
+            labels=dict(info.labels),
+        ),
+        status=info.status,
+        status_reason=info.status_reason,
+        step=info.step,
+        durable_step=info.durable_step,
+        generation=info.generation,
+        layout_digest=info.layout.digest.hex(),
+        parameter_count=info.parameter_count,
+        device_bytes=info.device_bytes,
+        lr_scale=info.lr_scale,
+        create_time=_time(info.create_time_s),
+        etag=info.etag,
+        workers=info.workers,
+    )
+
+
+def summary(info: records.SessionInfo, reading: records.TelemetryReading | None) -> schemas.SessionSummary:
+    """A session in a list."""
+    return schemas.SessionSummary(
+        session_id=info.session_id,
+        display_name=info.display_name,
+        status=info.status,
+        status_reason=info.status_reason,
+        step=info.step,
+        generation=info.generation,
+        parameter_count=info.parameter_count,
+        optimizer=optimizer(info.optimizer),
+        workers=info.workers,
+        labels=dict(info.labels),
+        create_time=_time(info.create_time_s),
+        reading=None if reading is None else schemas.TelemetryReading.model_validate(reading),
+    )
+
+
+def optimizer(record: records.Optimizer) -> schemas.Optimizer:
+    """A recipe, or the whole Hamiltonian in protobuf's JSON."""
+    if isinstance(record, records.Recipe):
+        return schemas.Optimizer(recipe=schemas.Recipe(name=record.name, parameters=record.parameters))
+    return schemas.Optimizer(hamiltonian=json_format.MessageToDict(record, preserving_proto_field_name=True))
+
+
+def optimizer_record(asked: schemas.Optimizer) -> records.Optimizer:
+    """The other way round.
+
+    Raises:
+      InvalidRequest: the Hamiltonian is not one.
+    """
+    if asked.recipe is not None:
+        return records.Recipe(asked.recipe.name, **asked.recipe.parameters)
+    try:
+        return json_format.ParseDict(asked.hamiltonian or {}, dynamics_pb2.Hamiltonian())
+    except json_format.ParseError as error:
+        raise errors.InvalidRequest(str(error), field="spec.optimizer.hamiltonian") from None
+
+
+def layout_record(asked: schemas.ParameterLayout) -> layout.ParameterLayout:
+    """The layout as the client wants it; whether it is a good one, the server decides."""
+    return layout.ParameterLayout(
+        tuple(
+            layout.TensorSpec(name=tensor.name, shape=tuple(tensor.shape), dtype=Dtype[tensor.dtype])
+            for tensor in asked.tensors
+        )
+    )
+
+
+def telemetry(reading: records.TelemetryReading) -> schemas.TelemetryReading:
+    """One reading."""
+    return schemas.TelemetryReading.model_validate(reading)
+
+
+def recipes(descriptions: list[records.RecipeDescription]) -> schemas.RecipeList:
+    """The named optimizers."""
+    return schemas.RecipeList(recipes=[schemas.RecipeDescription.model_validate(each) for each in descriptions])
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
