@@ -1,0 +1,172 @@
+"""The picture of the house as data: who may import whom. docs/architecture.md says the same in words.
+
+A module belongs to the room with the longest name that it begins with. `own` are rooms of ours that it may open,
+`outside` the packages of others; the standard library is free to all.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("proto", "server", "client")
+OURS = ("hermosis", "hermosis_server", "hermosis_sidecar", "hermosis_client")
+
+WIRE = "hermosis.wire"
+CONTRACT = "hermosis.v1"
+NOUNS = frozenset({"hermosis_server.errors", "hermosis_server.records", WIRE})
+BELOW_ENGINE = frozenset({"hermosis_server.dynamics", "hermosis_server.storage"})
+DEVICE = frozenset({"hermosis_server.engine.arena", "hermosis_server.engine.executor"})
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a module of this room may import besides the room itself."""
+
+    own: frozenset[str] = field(default_factory=frozenset)
+    outside: frozenset[str] = field(default_factory=frozenset)
+
+
+def room(own: frozenset[str] | set[str] = frozenset(), outside: set[str] | None = None) -> Room:
+    return Room(frozenset(own), frozenset(outside or ()))
+
+
+HOUSE = {
+    # The contract.
+    "hermosis": room(),
+    WIRE: room(),
+    CONTRACT: room(outside={"google.protobuf", "grpc"}),
+    # The engine room, from the bottom up.
+    "hermosis_server": room(),
+    "hermosis_server.errors": room(),
+    "hermosis_server.records": room({WIRE}),
+    "hermosis_server.dynamics": room(NOUNS, {"torch"}),
+    "hermosis_server.storage": room(NOUNS),
+    "hermosis_server.engine": room(NOUNS | BELOW_ENGINE | DEVICE),
+    # Tensors in the engine live in these two only.
+    "hermosis_server.engine.arena": room(NOUNS | {"hermosis_server.engine"}, {"torch"}),
+    "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | {"hermosis_server.engine"}, {"torch"}),
+    "hermosis_server.rpc": room(
+        NOUNS | {CONTRACT, "hermosis_server.engine", "hermosis_server"},
+        {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "google.rpc"},
+    ),
+    "hermosis_server.settings": room(NOUNS, {"pydantic", "pydantic_settings"}),
+    "hermosis_server.app": room(
+        NOUNS | {"hermosis_server.engine", "hermosis_server.rpc", "hermosis_server.settings", "hermosis_server"},
+        {"grpc", "structlog"},
+    ),
+    # On top: people's doors. They use the client as anybody would, and start the server through app.
+    "hermosis_server.cli": room(
+        {
+            "hermosis_client",
+            "hermosis_server.settings",
+            "hermosis_server.app",
+            "hermosis_server.demo",
+            "hermosis_sidecar",
+        },
+        {"typer", "rich", "grpc", "grpc_health"},
+    ),
+    "hermosis_server.__main__": room({"hermosis_server.cli"}),
+    "hermosis_server.demo": room(
+        {"hermosis_client", "hermosis_server.cli", "hermosis_server.dynamics"},
+        {"torch", "numpy", "sklearn", "matplotlib", "rich"},
+    ),
+    # The hall and the visitor: neither knows the server.
+    "hermosis_sidecar": room(
+        {"hermosis_client", CONTRACT, WIRE, "hermosis"},
+        {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "structlog", "typer"}
+        | {"google.protobuf"},
+    ),
+    "hermosis_client": room({CONTRACT, WIRE}, {"grpc", "google.protobuf", "google.rpc", "numpy"}),
+    "hermosis_client.torch_optimizer": room({CONTRACT, WIRE, "hermosis_client"}, {"numpy", "torch"}),
+}
+
+# Rooms on the picture that are still to be built.
+UNBUILT = {"hermosis_server.storage"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours by import name, generated code left out."""
+    found = {}
+    for source in SOURCES:
+        for path in sorted((ROOT / source).glob("hermosis*/**/*.py")):
+            if "_pb2" not in path.name:
+                parts = path.relative_to(ROOT / source).with_suffix("").parts
+                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def room_of(name: str) -> str:
+    """The room a module or an imported name lies in."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if ".".join(parts[:end]) in HOUSE:
+            return ".".join(parts[:end])
+    raise KeyError(name)
+
+
+def imports_of(path: Path, package: str) -> Iterator[tuple[str, int]]:
+    """Full dotted names that a file imports anywhere in it, inside functions too, with their lines."""
+    for node in ast.walk(ast.parse(path.read_text(), path)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            # `from a import b` may mean the module a.b or the name b of a: the longer one, where it is a module.
+            yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def trespasses(name: str, path: Path) -> Iterator[str]:
+    """Imports of one module that the picture does not show."""
+    home = room_of(name)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for imported, line in imports_of(path, package):
+        top = imported.partition(".")[0]
+        if top in sys.stdlib_module_names:
+            continue
+        if top in OURS:
+            allowed = room_of(imported) in {home, *HOUSE[home].own}
+        else:
+            allowed = any(f"{imported}.".startswith(f"{package}.") for package in HOUSE[home].outside)
+        if not allowed:
+            yield f"{path.name}:{line} imports {imported}, which {home} may not"
+
+
+def test_every_room_has_modules() -> None:
+    """A room that nobody lives in any more is taken off the picture."""
+    lived_in = {room_of(name) for name in modules()} | {CONTRACT}
+    assert set(HOUSE) - lived_in == UNBUILT
+
+
+def test_allowed_rooms_exist() -> None:
+    assert {own for room in HOUSE.values() for own in room.own} <= set(HOUSE)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_module_imports_what_its_room_allows(name: str) -> None:
+    assert list(trespasses(name, modules()[name])) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("hermosis_server.dynamics.flows", "from hermosis_server.engine.engine import Engine"),
+        ("hermosis_server.engine.session", "import torch"),
+        ("hermosis_server.engine.rounds", "from hermosis.v1 import types_pb2"),
+        ("hermosis_server.records", "def late() -> None:\n    import numpy"),
+        ("hermosis_sidecar.app", "from hermosis_server import errors"),
+        ("hermosis_client.session", "import torch.nn"),
+        ("hermosis_client.layout", "from ..hermosis_server import records"),
+    ],
+)
+def test_a_forbidden_import_would_be_seen(name: str, line: str, tmp_path: Path) -> None:
+    planted = tmp_path / "planted.py"
+    planted.write_text(line)
+    assert len(list(trespasses(name, planted))) == 1
