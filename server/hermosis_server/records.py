@@ -5,6 +5,7 @@ Enumerations have the numbers of their twins in hermosis.v1, so translating one 
 
 import enum
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -108,6 +109,14 @@ class ParameterLayout:
     tensors: tuple[TensorSpec, ...]
     digest: bytes
     parameter_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeChoice:
+    """A named optimizer with the parameters that were given; the others have the recipe's defaults."""
+
+    name: str
+    parameters: Mapping[str, float | bool | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,4 +238,4 @@ class Limits:
     window_bytes: int = 256 << 20
     staging_bytes: int = 4 << 30
     device_bytes: int = 4 << 30
-    readings: int = field(default=10_000)  # of telemetry, a session
+    max_readings: int = 10_000  # of telemetry, a session

@@ -492,7 +492,9 @@ Global___StepResult: _TypeAlias = StepResult  # noqa: Y015
 @_typing.final
 class ParametersChunk(_message.Message):
     """ParametersChunk is a piece of what goes back to a worker. All chunks of one answer follow one another, in order of
-    offset, after their StepResult; the last one ends at parameter_count.
+    offset, after their StepResult; the last one ends at parameter_count. Parameters follow every result of a worker that
+    wants them; an increment follows only where the outcome is APPLIED. A repeat of a contribution is answered with the
+    present parameters, whose step may be later than the result's.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

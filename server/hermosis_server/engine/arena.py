@@ -71,6 +71,7 @@ class Slot:
 
     elements: int
     rows: int
+    size_bytes: int
     runs: Mapping[StateBuffer, _Run]
 
     def view(self, buffer: StateBuffer) -> Tensor:
@@ -124,12 +125,12 @@ class Arena:
                 f"{self.limit_bytes} is not reached; lower the limit or close a session"
             ) from error
         self.used_bytes += wanted
-        return Slot(elements=elements, rows=rows, runs=runs)
+        return Slot(elements=elements, rows=rows, size_bytes=wanted, runs=runs)
 
     def release(self, slot: Slot) -> None:
         """Gives a session's rows back."""
         self._give(slot.runs)
-        self.used_bytes -= self.bytes_for(slot.elements, len(slot.runs))
+        self.used_bytes -= slot.size_bytes
 
     def gather(self, slots: Sequence[Slot], buffer: StateBuffer) -> Tensor:
         """Copies one buffer of several sessions into (R, E), in order."""

@@ -1,0 +1,1 @@
+"""The gRPC door: translate in, call the engine, translate out."""

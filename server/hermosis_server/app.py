@@ -1,0 +1,151 @@
+"""App: the parts of a server, built once, started and stopped in order."""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import torch
+
+from hermosis_server import __version__
+from hermosis_server.engine.arena import Arena, staging_buffer
+from hermosis_server.engine.engine import Engine
+from hermosis_server.engine.executor import Executor
+from hermosis_server.engine.scheduler import StepQueue
+from hermosis_server.errors import HermosisError, InvalidRequest
+from hermosis_server.rpc.server import RpcServer
+from hermosis_server.settings import Settings
+from hermosis_server.storage.folder import DataFolder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that listens."""
+
+    engine: Engine
+    address: str
+
+
+def choose_device(wish: str) -> torch.device:
+    """The device to serve from.
+
+    Raises:
+      InvalidRequest: there is no such device here.
+    """
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wish)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidRequest(
+            f"device {wish!r} cannot be used ({str(error).splitlines()[0]}); choose auto, cpu, or a cuda device that "
+            "this torch build and driver offer",
+            field="device",
+        ) from error
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """How GetCapabilities calls a device."""
+    return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
+def check_host(host: str, *, allow_insecure: bool) -> None:
+    """Raises InvalidRequest when the server would be open to others in clear text without anybody having said so."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not (loopback or allow_insecure):
+        raise InvalidRequest(
+            f"host {host} is reachable from other machines, and this server speaks clear text without tokens; "
+            "listen on 127.0.0.1, or pass --allow-insecure inside a network you trust",
+            field="host",
+        )
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """A server from the first open port to the last finished step.
+
+    Stopping says NOT_SERVING, refuses new work, finishes rounds that are complete, and then ends the calls.
+    """
+    check_host(settings.host, allow_insecure=settings.allow_insecure)
+    device = choose_device(settings.device)
+    torch.set_num_threads(settings.threads)
+    limits = settings.limits()
+    arena = Arena(device, row_elements=settings.row_elements, limit_bytes=limits.device_bytes)
+    executor = Executor(arena, StepQueue(batch_bytes=settings.batch_bytes, linger_s=settings.linger_s))
+    pinned = device.type == "cuda"
+    engine = Engine(executor, limits=limits, allocate=lambda size: staging_buffer(size, pinned=pinned))
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    rpc = RpcServer(engine, device_name=device_name(device), address=f"{host}:{settings.port}")
+    try:
+        port = await rpc.start()
+    except RuntimeError as error:
+        await engine.stop()
+        raise InvalidRequest(
+            f"port {settings.port} on {settings.host} cannot be opened; another server may have it: "
+            "stop that one, or choose --port 0 for a free one",
+            field="port",
+        ) from error
+    logger.info("event=serving version=%s address=%s:%d device=%s", __version__, host, port, device_name(device))
+    try:
+        yield Running(engine, f"{host}:{port}")
+    finally:
+        logger.info("event=stopping")
+        await rpc.refuse()
+        await engine.stop()
+        await rpc.stop(settings.grace_s)
+        logger.info("event=stopped")
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if settings.until_stdin_closes:
+        _call_at_end_of_stdin(loop, stop)
+    with DataFolder(settings.data_folder):
+        await _until(stop, settings)
+
+
+async def _until(stop: asyncio.Event, settings: Settings) -> None:
+    async with running(settings) as server:
+        # For whoever started this process, in one line that is easy to find.
+        print(f"HERMOSIS READY address={server.address}", flush=True)
+        await stop.wait()
+
+
+def _call_at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    def wait() -> None:
+        # By file descriptor: a buffered reader's lock, held by this thread, would abort the interpreter's exit.
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=wait, name="hermosis-stdin", daemon=True).start()
+
+
+def serve(settings: Settings) -> int:
+    """Serves until SIGTERM, SIGINT or, if asked for, the end of standard input. Returns the exit status."""
+    from hermosis_server import logs
+
+    logs.configure(level=settings.log_level, style=settings.log_format)
+    try:
+        asyncio.run(_serve(settings))
+    except HermosisError as error:
+        print(f"hermosis: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,151 @@
+"""Resident: the part of a session that lives with the device thread, and what can be done with it there.
+
+Every function here runs as a job of the executor, between two steps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from hermosis.wire import Dtype
+from hermosis_server.dynamics import SCALARS, Family, Hamiltonian, initial_scalars, state_digest
+from hermosis_server.engine.arena import Arena, Slot, flat, from_wire, wire_bytes
+from hermosis_server.errors import CorruptState, InvalidRequest, SessionNotReady
+from hermosis_server.records import Reply, StateBuffer, StateScalars, Vector, WorkerSequence
+
+
+@dataclass(slots=True)
+class Resident:
+    """Rows in the arena and the numbers that belong to them.
+
+    Attributes:
+      scalars: float64 numbers in the order of dynamics.SCALARS; the first is the step.
+      workers: the last applied contribution of each worker, changed together with the rows.
+      initialised: whether parameters have been set.
+    """
+
+    slot: Slot
+    hamiltonian: Hamiltonian
+    family: Family
+    coefficients: tuple[float, ...]
+    scalars: tuple[float, ...]
+    workers: dict[str, WorkerSequence] = field(default_factory=dict)
+    initialised: bool = False
+
+    @property
+    def step(self) -> int:
+        return int(self.scalars[0])
+
+    @property
+    def holds_parameters(self) -> bool:
+        return StateBuffer.PARAMETERS in self.slot.runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedState:
+    """A session's whole optimizer state in plain bytes; buffers are float32."""
+
+    scalars: StateScalars
+    buffers: Mapping[StateBuffer, memoryview]
+    workers: Mapping[str, WorkerSequence]
+    digest: bytes
+
+
+def buffers_of(family: Family, *, holds_parameters: bool) -> tuple[StateBuffer, ...]:
+    """The per-parameter vectors that a session keeps."""
+    return ((StateBuffer.PARAMETERS,) if holds_parameters else ()) + tuple(family.buffers)
+
+
+def reserve(arena: Arena, hamiltonian: Hamiltonian, *, elements: int, holds_parameters: bool) -> Resident:
+    """Takes rows for a session; raises OutOfDeviceMemory and takes nothing when they do not fit."""
+    family = hamiltonian.family
+    return Resident(
+        slot=arena.reserve(elements, buffers_of(family, holds_parameters=holds_parameters)),
+        hamiltonian=hamiltonian,
+        family=family,
+        coefficients=hamiltonian.coefficients(),
+        scalars=initial_scalars(hamiltonian),
+    )
+
+
+def initialise(arena: Arena, resident: Resident, payload: memoryview, dtype: Dtype) -> None:
+    """Sets the initial parameters from wire bytes.
+
+    Raises:
+      InvalidRequest:  NaN or infinity among them; nothing was set.
+      SessionNotReady: they were set before, or the workers hold them.
+    """
+    if not resident.holds_parameters:
+        raise SessionNotReady("the workers of this session hold its parameters; there is nothing to upload")
+    if resident.initialised:
+        raise SessionNotReady("the parameters of this session have been set in the meantime; pull them instead")
+    parameters = from_wire(payload, dtype)
+    if not parameters.isfinite().all():
+        raise InvalidRequest("the initial parameters hold NaN or infinity; nothing was set", field="payload")
+    arena.write(resident.slot, StateBuffer.PARAMETERS, parameters)
+    resident.initialised = True
+
+
+def read_parameters(arena: Arena, resident: Resident, dtype: Dtype) -> Vector:
+    """The parameters in the wire dtype asked for.
+
+    Raises:
+      SessionNotReady: the workers hold the parameters, the server has none.
+    """
+    if not resident.holds_parameters:
+        raise SessionNotReady("the workers of this session hold its parameters; the server has none to give")
+    payload = _read(resident, StateBuffer.PARAMETERS, dtype)
+    return Vector(step=resident.step, reply=Reply.PARAMETERS, dtype=dtype, payload=payload)
+
+
+def digest(arena: Arena, resident: Resident) -> bytes:
+    """Digest of the whole optimizer state."""
+    return export(arena, resident).digest
+
+
+def export(arena: Arena, resident: Resident) -> ExportedState:
+    """Copies the whole optimizer state out."""
+    buffers = {buffer: _read(resident, buffer, Dtype.FLOAT32) for buffer in resident.slot.runs}
+    workers = dict(resident.workers)
+    return ExportedState(
+        scalars=_named(resident.scalars),
+        buffers=buffers,
+        workers=workers,
+        digest=state_digest(buffers, resident.scalars, list(workers.values())),
+    )
+
+
+def adopt(arena: Arena, resident: Resident, state: ExportedState) -> None:
+    """Replaces the whole optimizer state.
+
+    Raises:
+      CorruptState: the state is not the one its digest speaks of; nothing changed.
+    """
+    scalars = tuple(float(getattr(state.scalars, name)) for name in SCALARS)
+    if state_digest(state.buffers, scalars, list(state.workers.values())) != state.digest:
+        raise CorruptState("the state does not reach its digest; export it again")
+    for buffer, payload in state.buffers.items():
+        arena.write(resident.slot, buffer, from_wire(payload, Dtype.FLOAT32))
+    resident.scalars = scalars
+    resident.workers = dict(state.workers)
+    resident.initialised = True
+
+
+def change_hamiltonian(arena: Arena, resident: Resident, hamiltonian: Hamiltonian) -> None:
+    """Goes on from the present state under other dynamics that keep the same buffers."""
+    resident.hamiltonian = hamiltonian
+    resident.family = hamiltonian.family
+    resident.coefficients = hamiltonian.coefficients()
+
+
+def with_profile(hamiltonian: Hamiltonian, thermal: object) -> Hamiltonian:
+    """The same dynamics under another thermal profile; validated as a whole again."""
+    return replace(hamiltonian, thermal=thermal)  # type: ignore[arg-type]
+
+
+def _read(resident: Resident, buffer: StateBuffer, dtype: Dtype) -> memoryview:
+    return wire_bytes(flat(resident.slot.view(buffer), resident.slot.elements), dtype)
+
+
+def _named(scalars: tuple[float, ...]) -> StateScalars:
+    values = dict(zip(SCALARS, scalars, strict=True))
+    return StateScalars(step=int(values.pop("step")), **values)

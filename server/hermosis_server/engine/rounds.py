@@ -1,0 +1,124 @@
+"""Rounds: contributions of workers until there are enough for a step. Used from the rpc thread only."""
+
+import asyncio
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hermosis_server.engine.assembler import Assembler
+from hermosis_server.records import Commit, ReplyWish, StepResult, Vector
+
+RECENT_SEQUENCES = 64  # a worker's answers that are remembered; more than any sensible number in flight
+
+
+class Answer(NamedTuple):
+    """What goes back to one worker."""
+
+    result: StepResult
+    vector: Vector | None
+
+
+@dataclass(slots=True)
+class StepTicket:
+    """The promise of one contribution's fate.
+
+    `result` stays for repeats when the future is gone. `increment` stays too, because nobody could compute it again.
+    """
+
+    payload_crc32: int
+    future: asyncio.Future[Answer] | None
+    result: StepResult | None = None
+    increment: Vector | None = None
+
+    def resolve(self, answer: Answer, *, keep_vector: bool) -> None:
+        self.result = answer.result
+        self.increment = answer.vector if keep_vector else None
+        if self.future is not None and not self.future.done():
+            self.future.set_result(answer)
+        self.future = None
+
+    def fail(self, error: Exception) -> None:
+        if self.future is not None and not self.future.done():
+            self.future.set_exception(error)
+            # A worker that has gone never asks; without this the loop would report an error nobody can read.
+            self.future.exception()
+        self.future = None
+
+
+@dataclass(slots=True)
+class WorkerRecord:
+    """What the server knows of one worker of one session."""
+
+    worker_id: str
+    sequence: int = 0  # of the last contribution counted
+    recent: OrderedDict[int, StepTicket] = field(default_factory=OrderedDict)
+    base_step: int = 0
+    staleness: int = 0
+    received_bytes: int = 0
+    last_seen_s: float = 0.0
+    streams: int = 0
+
+    def remember(self, sequence: int, ticket: StepTicket) -> None:
+        for older in self.recent.values():
+            older.increment = None
+        self.sequence = sequence
+        self.recent[sequence] = ticket
+        while len(self.recent) > RECENT_SEQUENCES:
+            self.recent.popitem(last=False)
+
+    def forget(self, sequence: int) -> None:
+        """Undoes `remember` for a contribution that was counted but never tried."""
+        self.recent.pop(sequence, None)
+        self.sequence = min(self.sequence, sequence - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """One worker's whole gradient for a round."""
+
+    worker: WorkerRecord
+    commit: Commit
+    wish: ReplyWish
+    gradient: Assembler
+    ticket: StepTicket
+    counted_s: float  # monotonic seconds
+
+
+@dataclass(slots=True)
+class Round:
+    """Contributions that make one step together.
+
+    Attributes:
+      quorum: how many make it ready.
+    """
+
+    quorum: int
+    contributions: dict[str, Contribution] = field(default_factory=dict)
+
+    def add(self, contribution: Contribution) -> None:
+        self.contributions[contribution.worker.worker_id] = contribution
+
+    @property
+    def ready(self) -> bool:
+        return len(self.contributions) >= self.quorum
+
+    def ordered(self) -> list[Contribution]:
+        """In the order of worker ids, so that the sum never depends on who came first."""
+        return [self.contributions[worker_id] for worker_id in sorted(self.contributions)]
+
+
+def weights(contributions: list[Contribution]) -> list[float]:
+    """Each contribution's part in the mean: by samples where every one states a count, else equal."""
+    counts = [contribution.commit.sample_count for contribution in contributions]
+    if not all(counts):
+        return [1.0 / len(counts)] * len(counts)
+    total = sum(counts)
+    return [count / total for count in counts]
+
+
+def mean_loss(contributions: list[Contribution]) -> float:
+    """Mean loss with the same weights; NaN, which means undefined, when any worker gave none or not a finite one."""
+    if not all(math.isfinite(contribution.commit.loss) for contribution in contributions):
+        return math.nan
+    return math.fsum(w * c.commit.loss for w, c in zip(weights(contributions), contributions, strict=True))

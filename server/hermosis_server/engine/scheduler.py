@@ -1,0 +1,91 @@
+"""Scheduler: ready rounds of different sessions become one StepBatch; everything else waits its turn.
+
+The queue is the only way to the device thread, and it is first come, first served: a read that was asked for after a step
+sees that step.
+"""
+
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hermosis_server.engine.rounds import Contribution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyRound:
+    """Contributions of one session on their way to its next step, in the order of worker ids."""
+
+    resident: Any  # the executor's Resident; the scheduler only tells one from another
+    contributions: list[Contribution]
+    lr_scale: float
+    loss: float
+    size_bytes: int
+    done: Callable[[Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Anything else that touches device memory."""
+
+    run: Callable[[], None]
+
+
+class StepQueue:
+    """Hands work to the device thread in order.
+
+    Args:
+      batch_bytes: the most gradient bytes in one batch; a single larger round still goes, alone.
+      linger_s:    how long the first round of a batch waits for others. Zero batches what is there already, which is
+                   what gathers by itself while the device is busy.
+    """
+
+    def __init__(self, *, batch_bytes: int, linger_s: float) -> None:
+        self._items: queue.SimpleQueue[ReadyRound | Job | None] = queue.SimpleQueue()
+        self._batch_bytes = batch_bytes
+        self._linger_s = linger_s
+        self._held: ReadyRound | Job | None = None
+        self._stopped = False
+
+    def put(self, item: ReadyRound | Job) -> None:
+        self._items.put(item)
+
+    def stop(self) -> None:
+        """Lets `next` return None once everything before is done."""
+        self._items.put(None)
+
+    def next(self) -> Job | list[ReadyRound] | None:
+        """The next job, or the next batch; None at the end. Waits for it."""
+        first = self._held
+        self._held = None
+        if first is None:
+            if self._stopped:
+                return None
+            first = self._items.get()
+        if first is None or isinstance(first, Job):
+            return first
+        return self._fill([first])
+
+    def _fill(self, batch: list[ReadyRound]) -> list[ReadyRound]:
+        deadline = time.monotonic() + self._linger_s
+        size = batch[0].size_bytes
+        residents = {id(batch[0].resident)}
+        while True:
+            try:
+                item = self._items.get(timeout=max(0.0, deadline - time.monotonic())) if self._linger_s else (
+                    self._items.get_nowait()
+                )
+            except queue.Empty:
+                return batch
+            if item is None:
+                self._stopped = True
+                return batch
+            fits = isinstance(item, ReadyRound) and size + item.size_bytes <= self._batch_bytes
+            if not fits or id(item.resident) in residents:  # type: ignore[union-attr]
+                self._held = item
+                return batch
+            assert isinstance(item, ReadyRound)
+            batch.append(item)
+            residents.add(id(item.resident))
+            size += item.size_bytes

@@ -1,0 +1,247 @@
+"""Session: one optimizer with its parameters, as the rpc thread sees it. Its numbers live with the device thread."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hermosis_server.dynamics import Hamiltonian
+from hermosis_server.engine.assembler import Assembler
+from hermosis_server.engine.executor import Resident
+from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, WorkerRecord
+from hermosis_server.engine.telemetry import TelemetryRing
+from hermosis_server.errors import (
+    InvalidRequest,
+    PayloadMismatch,
+    QuotaExceeded,
+    SessionNotReady,
+    StaleGeneration,
+    StaleGradient,
+)
+from hermosis_server.records import (
+    Commit,
+    Consistency,
+    ConsistencyMode,
+    Outcome,
+    ParameterLayout,
+    ParametersOn,
+    RecipeChoice,
+    ReplyWish,
+    SessionStatus,
+    StepResult,
+    WorkerSequence,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSpec:
+    """What a session is made from."""
+
+    layout: ParameterLayout
+    optimizer: RecipeChoice | Hamiltonian
+    consistency: Consistency = field(default_factory=Consistency)
+    parameters_on: ParametersOn = ParametersOn.SERVER
+    display_name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Session:
+    """Life cycle, workers and the round in the making.
+
+    Attributes:
+      resident: the device thread's part; None until memory is reserved.
+      step:     steps applied, as far as the rpc thread has heard: never behind an answer it has given.
+      stepping: rounds handed to the device thread whose fate is not known yet.
+    """
+
+    session_id: str
+    spec: SessionSpec
+    telemetry: TelemetryRing
+    max_workers: int
+    resident: Resident | None = None
+    status: SessionStatus = SessionStatus.CREATING
+    step: int = 0
+    generation: int = 1
+    lr_scale: float = 1.0
+    revision: int = 1  # of the edits; the etag
+    created_s: float = field(default_factory=time.time)
+    workers: dict[str, WorkerRecord] = field(default_factory=dict)
+    stepping: int = 0
+    round: Round = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.round = self._new_round()
+
+    def worker(self, worker_id: str) -> WorkerRecord:
+        """The record of a worker, made on first sight.
+
+        Raises:
+          QuotaExceeded: the session has as many workers as it may.
+        """
+        record = self.workers.get(worker_id)
+        if record is None:
+            if len(self.workers) >= self.max_workers:
+                raise QuotaExceeded(f"session {self.session_id} has {self.max_workers} workers, the most it may have")
+            record = self.workers[worker_id] = WorkerRecord(worker_id)
+        return record
+
+    def require_ready(self) -> None:
+        """Raises SessionNotReady unless gradients are taken."""
+        if self.status is not SessionStatus.READY:
+            hint = {
+                SessionStatus.CREATING: "upload its initial parameters first",
+                SessionStatus.PAUSED: "resume it first",
+            }.get(self.status, "open another session")
+            raise SessionNotReady(
+                f"session {self.session_id} is {self.status.name}; {hint}", metadata={"status": self.status.name}
+            )
+
+    def require_generation(self, known: int) -> None:
+        """Raises StaleGeneration unless the caller knows this incarnation, or asks for any with zero."""
+        if known and known != self.generation:
+            raise StaleGeneration(
+                f"session {self.session_id} is at generation {self.generation}, the caller knows {known}; "
+                "open it again and pull its parameters",
+                metadata={"generation": str(self.generation), "step": str(self.step)},
+            )
+
+    def answered_before(self, worker: WorkerRecord, sequence: int) -> bool:
+        """Whether a contribution of that number was counted before."""
+        return 0 < sequence <= worker.sequence
+
+    def repeat(self, worker: WorkerRecord, sequence: int, gradient: Assembler) -> StepTicket:
+        """The ticket of a contribution that was counted before.
+
+        Raises:
+          PayloadMismatch: the bytes are not those that were counted.
+          InvalidRequest:  it was so long ago that its outcome is no longer known.
+        """
+        ticket = worker.recent.get(sequence)
+        if ticket is None:
+            raise InvalidRequest(
+                f"sequence {sequence} of worker {worker.worker_id} is long past, {worker.sequence + 1} is next",
+                field="commit.sequence",
+                metadata={"next_sequence": str(worker.sequence + 1)},
+            )
+        if gradient.checksum() != ticket.payload_crc32:
+            raise PayloadMismatch(
+                f"sequence {sequence} of worker {worker.worker_id} was counted with other bytes; "
+                f"give a new gradient the next number, {worker.sequence + 1}",
+                field="commit.sequence",
+                metadata={"next_sequence": str(worker.sequence + 1)},
+            )
+        return ticket
+
+    def admit(self, worker: WorkerRecord, commit: Commit, wish: ReplyWish, gradient: Assembler) -> StepTicket:
+        """Counts a whole gradient into the round. Everything is checked before anything changes.
+
+        Raises:
+          SessionNotReady, InvalidRequest, StaleGradient: see the messages; nothing was counted.
+        """
+        self.require_ready()
+        require_next(commit.sequence, worker)
+        if commit.base_step > self.step:
+            raise InvalidRequest(
+                f"base_step {commit.base_step} is ahead of session {self.session_id}, which is at step {self.step}",
+                field="commit.base_step",
+            )
+        self._require_fresh(worker, commit)
+        ticket = StepTicket(
+            payload_crc32=gradient.checksum(), future=asyncio.get_running_loop().create_future()
+        )
+        worker.remember(commit.sequence, ticket)
+        worker.base_step = commit.base_step
+        worker.staleness = self.step - commit.base_step
+        worker.last_seen_s = time.time()
+        worker.received_bytes += gradient.size_bytes
+        self.round.add(
+            Contribution(
+                worker=worker,
+                commit=commit,
+                wish=wish,
+                gradient=gradient,
+                ticket=ticket,
+                counted_s=time.monotonic(),
+            )
+        )
+        return ticket
+
+    def take_round(self) -> Round | None:
+        """The round, if it is ready for its step; a new one then begins."""
+        if not self.round.ready:
+            return None
+        ready, self.round = self.round, self._new_round()
+        self.stepping += 1
+        return ready
+
+    def abandon_round(self, error: Exception) -> None:
+        """Drops the round in the making: its contributions were never tried, and their numbers are free again."""
+        for contribution in self.round.contributions.values():
+            contribution.gradient.release()
+            contribution.worker.forget(contribution.commit.sequence)
+            contribution.ticket.fail(error)
+        self.round = self._new_round()
+
+    def adopt_workers(self, table: Mapping[str, WorkerSequence]) -> None:
+        """Replaces what is known of the workers by a sequence table that came with an imported state."""
+        self.workers = {}
+        for entry in table.values():
+            record = self.workers[entry.worker_id] = WorkerRecord(entry.worker_id)
+            result = StepResult(
+                sequence=entry.sequence, outcome=Outcome.APPLIED, step=entry.step, generation=self.generation
+            )
+            record.remember(entry.sequence, StepTicket(entry.payload_crc32, None, result))
+
+    def received(self, commit: Commit) -> Answer:
+        """The answer at AckLevel RECEIVED: counted, no more."""
+        return Answer(
+            StepResult(
+                sequence=commit.sequence, outcome=Outcome.RECEIVED, step=self.step, generation=self.generation
+            ),
+            None,
+        )
+
+    def _new_round(self) -> Round:
+        consistency = self.spec.consistency
+        return Round(consistency.workers if consistency.mode is ConsistencyMode.BARRIER else 1)
+
+    def _require_fresh(self, worker: WorkerRecord, commit: Commit) -> None:
+        behind = self.step - commit.base_step
+        facts = {"step": str(self.step)}
+        if self.spec.consistency.mode is ConsistencyMode.BARRIER:
+            if worker.worker_id in self.round.contributions:
+                raise StaleGradient(
+                    f"worker {worker.worker_id} has contributed to the round from step {self.step} already; "
+                    "wait for its result",
+                    metadata=facts,
+                )
+            if behind or self.stepping:
+                raise StaleGradient(
+                    f"gradient was computed at step {commit.base_step}, session {self.session_id} is at step "
+                    f"{self.step}{' and stepping' if self.stepping else ''}; pull the parameters and compute it again",
+                    metadata=facts,
+                )
+        limit = self.spec.consistency.max_staleness
+        if limit and behind + self.stepping > limit:
+            raise StaleGradient(
+                f"gradient is {behind + self.stepping} steps behind session {self.session_id}, which allows {limit}; "
+                "pull the parameters and compute it again",
+                metadata=facts,
+            )
+
+
+def require_next(sequence: int, worker: WorkerRecord, *, begun: int = 0) -> None:
+    """Raises InvalidRequest unless a number is the next of its worker.
+
+    Args:
+      begun: the highest number whose chunks have begun to come; the one after it may begin too.
+    """
+    expected = max(worker.sequence, begun) + 1
+    if sequence != expected:
+        raise InvalidRequest(
+            f"sequence {sequence} came from worker {worker.worker_id}, {expected} is next; "
+            "numbers begin at 1 and leave no gap",
+            field="commit.sequence",
+            metadata={"next_sequence": str(expected)},
+        )

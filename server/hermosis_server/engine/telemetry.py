@@ -1,0 +1,98 @@
+"""Telemetry: the last readings of a session, and whoever watches them. Used from the rpc thread only."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from hermosis_server.records import TelemetryReading
+
+
+class TelemetryRing:
+    """The newest readings of one session, oldest first."""
+
+    def __init__(self, capacity: int) -> None:
+        self._readings: deque[TelemetryReading] = deque(maxlen=capacity)
+
+    def append(self, reading: TelemetryReading) -> None:
+        self._readings.append(reading)
+
+    @property
+    def latest(self) -> TelemetryReading | None:
+        return self._readings[-1] if self._readings else None
+
+    @property
+    def oldest_step(self) -> int:
+        """Step of the oldest reading held; zero when there is none."""
+        return self._readings[0].step if self._readings else 0
+
+    def history(self, *, after_step: int, max_readings: int) -> list[TelemetryReading]:
+        """Readings after a step, thinned evenly to at most `max_readings`; the newest is always among them."""
+        return thinned([reading for reading in self._readings if reading.step > after_step], max_readings)
+
+    def clear(self) -> None:
+        self._readings.clear()
+
+
+def thinned(readings: Sequence[TelemetryReading], at_most: int) -> list[TelemetryReading]:
+    """At most that many readings, evenly spread, the newest included."""
+    count = len(readings)
+    if count <= at_most:
+        return list(readings)
+    return [readings[(index + 1) * count // at_most - 1] for index in range(at_most)]
+
+
+class Watch:
+    """One watcher's readings: a bounded queue that drops its oldest reading rather than delay a step."""
+
+    def __init__(self, session_ids: Iterable[str], *, min_interval_s: float, capacity: int) -> None:
+        self._session_ids = frozenset(session_ids)
+        self._min_interval_s = min_interval_s
+        self._last_s: dict[str, float] = {}
+        self._readings: deque[TelemetryReading] = deque(maxlen=capacity)
+        self._news = asyncio.Event()
+        self._ended = False
+
+    def offer(self, reading: TelemetryReading) -> None:
+        if self._session_ids and reading.session_id not in self._session_ids:
+            return
+        if reading.time_s - self._last_s.get(reading.session_id, float("-inf")) < self._min_interval_s:
+            return
+        self._last_s[reading.session_id] = reading.time_s
+        self._readings.append(reading)
+        self._news.set()
+
+    def end(self) -> None:
+        """Lets `next` return nothing once all is read."""
+        self._ended = True
+        self._news.set()
+
+    async def next(self) -> list[TelemetryReading]:
+        """What came since the last call, waiting for at least one; empty when the watch has ended."""
+        while not self._readings and not self._ended:
+            self._news.clear()
+            await self._news.wait()
+        readings = list(self._readings)
+        self._readings.clear()
+        return readings
+
+
+class Watchers:
+    """Everybody who watches."""
+
+    def __init__(self) -> None:
+        self._watches: set[Watch] = set()
+
+    def add(self, watch: Watch) -> Watch:
+        self._watches.add(watch)
+        return watch
+
+    def remove(self, watch: Watch) -> None:
+        self._watches.discard(watch)
+
+    def offer(self, reading: TelemetryReading) -> None:
+        for watch in self._watches:
+            watch.offer(reading)
+
+    def end(self) -> None:
+        for watch in self._watches:
+            watch.end()

@@ -1,0 +1,1 @@
+"""Codec: protobuf messages to records and back. Nothing beyond this folder and the servicers knows protobuf."""

@@ -1,0 +1,145 @@
+"""Gradients, results and vectors."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+from hermosis import wire
+from hermosis.v1 import gradient_pb2, types_pb2
+from hermosis.wire import Dtype
+from hermosis_server.errors import InvalidRequest
+from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply, StepResult, Vector
+from hermosis_server.rpc.codec import enums
+
+# These exist for every step; the others may be undefined, and then are absent.
+_ALWAYS = frozenset(
+    field.name for field in types_pb2.EnergySample.DESCRIPTOR.fields if not field.has_presence
+)
+
+
+def chunk(message: gradient_pb2.GradientChunk, agreed: Dtype) -> GradientChunk:
+    """A chunk of a gradient whose stream was opened for `agreed`."""
+    return GradientChunk(
+        sequence=message.sequence,
+        offset=message.offset,
+        dtype=enums.dtype(message.dtype, field="chunk.dtype", default=agreed),
+        crc32=message.crc32,
+        payload=message.payload,  # Once: every access to a protobuf bytes field builds a new object.
+    )
+
+
+def commit(message: gradient_pb2.Commit) -> Commit:
+    return Commit(
+        sequence=message.sequence,
+        base_step=message.base_step,
+        loss=message.loss if message.HasField("loss") else math.nan,
+        sample_count=message.sample_count,
+        lr_scale=message.lr_scale if message.HasField("lr_scale") else None,
+        want_digest=message.want_digest,
+    )
+
+
+def whole_gradient(message: gradient_pb2.WholeGradient, agreed: Dtype) -> GradientChunk:
+    """A gradient that came whole: a chunk from the first element on."""
+    return GradientChunk(
+        sequence=message.commit.sequence,
+        offset=0,
+        dtype=enums.dtype(message.dtype, field="gradient.dtype", default=agreed),
+        crc32=message.crc32,
+        payload=message.payload,
+    )
+
+
+def energies(sample: EnergySample) -> types_pb2.EnergySample:
+    """Undefined numbers are left out."""
+    values = sample._asdict()
+    return types_pb2.EnergySample(
+        **{name: value for name, value in values.items() if name in _ALWAYS or not math.isnan(value)}
+    )
+
+
+def step_result(result: StepResult, handle: int = 0) -> gradient_pb2.StepResult:
+    return gradient_pb2.StepResult(
+        handle=handle,
+        sequence=result.sequence,
+        outcome=int(result.outcome),  # type: ignore[arg-type]
+        step=result.step,
+        durable_step=result.durable_step,
+        generation=result.generation,
+        duplicate=result.duplicate,
+        staleness=result.staleness,
+        contributions=result.contributions,
+        energies=None if result.energies is None else energies(result.energies),
+        state_digest=result.state_digest,
+    )
+
+
+def vector_chunks(
+    vector: Vector, *, handle: int, sequence: int, chunk_bytes: int
+) -> Iterator[gradient_pb2.ParametersChunk]:
+    """A vector in chunks, made one at a time as they are written."""
+    itemsize = vector.dtype.itemsize
+    for offset, length in wire.spans(len(vector.payload) // itemsize, itemsize, chunk_bytes):
+        payload = bytes(vector.payload[offset * itemsize : (offset + length) * itemsize])
+        yield gradient_pb2.ParametersChunk(
+            handle=handle,
+            sequence=sequence,
+            step=vector.step,
+            reply=int(vector.reply),  # type: ignore[arg-type]
+            offset=offset,
+            dtype=int(vector.dtype),  # type: ignore[arg-type]
+            crc32=wire.checksum(payload),
+            payload=payload,
+        )
+
+
+def whole_vector(vector: Vector | None, *, limit_bytes: int) -> dict[str, object]:
+    """The fields reply, dtype, crc32 and payload of a message that carries a whole vector.
+
+    Raises:
+      InvalidRequest: the vector does not fit one message.
+    """
+    if vector is None:
+        return {"reply": int(Reply.NONE)}
+    require_fits(len(vector.payload), limit_bytes)
+    payload = bytes(vector.payload)
+    return {
+        "reply": int(vector.reply),
+        "dtype": int(vector.dtype),
+        "crc32": wire.checksum(payload),
+        "payload": payload,
+    }
+
+
+def require_fits(size_bytes: int, limit_bytes: int) -> None:
+    """Raises InvalidRequest for a vector that does not fit one message."""
+    if size_bytes > limit_bytes:
+        raise InvalidRequest(
+            f"the vector is {size_bytes} bytes, one message holds {limit_bytes}; use Exchange, which sends chunks"
+        )
+
+
+def packed_result(
+    result: StepResult, vector: Vector | None, handle: int, limit_bytes: int
+) -> gradient_pb2.PackedResult:
+    return gradient_pb2.PackedResult(
+        result=step_result(result, handle),
+        handle=handle,
+        sequence=result.sequence,
+        **whole_vector(vector, limit_bytes=limit_bytes),  # type: ignore[arg-type]
+    )
+
+
+def packed_results(
+    results: Iterable[gradient_pb2.PackedResult], limit_bytes: int
+) -> Iterator[gradient_pb2.PackedResults]:
+    """As few messages as fit the limit; all but the last say `more`."""
+    message, size = gradient_pb2.PackedResults(), 0
+    for result in results:
+        length = result.ByteSize() + 8  # its tag and length prefix
+        if size and size + length > limit_bytes:
+            message.more = True
+            yield message
+            message, size = gradient_pb2.PackedResults(), 0
+        message.results.append(result)
+        size += length
+    yield message

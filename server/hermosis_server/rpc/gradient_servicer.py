@@ -1,0 +1,72 @@
+"""GradientService: one method a call. Translate in, call the engine, translate out."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.message import Message
+
+from hermosis.v1 import gradient_pb2, gradient_pb2_grpc
+from hermosis_server.engine.engine import Engine
+from hermosis_server.engine.rounds import Answer
+from hermosis_server.records import Reply
+from hermosis_server.rpc.codec import enums
+from hermosis_server.rpc.codec import gradient as gradient_codec
+from hermosis_server.rpc.exchange import PACKED_OVERHEAD_BYTES, ExchangeStream
+from hermosis_server.rpc.links import Link, link_for_call
+from hermosis_server.rpc.status import typed_errors, typed_stream_errors
+
+
+class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
+    """GradientService over an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @typed_stream_errors
+    async def Exchange(
+        self, requests: AsyncIterator[gradient_pb2.ExchangeRequest], context: Any
+    ) -> AsyncIterator[gradient_pb2.ExchangeResponse]:
+        stream = ExchangeStream(self._engine, window_bytes=self._engine.limits.window_bytes)
+        async for response in stream.responses(requests):
+            yield response
+
+    @typed_errors
+    async def Push(self, request: gradient_pb2.PushRequest, context: Any) -> Message:
+        link = link_for_call(self._engine, request, reply=Reply.NONE)
+        answer = await self._contribute(link, request.gradient)
+        return gradient_pb2.PushResponse(result=gradient_codec.step_result(answer.result))
+
+    @typed_errors
+    async def Pull(self, request: gradient_pb2.PullRequest, context: Any) -> Message:
+        session = self._engine.session(request.session_id)
+        dtype = enums.dtype(request.dtype, field="dtype")
+        gradient_codec.require_fits(session.spec.layout.parameter_count * dtype.itemsize, self._limit_bytes)
+        vector = await self._engine.pull(request.session_id, dtype)
+        fields = gradient_codec.whole_vector(vector, limit_bytes=self._limit_bytes)
+        del fields["reply"]
+        known = session.workers.get(request.worker_id)
+        next_sequence = (known.sequence if known else 0) + 1 if request.worker_id else 0
+        return gradient_pb2.PullResponse(
+            step=vector.step, generation=session.generation, next_sequence=next_sequence, **fields
+        )
+
+    @typed_errors
+    async def Step(self, request: gradient_pb2.StepRequest, context: Any) -> Message:
+        link = link_for_call(self._engine, request.push, reply=request.reply, reply_dtype=request.reply_dtype)
+        if link.wish.reply is not Reply.NONE:
+            size = link.session.spec.layout.parameter_count * link.wish.dtype.itemsize
+            gradient_codec.require_fits(size, self._limit_bytes)
+        answer = await self._contribute(link, request.push.gradient)
+        fields = gradient_codec.whole_vector(answer.vector, limit_bytes=self._limit_bytes)
+        return gradient_pb2.StepResponse(result=gradient_codec.step_result(answer.result), **fields)
+
+    async def _contribute(self, link: Link, gradient: gradient_pb2.WholeGradient) -> Answer:
+        try:
+            link.receive(self._engine, gradient_codec.whole_gradient(gradient, link.gradient_dtype))
+            return await link.commit(self._engine, gradient_codec.commit(gradient.commit))
+        finally:
+            link.release()
+
+    @property
+    def _limit_bytes(self) -> int:
+        return self._engine.limits.max_message_bytes - PACKED_OVERHEAD_BYTES

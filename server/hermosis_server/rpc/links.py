@@ -1,0 +1,157 @@
+"""Links: what a worker and the server agreed on, and the steps of a contribution over it.
+
+The stream and the unary calls share these, so a gradient means the same whichever way it came.
+"""
+
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from hermosis.v1 import gradient_pb2
+from hermosis.wire import Dtype, is_plain_name
+from hermosis_server.engine.assembler import Assembler
+from hermosis_server.engine.engine import Engine
+from hermosis_server.engine.rounds import Answer, WorkerRecord
+from hermosis_server.engine.session import Session, require_next
+from hermosis_server.errors import InvalidRequest, LayoutMismatch, Unsupported
+from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish
+from hermosis_server.rpc.codec import enums
+
+MAX_WORKER_ID_BYTES = 128
+MAX_OPEN_GRADIENTS = 64  # begun, not yet committed
+
+
+@dataclass(slots=True)
+class Link:
+    """A worker's part in a session.
+
+    Attributes:
+      gradients: on their way, by sequence.
+      refused:   sequences of which everything is ignored up to the commit.
+    """
+
+    session: Session
+    worker: WorkerRecord
+    generation: int
+    gradient_dtype: Dtype
+    wish: ReplyWish
+    ack_level: AckLevel
+    gradients: dict[int, Assembler] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
+
+    def release(self) -> None:
+        """Forgets the gradients on their way: a worker that has gone leaves nothing behind."""
+        for gradient in self.gradients.values():
+            gradient.release()
+        self.gradients.clear()
+        self.refused.clear()
+
+    def refuse(self, sequence: int) -> None:
+        """Drops a gradient on its way and ignores the rest of it.
+
+        Raises:
+          InvalidRequest: too many were refused and none committed; whoever sends this does not read the answers.
+        """
+        gradient = self.gradients.pop(sequence, None)
+        if gradient is not None:
+            gradient.release()
+        if len(self.refused) >= MAX_OPEN_GRADIENTS:
+            raise InvalidRequest(f"{len(self.refused)} gradients were refused and none of them committed")
+        self.refused.add(sequence)
+
+    def receive(self, engine: Engine, chunk: GradientChunk) -> None:
+        """Puts a chunk in its place; the first of a gradient takes memory for the whole of it."""
+        gradient = self.gradients.get(chunk.sequence)
+        if gradient is None:
+            self.session.require_generation(self.generation)
+            if len(self.gradients) >= MAX_OPEN_GRADIENTS:
+                raise InvalidRequest(f"{len(self.gradients)} gradients are begun and not committed; commit them first")
+            if not self.session.answered_before(self.worker, chunk.sequence):
+                require_next(chunk.sequence, self.worker, begun=max(self.gradients, default=0))
+            gradient = engine.begin_gradient(self.session, self.worker, chunk.sequence, self.gradient_dtype)
+            self.gradients[chunk.sequence] = gradient
+        gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
+
+    def commit(self, engine: Engine, commit: Commit) -> Coroutine[Any, Any, Answer]:
+        """Counts a gradient whose chunks have all come, and returns the wait for its answer."""
+        gradient = self.gradients.pop(commit.sequence, None)
+        if gradient is None:
+            raise InvalidRequest(
+                f"sequence {commit.sequence} was committed before any chunk of it came", field="commit.sequence"
+            )
+        try:
+            self.session.require_generation(self.generation)
+        except BaseException:
+            gradient.release()
+            raise
+        wait = self.ack_level is not AckLevel.RECEIVED
+        return engine.contribute(self.session, self.worker, commit, self.wish, gradient, wait=wait)
+
+
+def open_link(
+    engine: Engine,
+    *,
+    session_id: str,
+    worker_id: str,
+    generation: int,
+    layout_digest: bytes,
+    ack_level: int,
+    reply: int,
+    reply_dtype: int,
+    gradient_dtype: int,
+) -> Link:
+    """Checks what a worker asks for; the numbers are those of the wire.
+
+    Raises:
+      SessionNotFound, StaleGeneration, LayoutMismatch, InvalidRequest, QuotaExceeded, Unsupported.
+    """
+    session = engine.session(session_id)
+    session.require_generation(generation)
+    if layout_digest and layout_digest != session.spec.layout.digest:
+        raise LayoutMismatch(
+            f"the worker's layout has digest {layout_digest[:32].hex()}, session {session_id} has "
+            f"{session.spec.layout.digest.hex()}; compare names, shapes, dtypes and their order",
+            field="layout_digest",
+        )
+    if not is_plain_name(worker_id, MAX_WORKER_ID_BYTES):
+        raise InvalidRequest(
+            f"worker_id {worker_id[:80]!r} is not 1 to {MAX_WORKER_ID_BYTES} bytes without control characters",
+            field="worker_id",
+        )
+    on_worker = session.spec.parameters_on is ParametersOn.WORKER
+    wanted = enums.known(Reply, reply, default=Reply.INCREMENT if on_worker else Reply.PARAMETERS, field="reply")
+    if on_worker and wanted is Reply.PARAMETERS:
+        raise InvalidRequest(
+            f"the workers of session {session_id} hold its parameters; ask for INCREMENT or NONE", field="reply"
+        )
+    level = enums.known(AckLevel, ack_level, default=AckLevel.APPLIED, field="ack_level")
+    if level is AckLevel.DURABLE:
+        raise Unsupported(
+            "this server keeps sessions in memory only, so nothing it says can be DURABLE; ask for APPLIED",
+            field="ack_level",
+        )
+    return Link(
+        session=session,
+        worker=session.worker(worker_id),
+        generation=session.generation,
+        gradient_dtype=enums.dtype(gradient_dtype, field="gradient_dtype"),
+        wish=ReplyWish(reply=wanted, dtype=enums.dtype(reply_dtype, field="reply_dtype")),
+        ack_level=level,
+    )
+
+
+def link_for_call(
+    engine: Engine, request: gradient_pb2.PushRequest, *, reply: int, reply_dtype: int = 0
+) -> Link:
+    """The link of a unary call, which lasts as long as the call."""
+    return open_link(
+        engine,
+        session_id=request.session_id,
+        worker_id=request.worker_id,
+        generation=request.generation,
+        layout_digest=request.layout_digest,
+        ack_level=request.ack_level,
+        reply=reply,
+        reply_dtype=reply_dtype,
+        gradient_dtype=request.gradient.dtype,
+    )

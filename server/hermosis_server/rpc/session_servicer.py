@@ -1,0 +1,234 @@
+"""SessionService: one method a call. Translate in, call the engine, translate out."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from google.protobuf.message import Message
+
+from hermosis.v1 import session_pb2, session_pb2_grpc
+from hermosis.wire import Dtype
+from hermosis_server import __version__
+from hermosis_server.dynamics import RECIPES
+from hermosis_server.engine.engine import Engine
+from hermosis_server.engine.session import Session
+from hermosis_server.errors import InvalidRequest, Unsupported
+from hermosis_server.records import SessionStatus, StateBuffer
+from hermosis_server.rpc.codec import enums, optimizer
+from hermosis_server.rpc.codec import session as session_codec
+from hermosis_server.rpc.codec import telemetry as telemetry_codec
+from hermosis_server.rpc.requests import AnsweredRequests
+from hermosis_server.rpc.status import typed_errors, typed_stream_errors
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+
+
+class SessionServicer(session_pb2_grpc.SessionServiceServicer):
+    """SessionService over an engine."""
+
+    def __init__(self, engine: Engine, *, device_name: str) -> None:
+        self._engine = engine
+        self._device_name = device_name
+        self._answered = AnsweredRequests()
+
+    @typed_errors
+    async def CreateSession(self, request: session_pb2.CreateSessionRequest, context: Any) -> Message:
+        async def create() -> Message:
+            spec = session_codec.spec(request.spec, self._engine.limits)
+            session = await self._engine.create_session(spec, session_id=request.session_id)
+            return session_pb2.CreateSessionResponse(session=session_codec.session(session))
+
+        return await self._once(request, create)
+
+    @typed_errors
+    async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> Message:
+        session = self._engine.session(request.session_id)
+        digest = await self._engine.state_digest(request.session_id) if request.want_digest else b""
+        return session_pb2.GetSessionResponse(session=session_codec.session(session), state_digest=digest)
+
+    @typed_errors
+    async def ListSessions(self, request: session_pb2.ListSessionsRequest, context: Any) -> Message:
+        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+        wanted = [session for session in self._engine.sessions() if _matches(session, request)]
+        # A page begins after the creation time and id of the page before: sessions that close in between shift nothing.
+        after = _page_start(request.page_token)
+        wanted = sorted((s for s in wanted if (s.created_s, s.session_id) > after), key=_order)
+        page = wanted[:size]
+        token = f"{page[-1].created_s!r} {page[-1].session_id}" if len(wanted) > size else ""
+        return session_pb2.ListSessionsResponse(sessions=map(session_codec.session, page), next_page_token=token)
+
+    @typed_errors
+    async def UpdateSession(self, request: session_pb2.UpdateSessionRequest, context: Any) -> Message:
+        async def update() -> Message:
+            edit = session_codec.edit(request)
+            session = await self._engine.update_session(request.session_id, edit, etag=request.etag)
+            return session_pb2.UpdateSessionResponse(session=session_codec.session(session))
+
+        return await self._once(request, update)
+
+    @typed_errors
+    async def PauseSession(self, request: session_pb2.PauseSessionRequest, context: Any) -> Message:
+        async def pause() -> Message:
+            session = await self._engine.pause_session(request.session_id)
+            return session_pb2.PauseSessionResponse(session=session_codec.session(session))
+
+        return await self._once(request, pause)
+
+    @typed_errors
+    async def ResumeSession(self, request: session_pb2.ResumeSessionRequest, context: Any) -> Message:
+        async def resume() -> Message:
+            session = await self._engine.resume_session(request.session_id)
+            return session_pb2.ResumeSessionResponse(session=session_codec.session(session))
+
+        return await self._once(request, resume)
+
+    @typed_errors
+    async def CloseSession(self, request: session_pb2.CloseSessionRequest, context: Any) -> Message:
+        async def close() -> Message:
+            session = await self._engine.close_session(request.session_id)
+            return session_pb2.CloseSessionResponse(session=session_codec.session(session))
+
+        return await self._once(request, close)
+
+    @typed_errors
+    async def InitialiseParameters(
+        self, requests: AsyncIterator[session_pb2.InitialiseParametersRequest], context: Any
+    ) -> Message:
+        assembler = None
+        session_id = ""
+        try:
+            async for request in requests:
+                dtype = enums.dtype(request.dtype, field="dtype")
+                if assembler is None:
+                    session_id = request.session_id
+                    assembler = self._engine.begin_parameters(session_id, dtype)
+                payload = request.payload
+                assembler.add(offset=request.offset, dtype=dtype, crc32=request.crc32, payload=payload)
+            if assembler is None:
+                raise InvalidRequest("the upload ended before its first message; send session_id and the parameters")
+            session = await self._engine.initialise(session_id, assembler)
+            return session_pb2.InitialiseParametersResponse(session=session_codec.session(session))
+        finally:
+            if assembler is not None:
+                assembler.release()
+
+    @typed_stream_errors
+    async def ExportSession(
+        self, request: session_pb2.ExportSessionRequest, context: Any
+    ) -> AsyncIterator[session_pb2.ExportSessionResponse]:
+        session = self._engine.session(request.session_id)
+        state = await self._engine.export_session(request.session_id)
+        for response in session_codec.exported(session, state, self._engine.limits.chunk_bytes):
+            yield response
+
+    @typed_errors
+    async def ImportSession(self, requests: AsyncIterator[session_pb2.ImportSessionRequest], context: Any) -> Message:
+        head = await anext(requests, None)
+        if head is None or not head.HasField("state"):
+            raise InvalidRequest("an import begins with session_id and the state", field="state")
+        session = self._engine.session(head.session_id)
+        assemblers = self._engine.begin_import(head.session_id)
+        try:
+            async for request in requests:
+                _receive_state(request.chunk, assemblers)
+            buffers = {}
+            for buffer, assembler in assemblers.items():
+                assembler.require_complete()
+                assert assembler.staging is not None, "an import is always kept"
+                buffers[buffer] = assembler.staging.memory
+            state = session_codec.imported(head.state, session, buffers, self._engine.limits)
+            session = await self._engine.import_session(head.session_id, state)
+            return session_pb2.ImportSessionResponse(session=session_codec.session(session))
+        finally:
+            for assembler in assemblers.values():
+                assembler.release()
+
+    @typed_errors
+    async def SnapshotSession(self, request: session_pb2.SnapshotSessionRequest, context: Any) -> Message:
+        raise _no_disk("SnapshotSession")
+
+    @typed_errors
+    async def RestoreSession(self, request: session_pb2.RestoreSessionRequest, context: Any) -> Message:
+        raise _no_disk("RestoreSession")
+
+    @typed_errors
+    async def ForkSession(self, request: session_pb2.ForkSessionRequest, context: Any) -> Message:
+        raise Unsupported(
+            "this server does not fork sessions yet; export the session and import it into a new one, which is the same"
+        )
+
+    @typed_errors
+    async def ListWorkers(self, request: session_pb2.ListWorkersRequest, context: Any) -> Message:
+        session = self._engine.session(request.session_id)
+        workers = [
+            session_pb2.Worker(
+                worker_id=record.worker_id,
+                connected=record.streams > 0,
+                next_sequence=record.sequence + 1,
+                base_step=record.base_step,
+                staleness=record.staleness,
+                received_bytes=record.received_bytes,
+                last_seen_time=telemetry_codec.timestamp(record.last_seen_s),
+            )
+            for record in sorted(session.workers.values(), key=lambda record: record.worker_id)
+        ]
+        return session_pb2.ListWorkersResponse(workers=workers)
+
+    @typed_errors
+    async def GetCapabilities(self, request: session_pb2.GetCapabilitiesRequest, context: Any) -> Message:
+        capabilities = session_codec.capabilities(
+            self._engine.limits,
+            version=__version__,
+            device=self._device_name,
+            recipes=list(RECIPES),
+            free_bytes=await self._engine.free_device_bytes(),
+        )
+        return session_pb2.GetCapabilitiesResponse(capabilities=capabilities)
+
+    @typed_errors
+    async def GetRecipes(self, request: session_pb2.GetRecipesRequest, context: Any) -> Message:
+        return session_pb2.GetRecipesResponse(recipes=map(optimizer.description, RECIPES.values()))
+
+    async def _once(self, request: Any, make: Callable[[], Awaitable[Message]]) -> Message:
+        return await self._answered.once(request.request_id, session_codec.fingerprint(request), make)
+
+
+def _matches(session: Session, request: session_pb2.ListSessionsRequest) -> bool:
+    if request.status and session.status is not enums.known(
+        SessionStatus, request.status, default=session.status, field="status"
+    ):
+        return False
+    return all(session.spec.labels.get(key) == value for key, value in request.labels.items())
+
+
+def _order(session: Session) -> tuple[float, str]:
+    return session.created_s, session.session_id
+
+
+def _page_start(token: str) -> tuple[float, str]:
+    if not token:
+        return float("-inf"), ""
+    created, _, session_id = token.partition(" ")
+    try:
+        return float(created), session_id
+    except ValueError:
+        raise InvalidRequest(
+            "page_token is not one that this server gave; begin again without it", field="page_token"
+        ) from None
+
+
+def _receive_state(chunk: session_pb2.StateChunk, assemblers: dict[StateBuffer, Any]) -> None:
+    assembler = assemblers.get(chunk.buffer)  # type: ignore[call-overload]
+    if assembler is None:
+        held = ", ".join(buffer.name for buffer in assemblers)
+        raise InvalidRequest(
+            f"a chunk of buffer {chunk.buffer} came; this session keeps {held}", field="chunk.buffer"
+        )
+    assembler.add(offset=chunk.offset, dtype=Dtype.FLOAT32, crc32=chunk.crc32, payload=chunk.payload)
+
+
+def _no_disk(call: str) -> Unsupported:
+    return Unsupported(
+        f"{call} is part of the contract, but this server keeps sessions in memory so far; "
+        "ExportSession gives you the whole state to keep"
+    )

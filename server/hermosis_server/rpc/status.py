@@ -1,0 +1,133 @@
+"""Status: one table from errors to gRPC, and the typed details that go with them."""
+
+import functools
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from hermosis.v1 import types_pb2
+from hermosis_server import errors
+from hermosis_server.errors import HermosisError, InternalError
+
+logger = logging.getLogger(__name__)
+
+DOMAIN = "hermosis"
+DETAILS_KEY = "grpc-status-details-bin"
+
+CODES: dict[type[HermosisError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.InvalidHyperparameter: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.LayoutMismatch: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.CorruptChunk: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.PayloadMismatch: grpc.StatusCode.ABORTED,
+    errors.SessionNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.SessionExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.SessionNotReady: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.StaleGradient: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.StaleGeneration: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.OutOfDeviceMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.ServerStopping: grpc.StatusCode.UNAVAILABLE,
+    errors.Recovering: grpc.StatusCode.UNAVAILABLE,
+    errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
+    errors.CorruptState: grpc.StatusCode.DATA_LOSS,
+    errors.InternalError: grpc.StatusCode.INTERNAL,
+}
+
+# gRPC carries the message as a header: a long one would be cut by proxies, or refused.
+MAX_MESSAGE_CHARACTERS = 500
+
+
+def known(error: Exception) -> HermosisError:
+    """The error itself if it is one of ours; else a bland one, with the facts in the log under an id."""
+    if isinstance(error, InternalError) or not isinstance(error, HermosisError):
+        incident = uuid.uuid4().hex[:12]
+        logger.error("event=internal_error incident=%s", incident, exc_info=error)
+        return InternalError(f"something went wrong in the server; its log has it as incident {incident}")
+    return error
+
+
+def to_refusal(error: Exception) -> types_pb2.Refusal:
+    """An error as an answer on a stream that goes on."""
+    error = known(error)
+    refusal = types_pb2.Refusal(
+        reason=type(error).__name__,
+        code=CODES[type(error)].value[0],
+        message=str(error)[:MAX_MESSAGE_CHARACTERS],
+        field=error.field,
+        metadata=error.metadata,
+    )
+    if error.retry_after_s is not None:
+        refusal.retry_after_s = error.retry_after_s
+    return refusal
+
+
+def to_status(error: HermosisError) -> status_pb2.Status:
+    """An error as google.rpc.Status: ErrorInfo always, RetryInfo, BadRequest or QuotaFailure where they say something."""
+    message = str(error)[:MAX_MESSAGE_CHARACTERS]
+    details: list[Any] = [
+        error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=DOMAIN, metadata=error.metadata)
+    ]
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, errors.QuotaExceeded | errors.OutOfDeviceMemory):
+        subject = error_details_pb2.QuotaFailure.Violation(subject="server", description=message)
+        details.append(error_details_pb2.QuotaFailure(violations=[subject]))
+    status = status_pb2.Status(code=CODES[type(error)].value[0], message=message)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+async def abort(context: Any, error: Exception) -> None:
+    """Ends a call with an error; never returns."""
+    error = known(error)
+    status = to_status(error)
+    await context.abort(CODES[type(error)], status.message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+def typed_errors(method: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+    """For a handler that answers once: every error leaves as a typed status."""
+
+    @functools.wraps(method)
+    async def handler(self: Any, request: Any, context: Any) -> Response:
+        try:
+            return await method(self, request, context)
+        except Exception as error:
+            await abort(context, error)
+            raise
+
+    return handler
+
+
+def typed_stream_errors(method: Callable[..., AsyncIterator[Response]]) -> Callable[..., AsyncIterator[Response]]:
+    """For a handler that answers with a stream."""
+
+    @functools.wraps(method)
+    async def handler(self: Any, request: Any, context: Any) -> AsyncIterator[Response]:
+        try:
+            async for response in method(self, request, context):
+                yield response
+        except Exception as error:
+            await abort(context, error)
+
+    return handler

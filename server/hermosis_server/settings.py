@@ -1,0 +1,94 @@
+"""Settings of the server: flags, environment (HERMOSIS_…) and defaults meet here, once, at start.
+
+Each description says the unit, and what a different value trades; the command line shows them.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from hermosis_server.records import Limits
+
+_DEFAULTS = Limits()
+
+
+class Settings(BaseSettings):
+    """Everything that can be chosen when the server starts."""
+
+    model_config = SettingsConfigDict(env_prefix="HERMOSIS_", frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback asks for --allow-insecure.")
+    port: int = Field(50051, ge=0, le=65535, description="TCP port; 0 takes a free one and prints it.")
+    allow_insecure: bool = Field(
+        False,
+        description="Listen beyond loopback without TLS: anybody who reaches the port can read and change every session.",
+    )
+    data_folder: Path = Field(
+        Path("hermosis-data"), description="Folder for what must outlive the process; made if missing."
+    )
+    device: str = Field(
+        "auto", description="Where sessions live: auto (cuda if there, else cpu), cpu, cuda or cuda:N."
+    )
+    threads: int = Field(
+        1,
+        ge=1,
+        description="Processor threads of one step on the cpu. More speed up large models and take cores from the wire.",
+    )
+    row_elements: int = Field(
+        1024,
+        ge=64,
+        le=1 << 20,
+        multiple_of=64,
+        description="Elements in a row of device memory. Longer rows waste more on small sessions, shorter ones cost "
+        "large sessions time.",
+    )
+    batch_bytes: int = Field(
+        256 << 20,
+        ge=1,
+        description="Most gradient bytes stepped in one launch. More serves many sessions at once, and takes more "
+        "device memory for the moment.",
+    )
+    linger_s: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Seconds that a ready round waits for rounds of other sessions. More fills batches, and delays "
+        "every step by as much.",
+    )
+    device_memory_bytes: int = Field(
+        _DEFAULTS.device_bytes, ge=1 << 20, description="Most bytes of device memory for all sessions together."
+    )
+    staging_bytes: int = Field(
+        _DEFAULTS.staging_bytes, ge=1 << 20, description="Most bytes of host memory for gradients on their way."
+    )
+    window_bytes: int = Field(
+        _DEFAULTS.window_bytes,
+        ge=1 << 20,
+        description="Bytes of unanswered payload on one stream before the server stops reading it.",
+    )
+    max_sessions: int = Field(_DEFAULTS.max_sessions, ge=1, description="Most sessions at a time.")
+    max_parameters: int = Field(_DEFAULTS.max_parameters, ge=1, description="Most elements in one session.")
+    max_readings: int = Field(
+        _DEFAULTS.max_readings, ge=1, description="Telemetry readings kept for each session, in memory."
+    )
+    grace_s: float = Field(5.0, ge=0, description="Seconds that calls have to end after a stop was asked for.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="Log lines for people or for machines; auto is text on a terminal and json elsewhere."
+    )
+    until_stdin_closes: bool = Field(
+        False, description="Stop when standard input ends, so that a parent that dies leaves no server behind."
+    )
+
+    def limits(self) -> Limits:
+        """The limits that the engine keeps."""
+        return Limits(
+            max_sessions=self.max_sessions,
+            max_parameters=self.max_parameters,
+            max_readings=self.max_readings,
+            window_bytes=self.window_bytes,
+            staging_bytes=self.staging_bytes,
+            device_bytes=self.device_memory_bytes,
+        )

@@ -1,0 +1,1 @@
+"""Memory that survives the process: bytes and records only, no tensors."""
