@@ -1,0 +1,75 @@
+r"""Exact flows of the parts of H, on (rows, elements) tensors.
+
+Each part moves some of the state while the rest stands still, so each flow is exact; a step is a composition of them.
+
+Source: Learning Dynamics v0.1.0, "Integration"; docs/theory.md, section 6.
+"""
+
+import torch
+from torch import Tensor
+
+
+def start_(momentum: Tensor, impulse: Tensor, *, first: Tensor, unit_momentum: Tensor) -> None:
+    r"""Gives a session that has not stepped yet the momentum that its first gradient would have left behind.
+
+    .. math:: X \leftarrow A_0\,y \quad \text{(first step only)}
+
+    Args:
+      momentum:      (R, E) X; changed in place.
+      impulse:       (R, E) y.
+      first:         (R, 1) 1 in rows of a session's first step, else 0.
+      unit_momentum: (R, 1) A_0.
+    """
+    torch.where(first != 0, impulse * unit_momentum, momentum, out=momentum)
+
+
+def cooled_kick_(momentum: Tensor, impulse: Tensor, *, retention: Tensor, impulse_gain: Tensor) -> None:
+    r"""Joint flow of potential and thermal energy over one step, the force held constant.
+
+    .. math:: X \leftarrow r X + z\,y
+
+    Args:
+      momentum:     (R, E) X; changed in place.
+      impulse:      (R, E) y: the gradient, or G times it where the metric acts on the kick.
+      retention:    (R, 1) r = β before / β after.
+      impulse_gain: (R, 1) z, the weight of this gradient.
+    """
+    momentum.mul_(retention).addcmul_(impulse, impulse_gain)
+
+
+def harmonic_kick_(momentum: Tensor, position: Tensor, *, stiffness: Tensor) -> None:
+    r"""The pull of bare weight decay.
+
+    .. math:: X \leftarrow X + \frac{k\lambda_0\tau}{h\beta_+}\,w
+
+    Args:
+      momentum:  (R, E) X; changed in place.
+      position:  (R, E) w.
+      stiffness: (R, 1) kλ₀τ/(hβ₊).
+    """
+    momentum.addcmul_(position, stiffness)
+
+
+def drift(velocity_direction: Tensor, *, reach: Tensor) -> Tensor:
+    r"""Flow of the kinetic energy: the increment of the parameters.
+
+    .. math:: \Delta w = -d\,v, \qquad v = \frac{f}{h}\,\tilde G X
+
+    Args:
+      velocity_direction: (R, E) G X.
+      reach:              (R, 1) d f/h, times ζ/A where the momentum is normalised.
+    """
+    return velocity_direction * -reach
+
+
+def decay_(increment: Tensor, position: Tensor, *, rate: Tensor) -> None:
+    r"""Decoupled weight decay: a dilation of the parameters beside the Hamiltonian.
+
+    .. math:: \Delta w \leftarrow \Delta w - \eta\lambda_d\,w
+
+    Args:
+      increment: (R, E); changed in place.
+      position:  (R, E) w before the step.
+      rate:      (R, 1) η λ_d, times lr_scale, and times f where the decay follows the speed.
+    """
+    increment.addcmul_(position, -rate)
