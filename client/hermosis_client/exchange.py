@@ -1,28 +1,27 @@
 """Worker: one contributor to a session, over one Exchange stream."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from hermosis import wire
 from hermosis.v1 import gradient_pb2
 from hermosis_client import codec
 from hermosis_client.connection import Connection
-from hermosis_client.dtypes import Float32, decode_into, encode
-from hermosis_client.errors import ConnectionFailed, HermosisError, StaleGeneration, error_from_refusal
+from hermosis_client.dtypes import Float32
+from hermosis_client.errors import ConnectionFailed, HermosisError, StaleGeneration
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import Reply, StepResult
 from hermosis_client.retry import Patience
 from hermosis_client.stream import ExchangeStream
+from hermosis_client.transfer import HANDLE, Landing, OutgoingGradient, wait_for_opening, wait_for_result
 
 _Answer = TypeVar("_Answer")
 
-_HANDLE = 1
 _Request = gradient_pb2.ExchangeRequest
 
 
@@ -123,12 +122,12 @@ class Worker:
         Args:
           out: flat float32 vector (P,) to land them in; None means a new one.
         """
-        landing = _Landing(self._layout, out)
+        landing = Landing(self._layout, out)
 
         def attempt() -> Tensors:
             try:
                 stream = self._open(self._settings.reply)
-                stream.send([_Request(pull=gradient_pb2.PullParameters(handle=_HANDLE))])
+                stream.send([_Request(pull=gradient_pb2.PullParameters(handle=HANDLE))])
                 self.step = landing.receive(stream, 0)
             except StaleGeneration:
                 self._forget()
@@ -173,19 +172,19 @@ class Worker:
         out: Float32 | None,
     ) -> tuple[StepResult, Tensors]:
         flat = self._layout.flat(gradients)
-        landing = _Landing(self._layout if reply is not Reply.NONE else ParameterLayout(()), out)
+        landing = Landing(self._layout if reply is not Reply.NONE else ParameterLayout(()), out)
         sequence = 0
 
         def attempt() -> tuple[StepResult, Tensors]:
             nonlocal sequence
             stream = self._open(reply)
             sequence = sequence or self._next_sequence  # A later attempt is about the same contribution.
-            gradient = _Gradient(
+            gradient = OutgoingGradient(
                 flat, self._settings.gradient_dtype, self._chunk_bytes, self._commit(sequence, numbers)
             )
             stream.send(gradient)
             try:
-                result = _result(stream, sequence)
+                result = wait_for_result(stream, sequence)
             except BaseException:
                 gradient.abandoned = True
                 raise
@@ -200,7 +199,7 @@ class Worker:
 
     def _commit(self, sequence: int, numbers: StepNumbers) -> gradient_pb2.Commit:
         return gradient_pb2.Commit(
-            handle=_HANDLE,
+            handle=HANDLE,
             sequence=sequence,
             base_step=self.step or 0,
             loss=numbers.loss,
@@ -238,10 +237,10 @@ class Worker:
             return self._stream
         messages = [_Request(open=self._opening(reply))]
         if self._opened_for is not None:
-            messages.insert(0, _Request(close=gradient_pb2.CloseHandle(handle=_HANDLE)))
+            messages.insert(0, _Request(close=gradient_pb2.CloseHandle(handle=HANDLE)))
         self._opened_for = None
         self._stream.send(messages)
-        opened = _opened(self._stream)
+        opened = wait_for_opening(self._stream)
         self._opened_for = reply
         self._generation = opened.generation
         self._next_sequence = opened.next_sequence
@@ -252,7 +251,7 @@ class Worker:
 
     def _opening(self, reply: Reply) -> gradient_pb2.OpenSession:
         return gradient_pb2.OpenSession(
-            handle=_HANDLE,
+            handle=HANDLE,
             session_id=self._session_id,
             worker_id=self.worker_id,
             generation=self._generation,
@@ -272,81 +271,3 @@ class Worker:
         if self._stream is not None:
             self._stream.cancel()
             self._stream = None
-
-
-class _Gradient:
-    """Messages of one contribution, each encoded when the wire is ready for it."""
-
-    def __init__(self, flat: Float32, dtype: wire.Dtype, chunk_bytes: int, commit: gradient_pb2.Commit) -> None:
-        self.abandoned = False
-        self._flat = flat
-        self._dtype = dtype
-        self._chunk_bytes = chunk_bytes
-        self._commit = commit
-
-    def __iter__(self) -> Iterator[_Request]:
-        dtype = codec.dtype_number(self._dtype)
-        for span in wire.spans(self._flat.size, self._dtype.itemsize, self._chunk_bytes):
-            if self.abandoned:
-                break
-            payload = encode(self._flat[span.offset : span.offset + span.length], self._dtype)
-            chunk = gradient_pb2.GradientChunk(
-                handle=_HANDLE,
-                sequence=self._commit.sequence,
-                offset=span.offset,
-                dtype=dtype,
-                crc32=wire.checksum(payload),
-                payload=payload,
-            )
-            yield _Request(chunk=chunk)
-        yield _Request(commit=self._commit)  # Also of an abandoned one: up to here the server ignores it.
-
-
-class _Landing:
-    """Where an answer's chunks land: straight in the vector that the caller gets."""
-
-    def __init__(self, layout: ParameterLayout, out: Float32 | None) -> None:
-        self._flat = np.empty(layout.parameter_count, np.float32) if out is None else layout.checked(out)
-        self.tensors = Tensors(layout, self._flat)
-
-    def zero(self) -> None:
-        self._flat[:] = 0
-
-    def receive(self, stream: ExchangeStream, sequence: int) -> int:
-        """Takes all chunks of one answer; gives the step they speak of."""
-        filled = step = 0
-        while filled < self._flat.size:
-            response = _awaited(stream, sequence)
-            if response.WhichOneof("message") != "chunk" or response.chunk.sequence != sequence:
-                continue
-            chunk = response.chunk
-            payload = chunk.payload  # Once: every access builds a new object.
-            dtype = wire.Dtype(chunk.dtype)
-            end = chunk.offset + len(payload) // dtype.itemsize
-            if chunk.offset != filled or end > self._flat.size or wire.checksum(payload) != chunk.crc32:
-                raise stream.broken("a damaged answer")
-            decode_into(payload, dtype, self._flat[filled:end])
-            filled, step = end, chunk.step
-        return step
-
-
-def _opened(stream: ExchangeStream) -> gradient_pb2.SessionOpened:
-    while True:
-        response = _awaited(stream, 0)
-        if response.WhichOneof("message") == "opened":
-            return response.opened
-
-
-def _result(stream: ExchangeStream, sequence: int) -> StepResult:
-    while True:
-        response = _awaited(stream, sequence)
-        if response.WhichOneof("message") == "result" and response.result.sequence == sequence:
-            return codec.step_result(response.result)
-
-
-def _awaited(stream: ExchangeStream, sequence: int) -> gradient_pb2.ExchangeResponse:
-    """The next message; raises the typed error when it refuses the work with that number."""
-    response = stream.receive()
-    if response.WhichOneof("message") == "refused" and response.refused.sequence == sequence:
-        raise error_from_refusal(response.refused.refusal)
-    return response

@@ -20,6 +20,7 @@ from hermosis_client.exchange import Worker, WorkerSettings
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import (
     ParametersOn,
+    Recipe,
     Reply,
     SessionInfo,
     SessionStatus,
@@ -31,6 +32,7 @@ from hermosis_client.retry import patiently
 from hermosis_client.state import ExportedState
 
 WireDtype = Literal["float32", "float16", "bfloat16"]
+LR = "lr"  # what every recipe calls its learning rate
 
 
 class Session:
@@ -61,6 +63,19 @@ class Session:
         """The session as the server sees it now."""
         request = session_pb2.GetSessionRequest(session_id=self.session_id)
         return codec.session_info(self._connection.call(self._connection.sessions.GetSession, request).session)
+
+    def learning_rate(self) -> float:
+        """The learning rate that the session was made with, which every lr_scale multiplies."""
+        optimizer = self.info().optimizer
+        if not isinstance(optimizer, Recipe):
+            return optimizer.learning_rate
+        given = optimizer.parameters.get(LR)
+        if given is None:
+            response = self._connection.call(self._connection.sessions.GetRecipes, session_pb2.GetRecipesRequest())
+            recipe = next(recipe for recipe in response.recipes if recipe.name == optimizer.name)
+            described = codec.recipe_description(recipe).parameters
+            given = next(parameter.default for parameter in described if parameter.name == LR)
+        return float(given or 0.0)
 
     def initialise(self, arrays: Mapping[str, ArrayLike] | Float32) -> SessionInfo:
         """Uploads the initial parameters; the session is then READY.

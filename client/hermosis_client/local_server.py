@@ -1,0 +1,140 @@
+"""LocalServer: a private server on this machine, for as long as it is needed."""
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import IO
+
+from hermosis_client.errors import ConnectionFailed
+
+_READY = "HERMOSIS READY address="
+_NEEDED = ("hermosis_server", "torch", "grpc_health", "grpc_reflection")
+_STOP_S = 10.0
+
+
+class LocalServer:
+    """Starts a server as a process of its own on a free loopback port and waits until it is ready.
+
+    It ends with `close`, at the latest when this process ends, even by a kill: its standard input is a pipe from here,
+    and it stops when that closes.
+
+    Args:
+      data_folder: for what shall outlive the server; None means a folder that ends with it.
+      arguments:   further arguments of ``hermosis serve``.
+      ready_s:     how long it may take to start.
+
+    Raises:
+      ModuleNotFoundError: the server's packages are not installed.
+      ConnectionFailed:    it ended, or was not ready in time; the message holds the end of its log.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_folder: str | os.PathLike[str] | None = None,
+        arguments: Sequence[str] = (),
+        ready_s: float = 120.0,
+    ) -> None:
+        _require_installed()
+        self._owner = os.getpid()
+        self._own_folder = tempfile.TemporaryDirectory(prefix="hermosis-") if data_folder is None else None
+        folder = self._own_folder.name if self._own_folder is not None else os.fspath(data_folder or "")
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process does
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "hermosis_server", "serve", "--port", "0", "--until-stdin-closes"),
+                *("--data-folder", folder),
+                *arguments,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this process, which then stops the server in good order.
+        )
+        atexit.register(self.close)
+        self._ready = threading.Event()
+        self._address = ""
+        self._reader = threading.Thread(target=self._read, name="hermosis-local-server", daemon=True)
+        self._reader.start()
+        try:
+            came = self._ready.wait(ready_s)
+        except BaseException:
+            self.close()
+            raise
+        if not self._address:
+            what = "the local server ended before it was ready" if came else f"the local server took over {ready_s} s"
+            log = self.log_tail()
+            self.close()
+            raise ConnectionFailed(f"{what}; the end of its log:\n{log}")
+
+    @property
+    def address(self) -> str:
+        """host:port to connect to."""
+        return self._address
+
+    @property
+    def process_id(self) -> int:
+        """Of the server."""
+        return self._process.pid
+
+    def log_tail(self, limit_bytes: int = 2000) -> str:
+        """The end of what the server wrote to its log."""
+        log = self._log.fileno()
+        # Not seek: the server writes at the same file position.
+        start = max(0, os.fstat(log).st_size - limit_bytes)
+        return os.pread(log, limit_bytes, start).decode(errors="replace").strip() or "(empty)"
+
+    def close(self) -> None:
+        """Stops the server and waits for its end. Harmless when repeated, and in a forked child, whose it is not."""
+        if os.getpid() != self._owner:
+            return
+        atexit.unregister(self.close)
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._log.close()
+        if self._own_folder is not None:
+            self._own_folder.cleanup()
+
+    def __enter__(self) -> "LocalServer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        """Finds the ready line, then drains what else the server prints, so that it never waits for a full pipe."""
+        assert self._process.stdout is not None, "asked for above"
+        for line in self._process.stdout:
+            if line.startswith(_READY):
+                self._address = line.removeprefix(_READY).strip()
+                self._ready.set()
+        self._ready.set()
+
+
+def _require_installed() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"a local server needs packages that are missing ({', '.join(missing)}): pip install 'hermosis[server]'",
+            name=missing[0],
+        )

@@ -1,0 +1,252 @@
+"""RemoteOptimizer: a torch.optim.Optimizer whose steps are taken by a Hermosis server."""
+
+import contextlib
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from hermosis_client.client import Client
+from hermosis_client.local_server import LocalServer
+from hermosis_client.records import Outcome, ParametersOn, Recipe, RecipeValue, StepResult
+from hermosis_client.session import LR, Session, WireDtype
+from hermosis_client.torch_group import GroupState, RemoteGroup, flat_values, layout_of, trainable
+from hermosis_client.torch_session import SessionMaker, SessionPlan, merged_recipe
+
+
+class RemoteOptimizer(Optimizer):
+    """Sends each step's gradients to a server and copies the new parameters back into the tensors.
+
+        optimizer = RemoteOptimizer(model.parameters(), optimizer="adamw", lr=1e-3)
+
+    takes the place of ``torch.optim.AdamW(model.parameters(), lr=1e-3)`` in an existing loop. Without an address it
+    starts a private server on this machine, which ends with the optimizer, at the latest with this process.
+
+    Where it differs from torch.optim:
+
+    - The weights live on the server (unless parameters_on="worker"): what else changes them between two steps is
+      overwritten by the next one.
+    - Each param_group is a session of its own, stepped by itself as in torch. Its ``lr`` counts at every step, so
+      learning-rate schedulers work; its other settings cannot change once the session is made, which is refused.
+    - A missing gradient counts as zero; torch would skip that parameter, its momentum and its decay. Parameters that do
+      not require a gradient when their group is added stay out of the session.
+    - A gradient with NaN or infinity changes nothing; `last_result` says so, and a warning the first time.
+
+    Several workers train one model when each makes a RemoteOptimizer with the same session, optimizer and workers, and
+    a worker_id of its own: the first one creates the session from its weights, the others take those over. With a
+    session and no optimizer it only joins.
+
+    Args:
+      params:         as for every torch optimizer; named parameters give the session's tensors their names.
+      session:        a Session to join, or the id of one to create or join; further param_groups add "-1", "-2" …
+      optimizer:      a Recipe or the name of one; None joins a session that exists.
+      address:        host:port of the server; None starts a private one.
+      worker_id:      of this worker. Rounds are summed in the order of worker ids; a random one when empty.
+      workers:        that take part in a round.
+      consistency:    "barrier" steps when every worker has sent its gradient, "async" on each arrival.
+      lr:             learning rate; None means the recipe's default.
+      gradient_dtype: of gradients on the wire.
+      reply_dtype:    of parameters or increments on the wire; with a narrower one the model holds rounded parameters,
+                      while the server's stay float32.
+      parameters_on:  "server", or "worker" to keep the weights here, in float32 whatever the model's dtype.
+      sample_count:   that each gradient is the mean of, to weigh workers by; zero means alike.
+      timeout_s:      the time one call may take up, its retries included.
+      parameters:     of the recipe, such as weight_decay; a param_group may hold its own.
+
+    Attributes:
+      last_results: what the last step led to, by param_group.
+      sessions:     by param_group.
+
+    Raises:
+      HermosisError: the server will not have it, or cannot be reached; see hermosis_client.errors.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        session: Session | str | None = None,
+        optimizer: Recipe | str | None = None,
+        address: str | None = None,
+        worker_id: str = "",
+        workers: int = 1,
+        consistency: Literal["barrier", "async"] = "barrier",
+        lr: float | None = None,
+        gradient_dtype: WireDtype = "float32",
+        reply_dtype: WireDtype = "float32",
+        parameters_on: Literal["server", "worker"] = "server",
+        sample_count: int = 0,
+        timeout_s: float = 30.0,
+        **parameters: RecipeValue,
+    ) -> None:
+        self.last_results: tuple[StepResult, ...] = ()
+        self._groups: list[RemoteGroup] = []
+        self._worker_id = worker_id or f"worker-{uuid.uuid4().hex[:12]}"
+        self._gradient_dtype: WireDtype = gradient_dtype
+        self._reply_dtype: WireDtype = reply_dtype
+        self._sample_count = sample_count
+        self._warned = False
+        self._resources = contextlib.ExitStack()
+        self._end = weakref.finalize(self, self._resources.close)
+        recipe = merged_recipe(optimizer, lr, parameters)
+        plan = SessionPlan(
+            session=session, recipe=recipe, workers=workers, consistency=consistency, parameters_on=parameters_on
+        )
+        plan.check(address=address, given=parameters)
+        try:
+            client = None if isinstance(session, Session) else self._connect(address, timeout_s)
+            self._sessions = SessionMaker(plan, client, timeout_s)
+            super().__init__(params, {"lr": lr, **(recipe.parameters if recipe else {})})
+        except BaseException:
+            self._end()
+            raise
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The session behind each param_group."""
+        return tuple(group.session for group in self._groups)
+
+    @property
+    def last_result(self) -> StepResult | None:
+        """What the last step led to, in the first param_group; None before it."""
+        return self.last_results[0] if self.last_results else None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds tensors, with a session of their own."""
+        super().add_param_group(param_group)
+        try:
+            self._groups.append(self._open(self.param_groups[-1]))
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def step(  # type: ignore[override]  # torch types its step by two overloads; further keywords are allowed.
+        self,
+        closure: Callable[[], float] | None = None,
+        *,
+        loss: float | Tensor | None = None,
+        sample_count: int | None = None,
+    ) -> float | None:
+        """Takes one step on the server with the tensors' gradients.
+
+        Args:
+          closure:      evaluates the model again and returns the loss, as in torch.
+          loss:         at the present parameters, where there is no closure; the server's telemetry shows it, and some
+                        optimizers need it.
+          sample_count: that this gradient is the mean of; None means the optimizer's own setting.
+
+        Returns:
+          What the closure returned.
+        """
+        value: float | None = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        known_loss = loss if value is None else value
+        self.last_results = tuple(
+            remote.step(
+                lr=_checked_lr(group, remote),
+                loss=None if known_loss is None else float(known_loss),
+                sample_count=self._sample_count if sample_count is None else sample_count,
+            )
+            for group, remote in zip(self.param_groups, self._groups, strict=True)
+        )
+        self._warn_if_non_finite()
+        return value
+
+    def pull(self) -> None:
+        """Takes the sessions' present parameters over; the way on after StaleGradient or StaleGeneration."""
+        for remote in self._groups:
+            remote.pull()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The param_groups and each session's whole optimizer state, its parameters included."""
+        return {**super().state_dict(), "sessions": [remote.export() for remote in self._groups]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a `state_dict` as if nothing had happened, to the bit; the tensors get its parameters.
+
+        It replaces the state of the sessions on the server, so one worker of several loads it and the others `pull`.
+        """
+        states: list[GroupState] | None = state_dict.get("sessions")
+        if states is None or len(states) != len(self._groups):
+            raise ValueError(
+                f"the state_dict holds {len(states or ())} sessions, this optimizer has {len(self._groups)}; only a "
+                "state_dict of a RemoteOptimizer with the same param_groups can be loaded"
+            )
+        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
+        for remote, state in zip(self._groups, states, strict=True):
+            remote.adopt(state)
+
+    def close(self) -> None:
+        """Disconnects, and stops a private server. Sessions on another server live on. Harmless when repeated."""
+        self._end()
+
+    def __enter__(self) -> "RemoteOptimizer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("a RemoteOptimizer holds connections and cannot be copied or pickled; use state_dict()")
+
+    def _connect(self, address: str | None, timeout_s: float) -> Client:
+        if address is None:
+            address = self._resources.enter_context(LocalServer()).address
+        return self._resources.enter_context(Client(address, timeout_s=timeout_s))
+
+    def _open(self, group: dict[str, Any]) -> RemoteGroup:
+        """The session of a new param_group, with its weights there, or taken over from there."""
+        names, tensors = trainable(group)
+        recipe = self._sessions.recipe_of(group)
+        session, created = self._sessions.create_or_join(len(self._groups), layout_of(names, tensors), recipe)
+        worker = session.worker(self._worker_id, gradient_dtype=self._gradient_dtype, reply_dtype=self._reply_dtype)
+        self._resources.callback(worker.close)
+        base_lr = session.learning_rate()
+        if group["lr"] is None:
+            group["lr"] = base_lr
+        remote = RemoteGroup(
+            session,
+            worker,
+            tensors,
+            frozen=[tensor for tensor in group["params"] if not tensor.requires_grad],
+            base_lr=base_lr,
+            settings=recipe.parameters if recipe else {},
+        )
+        if not created:
+            remote.pull()
+        elif session.parameters_on is ParametersOn.SERVER:
+            session.initialise(flat_values(tensors).numpy())
+        return remote
+
+    def _warn_if_non_finite(self) -> None:
+        refused = {Outcome.NON_FINITE_GRADIENT, Outcome.NON_FINITE_STATE}
+        for result in self.last_results:
+            if result.outcome in refused and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"{result.outcome.name}: the step of sequence {result.sequence} was not taken, the parameters are "
+                    "as before; optimizer.last_result tells this of every step, this warning comes once",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+
+def _checked_lr(group: dict[str, Any], remote: RemoteGroup) -> float:
+    """The learning rate of a group; ValueError when another of its settings is not what the session was made with."""
+    for name, value in remote.settings.items():
+        if name != LR and group.get(name, value) != value:
+            raise ValueError(
+                f"{name} of a param_group was changed from {value!r} to {group[name]!r}, but only lr can change while "
+                "the session runs; a scheduler that cycles it has an option to leave it alone"
+            )
+    return float(group["lr"])

@@ -1,0 +1,149 @@
+"""Which session a param_group of a RemoteOptimizer gets: a new one, or one that other workers made."""
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from hermosis_client.client import Client
+from hermosis_client.errors import SessionExists, SessionNotReady
+from hermosis_client.layout import ParameterLayout
+from hermosis_client.records import Recipe, RecipeValue, SessionInfo, SessionStatus
+from hermosis_client.session import LR, Session
+
+_JOIN_POLL_S = 0.05
+
+
+def merged_recipe(
+    optimizer: Recipe | str | None, lr: float | None, parameters: Mapping[str, RecipeValue]
+) -> Recipe | None:
+    """One recipe from what was said in several ways; the later word counts."""
+    if optimizer is None:
+        return None
+    recipe = Recipe(optimizer) if isinstance(optimizer, str) else optimizer
+    rate = {} if lr is None else {LR: float(lr)}
+    return Recipe(recipe.name, **{**recipe.parameters, **parameters, **rate})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPlan:
+    """What sessions to make, or to join where `recipe` is None."""
+
+    session: Session | str | None
+    recipe: Recipe | None
+    workers: int
+    consistency: Literal["barrier", "async"]
+    parameters_on: Literal["server", "worker"]
+
+    def check(self, *, address: str | None, given: Collection[str]) -> None:
+        """ValueError when the plan makes no sense, before anything is started."""
+        if self.recipe is not None:
+            if isinstance(self.session, Session):
+                raise ValueError("a Session has its optimizer already; leave it out, or give the session's id")
+            return
+        if self.session is None:
+            raise ValueError("name an optimizer, such as 'adamw', or a session to join")
+        if given:
+            raise ValueError(f"a session that is joined has its settings; leave out {list(given)} or name an optimizer")
+        if isinstance(self.session, Session) != (address is None):
+            raise ValueError("to join a session, give a Session, or its id and the address of its server")
+
+
+class SessionMaker:
+    """Makes or finds the sessions of a plan.
+
+    Args:
+      client:    of the server; None where the plan holds a Session.
+      timeout_s: how long to wait for the parameters of a session that is joined.
+    """
+
+    def __init__(self, plan: SessionPlan, client: Client | None, timeout_s: float) -> None:
+        self._plan = plan
+        self._client = client
+        self._timeout_s = timeout_s
+
+    def recipe_of(self, group: Mapping[str, Any]) -> Recipe | None:
+        """The plan's recipe with a param_group's own settings; None when the session has its settings already."""
+        recipe = self._plan.recipe
+        if recipe is None:
+            return None
+        names = self._setting_names
+        settings = {name: _plain(group[name]) for name in group if name in names and group[name] is not None}
+        return Recipe(recipe.name, **settings)
+
+    def create_or_join(self, index: int, layout: ParameterLayout, recipe: Recipe | None) -> tuple[Session, bool]:
+        """The session of the param_group of that index, and whether it is new.
+
+        Raises:
+          ValueError:      one of that id was made with other settings.
+          SessionNotReady: one of that id was not given its parameters in time.
+        """
+        plan = self._plan
+        if isinstance(plan.session, Session):
+            if index:
+                raise ValueError("a Session holds one param_group; give the session's id to join one for each group")
+            return plan.session, False
+        if self._client is None:
+            raise RuntimeError("no client; this is a bug in hermosis")
+        session_id = f"{plan.session}-{index}" if plan.session and index else plan.session or ""
+        if recipe is not None:
+            try:
+                session = self._client.create_session(
+                    layout,
+                    recipe,
+                    session_id=session_id,
+                    workers=plan.workers,
+                    consistency=plan.consistency,
+                    parameters_on=plan.parameters_on,
+                )
+            except SessionExists:
+                pass
+            else:
+                return session, True
+        session = self._client.session(session_id)
+        if recipe is not None:
+            self._check_same(session.info(), recipe)
+        self._wait_until_ready(session)
+        return session, False
+
+    @cached_property
+    def _setting_names(self) -> set[str]:
+        """What of a param_group is meant for the recipe: what it has, and what was given for it, even in error."""
+        recipe = self._plan.recipe
+        if recipe is None or self._client is None:
+            return set()
+        described = [each for each in self._client.recipes() if each.name == recipe.name]
+        return {*recipe.parameters, *(parameter.name for each in described for parameter in each.parameters)}
+
+    def _check_same(self, info: SessionInfo, recipe: Recipe) -> None:
+        plan = self._plan
+        wanted = (recipe, plan.workers, plan.consistency, plan.parameters_on)
+        found = (
+            # An edited session shows the Hamiltonian it has become, which no recipe compares with.
+            info.optimizer if isinstance(info.optimizer, Recipe) else recipe,
+            info.expected_workers,
+            info.consistency.name.lower(),
+            info.parameters_on.name.lower(),
+        )
+        if wanted != found:
+            raise ValueError(
+                f"session {info.session_id} exists with other settings (recipe, workers, consistency, parameters_on): "
+                f"it has {found}, this worker wants {wanted}"
+            )
+
+    def _wait_until_ready(self, session: Session) -> None:
+        """Waits for whoever made the session to give it its parameters."""
+        deadline = time.monotonic() + self._timeout_s
+        while session.info().status is SessionStatus.CREATING:
+            if time.monotonic() > deadline:
+                raise SessionNotReady(
+                    f"session {session.session_id} was not given its parameters within {self._timeout_s} s by the "
+                    "worker that made it; close it and begin again"
+                )
+            time.sleep(_JOIN_POLL_S)
+
+
+def _plain(value: Any) -> RecipeValue:
+    """A setting as the wire has it; torch allows a learning rate to be a tensor."""
+    return value if isinstance(value, bool | str) else float(value)
