@@ -19,8 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hermosis_server.dynamics import diagnostics
-from hermosis_server.dynamics.diagnostics import Potential
+from hermosis_server.dynamics.diagnostics import LOG_BETA_LIMIT, Passage, sample_rows, settle
 from hermosis_server.dynamics.flows import cooled_kick_, decay_, drift, harmonic_kick_, start_
 from hermosis_server.dynamics.hamiltonian import Coefficients, Family, Hamiltonian
 from hermosis_server.dynamics.kinetic import Motion, classical_motion, relativistic_motion
@@ -73,66 +72,78 @@ def advance_(
 
     Source: docs/theory.md, section 6.
     """
-    position, momentum = state.position, state.momentum
-    if position is None and family.needs_parameters:
+    if state.position is None and family.needs_parameters:
         raise InternalError("weight decay without parameters; this is a bug in hermosis")
+    position, momentum, dtype = state.position, state.momentum, state.momentum.dtype
     c = Coefficients(*coefficients.unbind(1))
+    on_rows = Coefficients(*rows.spread(coefficients, dtype=dtype))
     old = Scalars(*state.scalars.unbind(1))
-    dtype = momentum.dtype
-    bath = _warm(c, old.log_beta, family)
+    bath = _bath(c, old.log_beta, family)
 
     # The metric is an external field: it learns from the gradient, then stands still through kick and drift.
     force = gradient
     if family.thermal_decay and position is not None:
-        force = torch.addcmul(gradient, position, *rows.spread(c.thermal_decay, dtype=dtype))
+        force = torch.addcmul(gradient, position, on_rows.thermal_decay)
     unit_second_moment = old.unit_second_moment * c.second_moment_decay + c.second_moment_gain
-    metric = _updated_metric(state, force, c, unit_second_moment, family, rows)
-    impulse = raised(force, metric) if family.metric_on_kick else force
-    drift_metric = None if family.metric_on_kick else metric
+    metric: Tensor | None = None
+    if state.second_moment is not None:
+        update_moments_(
+            state.second_moment,
+            state.first_moment,
+            force,
+            decay=on_rows.second_moment_decay,
+            gain=on_rows.second_moment_gain,
+        )
+        metric = diagonal_metric(
+            state.second_moment,
+            state.first_moment,
+            unit_moment=rows.spread(unit_second_moment, dtype=dtype)[0] if family.normalise_metric else None,
+            epsilon=on_rows.epsilon,
+            power_units=family.power_units,
+            epsilon_inside=family.epsilon_inside,
+        )
+    impulse, drift_metric = (raised(force, metric), None) if family.metric_on_kick else (force, metric)
 
     # Kick, and the momentum that the drift will see.
-    retention, gain = rows.spread(c.retention, c.impulse_gain, dtype=dtype)
     unit_momentum = old.unit_momentum
     if family.first_kick:
         first = old.step == 0
         unit_momentum = torch.where(first, c.initial_unit_momentum, unit_momentum)
-        first_rows, unit_rows = rows.spread(first.to(torch.float64), unit_momentum, dtype=dtype)
-        start_(momentum, impulse, first=first_rows, unit_momentum=unit_rows)
-    square_before = _metric_squares(momentum, drift_metric)
+        start_(momentum, impulse, first=rows.spread(first, dtype=dtype)[0], unit_momentum=on_rows.initial_unit_momentum)
+    squares_before = _metric_squares(momentum, drift_metric)
+    cooled_kick_(momentum, impulse, retention=on_rows.retention, impulse_gain=on_rows.impulse_gain)
     unit_momentum = unit_momentum * c.retention + c.impulse_gain
-    cooled_kick_(momentum, impulse, retention=retention, impulse_gain=gain)
     if family.bare_decay and position is not None:
-        stiffness = c.information_unit * c.bare_decay * c.step_duration / c.action_unit / bath.beta
+        stiffness = c.information_unit * c.bare_decay * c.learning_rate / bath.beta
         harmonic_kick_(momentum, position, stiffness=rows.spread(stiffness, dtype=dtype)[0])
     drifting, drifting_unit = momentum, unit_momentum
     if family.lookahead:
-        drifting = (momentum * retention).addcmul_(impulse, gain)
+        drifting = (momentum * on_rows.retention).addcmul_(impulse, on_rows.impulse_gain)
         drifting_unit = unit_momentum * c.retention + c.impulse_gain
     direction = raised(drifting, drift_metric)
 
-    # Norms of whole sessions.
-    momentum_rows = row_squares(momentum)
-    plain = direction is momentum
-    gradient_square, before, momentum_square, after = rows.totals(
+    # Norms of whole sessions, and what the kinetic energy makes of them.
+    momentum_squares = row_squares(momentum)
+    gradient_square, before, momentum_square, square, *position_square = rows.totals(
         row_squares(gradient),
-        square_before,
-        momentum_rows,
-        momentum_rows if plain else row_products(drifting, direction),
+        squares_before,
+        momentum_squares,
+        momentum_squares if direction is momentum else row_products(drifting, direction),
+        *([row_squares(position)] if family.needs_parameters and position is not None else []),
     )
-    position_square = torch.zeros_like(after)
-    if family.needs_parameters and position is not None:
-        (position_square,) = rows.totals(row_squares(position))
-    scale = c.gradient_gain / drifting_unit if family.normalise else torch.ones_like(after)
-    motion_before = _motion(before * scale, c, bath.heat_before, family)
-    square = after * scale
+    pace = lr_scale * c.learning_rate
+    reach = pace
+    if family.normalise:
+        unit_drift = c.gradient_gain / drifting_unit
+        before, square, reach = before * unit_drift, square * unit_drift, reach * unit_drift
+    motion_before = _motion(before, c, bath.heat_before, family)
     motion = _motion(square, c, bath.heat, family)
+    reach = reach * motion.braking
 
     # Drift.
-    duration = lr_scale * c.step_duration
-    reach = duration / c.action_unit * motion.braking * scale
     increment = drift(direction, reach=rows.spread(reach, dtype=dtype)[0])
     if family.decoupled_decay and position is not None:
-        rate = lr_scale * c.learning_rate * c.decoupled_decay
+        rate = pace * c.decoupled_decay
         if family.decay_follows_speed:
             rate = rate * motion.braking
         decay_(increment, position, rate=rows.spread(rate, dtype=dtype)[0])
@@ -141,68 +152,51 @@ def advance_(
     peaks = [row_peaks(tensor) for tensor in (position, state.second_moment) if tensor is not None]
     increment_square, *peak_totals = rows.totals(row_squares(increment), *peaks)
 
-    # Internal energy, entropy and the sample.
-    known = loss.isfinite()
-    full_loss = diagnostics.where_defined(loss + c.thermal_decay / 2 * position_square, known)
-    bare = c.information_unit * c.bare_decay / 2 * position_square / bath.beta
-    at_start = Potential(full_loss, bare / c.retention) if family.bare_decay else Potential(full_loss, 0.0)
-    at_kick = Potential(full_loss, bare)
-    unanchored = ~old.internal_energy.isfinite()
-    heat_energy = torch.where(
-        unanchored, diagnostics.anchored_internal_energy(c, motion_before, at_start), old.internal_energy
+    balance = settle(
+        c,
+        old,
+        Passage(
+            loss=loss,
+            position_square=position_square[0] if position_square else None,
+            before=motion_before,
+            after=motion,
+            square=square,
+            pace=pace,
+            log_beta=bath.log_beta,
+            beta=bath.beta,
+        ),
+        family,
     )
-    energy_before = diagnostics.energy(c, motion_before, at_start, heat_energy)
-    entropy = torch.where(unanchored, 0.0, old.entropy)
-    entropy = entropy + diagnostics.entropy_of_kick(c, bath.beta * c.retention, heat_energy, full_loss)
-    entropy = entropy + diagnostics.entropy_of_drift(c, bath.beta, motion, duration)
-    entropy = diagnostics.where_defined(entropy, bath.log_beta < diagnostics.LOG_BETA_LIMIT)
-    reference = c.retention * torch.where(unanchored, energy_before, old.reference_energy)
-    reference = diagnostics.where_defined(reference, known)
-    kicked = c.retention * heat_energy - c.impulse_gain * full_loss
-    energy_after = diagnostics.energy(c, motion, at_kick, kicked)
-    internal_energy = kicked + diagnostics.heating(c, motion, square * motion.braking, duration)
     new = Scalars(
         step=old.step + 1,
         clock=old.clock + c.step_duration,
         log_beta=bath.log_beta,
-        internal_energy=internal_energy,
+        internal_energy=balance.internal_energy,
         unit_momentum=unit_momentum,
         unit_second_moment=unit_second_moment,
-        entropy=entropy,
-        reference_energy=reference,
+        entropy=balance.entropy,
+        reference_energy=balance.reference_energy,
     )
-    kinetic_energy = motion.kinetic / c.information_unit
-    potential_energy = (c.energy_unit * full_loss + bare) / c.information_unit
-    thermal_energy = c.thermal_unit * internal_energy / c.information_unit
-    sample = diagnostics.sample_rows(
-        {
-            "loss": loss,
-            "smoothed_loss": diagnostics.where_defined(-internal_energy / c.loss_anchor, c.loss_anchor > 0),
-            "kinetic_energy": kinetic_energy,
-            "potential_energy": potential_energy,
-            "thermal_energy": thermal_energy,
-            "total_energy": kinetic_energy + potential_energy + thermal_energy,
-            "kinetic_loss": motion.kinetic / c.energy_unit,
-            "kinetic_temperature": 2 * kinetic_energy / rows.parameter_counts,
-            "energy_defect": (c.retention * energy_before + energy_after) / 2 - reference,
-            "internal_energy": internal_energy,
-            "entropy": entropy,
-            "log_beta": bath.log_beta,
-            "retention": c.retention,
-            "cooling_rate": c.cooling_rate,
-            "braking": motion.braking,
-            "step_norm": increment_square.sqrt(),
-            "gradient_norm": gradient_square.sqrt(),
-            "momentum_norm": momentum_square.sqrt(),
-            "learning_rate": c.learning_rate * lr_scale,
-        }
-    )
+    sample = {
+        **balance._asdict(),
+        "loss": loss,
+        "total_energy": balance.kinetic_energy + balance.potential_energy + balance.thermal_energy,
+        "kinetic_temperature": 2 * balance.kinetic_energy / rows.parameter_counts,
+        "log_beta": bath.log_beta,
+        "retention": c.retention,
+        "cooling_rate": c.cooling_rate,
+        "braking": motion.braking,
+        "step_norm": increment_square.sqrt(),
+        "gradient_norm": gradient_square.sqrt(),
+        "momentum_norm": momentum_square.sqrt(),
+        "learning_rate": pace,
+    }
     state.scalars.copy_(torch.stack(tuple(new), dim=1))
     return Advance(
         increment=increment,
         gradient_finite=gradient_square.isfinite(),
         state_finite=sum(peak_totals, momentum_square + increment_square).isfinite(),
-        sample=sample,
+        sample=sample_rows(sample),
     )
 
 
@@ -215,8 +209,8 @@ class _Bath(NamedTuple):
     heat: Tensor | None
 
 
-def _warm(c: Coefficients[Tensor], log_beta: Tensor, family: Family) -> _Bath:
-    limit = diagnostics.LOG_BETA_LIMIT
+def _bath(c: Coefficients[Tensor], log_beta: Tensor, family: Family) -> _Bath:
+    limit = LOG_BETA_LIMIT
     after = log_beta + c.log_beta_step
     beta = after.clamp(-limit, limit).exp()
     if not family.rest_cooling:
@@ -225,25 +219,6 @@ def _warm(c: Coefficients[Tensor], log_beta: Tensor, family: Family) -> _Bath:
         (c.rest_cooling * (value - c.initial_log_beta)).clamp(-limit, limit).exp() for value in (log_beta, after)
     )
     return _Bath(after, beta, before, heat)
-
-
-def _updated_metric(
-    state: PhaseState, force: Tensor, c: Coefficients[Tensor], unit: Tensor, family: Family, rows: RowMap
-) -> Tensor | None:
-    if state.second_moment is None:
-        return None
-    decay, gain, epsilon, unit_rows = rows.spread(
-        c.second_moment_decay, c.second_moment_gain, c.epsilon, unit, dtype=force.dtype
-    )
-    update_moments_(state.second_moment, state.first_moment, force, decay=decay, gain=gain)
-    return diagonal_metric(
-        state.second_moment,
-        state.first_moment,
-        unit_moment=unit_rows if family.normalise_metric else None,
-        epsilon=epsilon,
-        power_units=family.power_units,
-        epsilon_inside=family.epsilon_inside,
-    )
 
 
 def _metric_squares(momentum: Tensor, metric: Tensor | None) -> Tensor:

@@ -66,18 +66,18 @@ class Motion(NamedTuple):
 
     Attributes:
       kinetic:    κ, which is k K/β.
-      beta_slope: ∂κ/∂lnβ at constant s.
+      beta_slope: ∂κ/∂lnβ at constant s, or None where κ does not know β.
       braking:    f, velocity over Newtonian velocity.
     """
 
     kinetic: Tensor
-    beta_slope: Tensor
+    beta_slope: Tensor | None
     braking: Tensor
 
 
 def classical_motion(squared_momentum: Tensor) -> Motion:
     """κ = s/2, f = 1."""
-    return Motion(squared_momentum / 2, torch.zeros_like(squared_momentum), torch.ones_like(squared_momentum))
+    return Motion(squared_momentum / 2, None, torch.ones_like(squared_momentum))
 
 
 def relativistic_motion(
@@ -108,7 +108,7 @@ def relativistic_motion(
     rapidity = rapidity.clamp(max=MAX_RAPIDITY)
     gamma = rapidity.square().add_(1).sqrt_()
     moving = squared_momentum / (gamma + 1)
-    slope = torch.zeros_like(moving)
+    slope: Tensor | None = None
     if heat is not None:
         gamma_less_one = rapidity / (gamma + 1) * rapidity
         slope = -rest_cooling * (moving * gamma_less_one / gamma + 2 * rest)

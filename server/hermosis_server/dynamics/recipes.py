@@ -229,7 +229,7 @@ BETA2 = decay("beta2", 0.999, "retention of the second moment over a step: the m
     BETA2,
     EPS,
     weight_decay(0.0, L2),
-    physics="Newtonian motion in the metric of the gradients' thermal second moment; the bath's mass corrects the bias.",
+    physics="Newtonian motion in the metric of the gradients' thermal second moment; the bath corrects the bias.",
     source="torch.optim.Adam; docs/theory.md, section 5",
 )
 def adam(settings: Parameters) -> Hamiltonian:

@@ -41,9 +41,9 @@ class RowMap:
         self._one_row_each = sessions.numel() == counts.numel()
         self._levels = [level.to(device) for level in _summation_tree(counts)]
 
-    def spread(self, *values: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Numbers a session, each (S,), as columns (R, 1) in the dtype of the rows; rounded once."""
-        table = torch.stack(values, dim=1).to(dtype)
+    def spread(self, values: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Numbers a session, (S,) or (S, n), as columns (R, 1) in the dtype of the rows; rounded once."""
+        table = values.to(dtype).reshape(values.shape[0], -1)
         if not self._one_row_each:
             table = table.index_select(0, self.row_session)
         return torch.split(table, 1, dim=1)
