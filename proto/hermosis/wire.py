@@ -1,7 +1,7 @@
 """What the bytes on the wire mean: dtypes, chunks, checksums and digests. Standard library only.
 
-Both ends import this file, so there is one answer to each of these questions; docs/protocol.md says the same in words for
-other languages.
+Both ends import this file, so there is one answer to each of these questions; docs/protocol.md says the same in words
+for other languages.
 """
 
 import enum
@@ -61,7 +61,7 @@ def checksum(payload: bytes | bytearray | memoryview, before: int = 0) -> int:
 def joined_checksum(parts: Iterable[tuple[int, int]]) -> int:
     """Checksum of a whole from its parts' (checksum, length in bytes), in order, without reading them again.
 
-    Source: a CRC is linear over GF(2); appending n zero bytes is a 32 x 32 bit matrix, squared and multiplied as needed.
+    Source: a CRC is linear over GF(2); appending n zero bytes is a 32 x 32 bit matrix, a product of repeated squares.
     """
     total = 0
     for crc, length in parts:

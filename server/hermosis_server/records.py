@@ -68,7 +68,7 @@ class StateBuffer(enum.IntEnum):
 
 
 class EnergySample(NamedTuple):
-    """The thermodynamics of one step; NaN means undefined. Meanings are in types.proto, formulas in dynamics/diagnostics.py."""
+    """The thermodynamics of one step; NaN means undefined. types.proto has the meanings, dynamics the formulas."""
 
     loss: float = math.nan
     smoothed_loss: float = math.nan

@@ -23,18 +23,16 @@ class Settings(BaseSettings):
     port: int = Field(50051, ge=0, le=65535, description="TCP port; 0 takes a free one and prints it.")
     allow_insecure: bool = Field(
         False,
-        description="Listen beyond loopback without TLS: anybody who reaches the port can read and change every session.",
+        description="Listen beyond loopback without TLS: whoever reaches the port can read and change every session.",
     )
     data_folder: Path = Field(
         Path("hermosis-data"), description="Folder for what must outlive the process; made if missing."
     )
-    device: str = Field(
-        "auto", description="Where sessions live: auto (cuda if there, else cpu), cpu, cuda or cuda:N."
-    )
+    device: str = Field("auto", description="Where sessions live: auto (cuda if there, else cpu), cpu, cuda or cuda:N.")
     threads: int = Field(
         1,
         ge=1,
-        description="Processor threads of one step on the cpu. More speed up large models and take cores from the wire.",
+        description="Processor threads of a step on the cpu. More speed up large models, and take cores from the wire.",
     )
     row_elements: int = Field(
         1024,

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from hermosis.wire import Dtype
 from torch import Tensor
 
-from hermosis.wire import Dtype
 from hermosis_server.errors import InternalError, OutOfDeviceMemory
 from hermosis_server.records import StateBuffer
 
@@ -84,7 +84,7 @@ class Arena:
 
     Args:
       device:       where the rows live.
-      row_elements: E, elements a row. Long rows cost small sessions padding, short ones cost large sessions bookkeeping.
+      row_elements: E, elements a row. Long rows cost small sessions padding, short ones cost large sessions time.
       limit_bytes:  the most that all sessions together may hold.
     """
 
@@ -174,7 +174,7 @@ def flat(rows: Tensor, elements: int) -> Tensor:
 def wire_bytes(vector: Tensor, dtype: Dtype) -> memoryview:
     """A flat vector as little-endian bytes of their own, unaffected by later steps."""
     host = vector.to(dtype=TORCH_DTYPES[dtype], device="cpu", copy=True)
-    return memoryview(host.view(torch.uint8).numpy())
+    return host.view(torch.uint8).numpy().data
 
 
 def from_wire(payload: memoryview, dtype: Dtype) -> Tensor:
@@ -184,4 +184,4 @@ def from_wire(payload: memoryview, dtype: Dtype) -> Tensor:
 
 def staging_buffer(size_bytes: int, *, pinned: bool) -> memoryview:
     """Host memory for a gradient on its way; pinned where a device will fetch it from there."""
-    return memoryview(torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned).numpy())
+    return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned).numpy().data

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from hermosis import wire
 from hermosis.wire import Dtype
+
 from hermosis_server.errors import CorruptChunk, InvalidRequest, LayoutMismatch, Overloaded, PayloadMismatch
 
 RETRY_AFTER_S = 0.25
@@ -99,14 +100,14 @@ class Assembler:
         """
         if dtype is not self.dtype:
             raise InvalidRequest(
-                f"chunk is {dtype.name}, the stream was opened for {self.dtype.name}; open it again to change the dtype",
+                f"chunk is {dtype.name}, the stream was opened for {self.dtype.name}; open it again for another",
                 field="chunk.dtype",
             )
         size = len(payload)
         length, rest = divmod(size, dtype.itemsize)
         if rest or not 0 < size <= self.max_chunk_bytes:
             raise InvalidRequest(
-                f"chunk payload is {size} bytes; wanted whole {dtype.itemsize}-byte elements, at least one, and at most "
+                f"chunk payload is {size} bytes; wanted whole {dtype.itemsize}-byte elements, at least one, at most "
                 f"{self.max_chunk_bytes} bytes",
                 field="chunk.payload",
             )

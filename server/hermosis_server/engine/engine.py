@@ -1,8 +1,8 @@
 """Engine: the facade that the rpc layer talks to. All of it runs on one event loop; the device has a thread of its own.
 
-    rpc thread                                device thread
-    sessions, workers, rounds, staging   →    arena, residents, steps
-    telemetry, answers                   ←    StepDone
+rpc thread                                device thread
+sessions, workers, rounds, staging   →    arena, residents, steps
+telemetry, answers                   ←    StepDone
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from hermosis.wire import Dtype
+
 from hermosis_server.dynamics.thermal import ThermalProfile
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
@@ -50,6 +51,7 @@ from hermosis_server.records import (
 )
 
 T = TypeVar("T")
+
 
 @dataclass(slots=True)
 class SessionEdit:
@@ -389,9 +391,7 @@ class Engine:
                 energies=done.energies if applied else None,
                 state_digest=done.state_digest if contribution.commit.want_digest else b"",
             )
-            contribution.ticket.resolve(
-                Answer(result, vector), keep_vector=contribution.wish.reply is Reply.INCREMENT
-            )
+            contribution.ticket.resolve(Answer(result, vector), keep_vector=contribution.wish.reply is Reply.INCREMENT)
         if applied:
             reading = TelemetryReading(
                 session_id=session.session_id,
@@ -450,4 +450,3 @@ def _or_one(value: float | None) -> float:
 
 def _stopping() -> ServerStopping:
     return ServerStopping("the server is stopping; connect again shortly", retry_after_s=RETRY_AFTER_S * 4)
-

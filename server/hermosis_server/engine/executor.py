@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-
 from hermosis.wire import Dtype
+
 from hermosis_server.dynamics import PhaseState, RowMap, advance_
 from hermosis_server.engine.arena import Arena, flat, from_wire, wire_bytes
 from hermosis_server.engine.resident import Resident, digest
@@ -131,13 +131,14 @@ def step_rounds(arena: Arena, rounds: list[ReadyRound]) -> list[StepDone]:
     residents: list[Resident] = [ready.resident for ready in rounds]
     slots = [resident.slot for resident in residents]
     buffers = list(slots[0].runs)
-    rows = RowMap([slot.rows for slot in slots], [slot.elements for slot in slots], device=arena.device)
+    lengths = [slot.rows for slot in slots]
+    rows = _row_map(tuple(lengths), tuple(slot.elements for slot in slots), arena.device)
     state = PhaseState.from_buffers(
         {buffer: arena.gather(slots, buffer) for buffer in buffers},
         _numbers([resident.scalars for resident in residents], arena),
     )
     gradient = torch.zeros_like(state.momentum)
-    for ready, part in zip(rounds, gradient.split([slot.rows for slot in slots]), strict=True):
+    for ready, part in zip(rounds, torch.split(gradient, lengths), strict=True):
         _reduce(ready.contributions, part, ready.resident.slot.elements)
     advance = advance_(
         state,
@@ -154,8 +155,8 @@ def step_rounds(arena: Arena, rounds: list[ReadyRound]) -> list[StepDone]:
     outcomes = [_outcome(*pair) for pair in finite.tolist()]
 
     kept = [index for index, outcome in enumerate(outcomes) if outcome is Outcome.APPLIED]
-    new = {buffer: tensor.split([slot.rows for slot in slots]) for buffer, tensor in state.buffers().items()}
-    increments = advance.increment.split([slot.rows for slot in slots])
+    new = {buffer: torch.split(tensor, lengths) for buffer, tensor in state.buffers().items()}
+    increments = torch.split(advance.increment, lengths)
     if kept:
         for buffer in buffers:
             arena.scatter([slots[index] for index in kept], buffer, [new[buffer][index] for index in kept])
@@ -164,9 +165,7 @@ def step_rounds(arena: Arena, rounds: list[ReadyRound]) -> list[StepDone]:
     for index in kept:
         residents[index].scalars = tuple(scalars[index])
         _record(residents[index], rounds[index].contributions)
-    vectors = [
-        _vectors(ready, increments[index], outcomes[index]) for index, ready in enumerate(rounds)
-    ]
+    vectors = [_vectors(ready, increments[index], outcomes[index]) for index, ready in enumerate(rounds)]
     digests = [
         digest(arena, ready.resident) if any(c.commit.want_digest for c in ready.contributions) else b""
         for ready in rounds
@@ -186,6 +185,12 @@ def step_rounds(arena: Arena, rounds: list[ReadyRound]) -> list[StepDone]:
         )
         for index in range(len(rounds))
     ]
+
+
+@functools.lru_cache(maxsize=256)
+def _row_map(lengths: tuple[int, ...], elements: tuple[int, ...], device: torch.device) -> RowMap:
+    """The same sessions meet in batch after batch; their map is made once."""
+    return RowMap(lengths, elements, device=device)
 
 
 def _numbers(values: Sequence[object], arena: Arena) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Scheduler: ready rounds of different sessions become one StepBatch; everything else waits its turn.
 
-The queue is the only way to the device thread, and it is first come, first served: a read that was asked for after a step
-sees that step.
+The queue is the only way to the device thread, and it is first come, first served: a read that was asked for after a
+step sees that step.
 """
 
 import queue
@@ -73,8 +73,10 @@ class StepQueue:
         residents = {id(batch[0].resident)}
         while True:
             try:
-                item = self._items.get(timeout=max(0.0, deadline - time.monotonic())) if self._linger_s else (
-                    self._items.get_nowait()
+                item = (
+                    self._items.get(timeout=max(0.0, deadline - time.monotonic()))
+                    if self._linger_s
+                    else (self._items.get_nowait())
                 )
             except queue.Empty:
                 return batch

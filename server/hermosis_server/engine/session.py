@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from hermosis_server.dynamics import Hamiltonian
 from hermosis_server.engine.assembler import Assembler
-from hermosis_server.engine.executor import Resident
+from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, WorkerRecord
 from hermosis_server.engine.telemetry import TelemetryRing
 from hermosis_server.errors import (
@@ -147,9 +147,7 @@ class Session:
                 field="commit.base_step",
             )
         self._require_fresh(worker, commit)
-        ticket = StepTicket(
-            payload_crc32=gradient.checksum(), future=asyncio.get_running_loop().create_future()
-        )
+        ticket = StepTicket(payload_crc32=gradient.checksum(), future=asyncio.get_running_loop().create_future())
         worker.remember(commit.sequence, ticket)
         worker.base_step = commit.base_step
         worker.staleness = self.step - commit.base_step
@@ -196,9 +194,7 @@ class Session:
     def received(self, commit: Commit) -> Answer:
         """The answer at AckLevel RECEIVED: counted, no more."""
         return Answer(
-            StepResult(
-                sequence=commit.sequence, outcome=Outcome.RECEIVED, step=self.step, generation=self.generation
-            ),
+            StepResult(sequence=commit.sequence, outcome=Outcome.RECEIVED, step=self.step, generation=self.generation),
             None,
         )
 

@@ -1,8 +1,8 @@
 """Exchange: one worker's bidirectional stream, with as many sessions on it as the worker likes.
 
-One task reads, one writes, and each contribution waits for its step in a task of its own. Reading pauses while more than
-the window of answers is under way, so that a worker that sends without reading meets HTTP/2's own flow control, and the
-server's memory stays as it is. A piece of work that is refused is answered by a refusal; the stream goes on.
+One task reads, one writes, and each contribution waits for its step in a task of its own. Reading pauses while more
+than the window of answers is under way, so that a worker that sends without reading meets HTTP/2's own flow control,
+and the server's memory stays as it is. A piece of work that is refused is answered by a refusal; the stream goes on.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Itera
 from typing import Any, NamedTuple
 
 from hermosis.v1 import gradient_pb2
+
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.rounds import Answer
 from hermosis_server.errors import InvalidRequest, ServerStopping

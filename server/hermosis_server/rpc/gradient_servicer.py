@@ -3,9 +3,8 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from google.protobuf.message import Message
-
 from hermosis.v1 import gradient_pb2, gradient_pb2_grpc
+
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.rounds import Answer
 from hermosis_server.records import Reply
@@ -13,7 +12,6 @@ from hermosis_server.rpc.codec import enums
 from hermosis_server.rpc.codec import gradient as gradient_codec
 from hermosis_server.rpc.exchange import PACKED_OVERHEAD_BYTES, ExchangeStream
 from hermosis_server.rpc.links import Link, link_for_call
-from hermosis_server.rpc.status import typed_errors, typed_stream_errors
 
 
 class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
@@ -22,7 +20,6 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    @typed_stream_errors
     async def Exchange(
         self, requests: AsyncIterator[gradient_pb2.ExchangeRequest], context: Any
     ) -> AsyncIterator[gradient_pb2.ExchangeResponse]:
@@ -30,14 +27,12 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
         async for response in stream.responses(requests):
             yield response
 
-    @typed_errors
-    async def Push(self, request: gradient_pb2.PushRequest, context: Any) -> Message:
+    async def Push(self, request: gradient_pb2.PushRequest, context: Any) -> gradient_pb2.PushResponse:
         link = link_for_call(self._engine, request, reply=Reply.NONE)
         answer = await self._contribute(link, request.gradient)
         return gradient_pb2.PushResponse(result=gradient_codec.step_result(answer.result))
 
-    @typed_errors
-    async def Pull(self, request: gradient_pb2.PullRequest, context: Any) -> Message:
+    async def Pull(self, request: gradient_pb2.PullRequest, context: Any) -> gradient_pb2.PullResponse:
         session = self._engine.session(request.session_id)
         dtype = enums.dtype(request.dtype, field="dtype")
         gradient_codec.require_fits(session.spec.layout.parameter_count * dtype.itemsize, self._limit_bytes)
@@ -50,8 +45,7 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
             step=vector.step, generation=session.generation, next_sequence=next_sequence, **fields
         )
 
-    @typed_errors
-    async def Step(self, request: gradient_pb2.StepRequest, context: Any) -> Message:
+    async def Step(self, request: gradient_pb2.StepRequest, context: Any) -> gradient_pb2.StepResponse:
         link = link_for_call(self._engine, request.push, reply=request.reply, reply_dtype=request.reply_dtype)
         if link.wish.reply is not Reply.NONE:
             size = link.session.spec.layout.parameter_count * link.wish.dtype.itemsize

@@ -9,6 +9,7 @@ from typing import Any
 
 from hermosis.v1 import gradient_pb2
 from hermosis.wire import Dtype, is_plain_name
+
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.rounds import Answer, WorkerRecord
@@ -140,9 +141,7 @@ def open_link(
     )
 
 
-def link_for_call(
-    engine: Engine, request: gradient_pb2.PushRequest, *, reply: int, reply_dtype: int = 0
-) -> Link:
+def link_for_call(engine: Engine, request: gradient_pb2.PushRequest, *, reply: int, reply_dtype: int = 0) -> Link:
     """The link of a unary call, which lasts as long as the call."""
     return open_link(
         engine,

@@ -38,7 +38,7 @@ class AnsweredRequests:
             )
         known = self._answers.get(request_id)
         if known is None:
-            task = asyncio.ensure_future(make())
+            task: asyncio.Future[Any] = asyncio.ensure_future(make())
             self._answers[request_id] = (fingerprint, task)
             task.add_done_callback(lambda done: self._keep_only_success(request_id, done))
             while len(self._answers) > self._capacity:

@@ -3,7 +3,6 @@
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-
 from hermosis.v1 import (
     gradient_pb2,
     gradient_pb2_grpc,
@@ -12,8 +11,10 @@ from hermosis.v1 import (
     telemetry_pb2,
     telemetry_pb2_grpc,
 )
+
 from hermosis_server.engine.engine import Engine
 from hermosis_server.rpc.gradient_servicer import GradientServicer
+from hermosis_server.rpc.interceptor import TypedErrors
 from hermosis_server.rpc.session_servicer import SessionServicer
 from hermosis_server.rpc.telemetry_servicer import TelemetryServicer
 
@@ -37,13 +38,14 @@ class RpcServer:
     def __init__(self, engine: Engine, *, device_name: str, address: str) -> None:
         self._address = address
         self._server = grpc.aio.server(
+            interceptors=[TypedErrors()],
             options=[
                 ("grpc.max_receive_message_length", engine.limits.max_message_bytes),
                 # One process, one port: two servers that share it without knowing would split their workers.
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
-            ]
+            ],
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

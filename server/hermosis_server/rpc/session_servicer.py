@@ -1,12 +1,11 @@
 """SessionService: one method a call. Translate in, call the engine, translate out."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
-
-from google.protobuf.message import Message
+from typing import Any, TypeVar
 
 from hermosis.v1 import session_pb2, session_pb2_grpc
 from hermosis.wire import Dtype
+
 from hermosis_server import __version__
 from hermosis_server.dynamics import RECIPES
 from hermosis_server.engine.engine import Engine
@@ -17,10 +16,11 @@ from hermosis_server.rpc.codec import enums, optimizer
 from hermosis_server.rpc.codec import session as session_codec
 from hermosis_server.rpc.codec import telemetry as telemetry_codec
 from hermosis_server.rpc.requests import AnsweredRequests
-from hermosis_server.rpc.status import typed_errors, typed_stream_errors
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+
+T = TypeVar("T")
 
 
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
@@ -31,23 +31,24 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self._device_name = device_name
         self._answered = AnsweredRequests()
 
-    @typed_errors
-    async def CreateSession(self, request: session_pb2.CreateSessionRequest, context: Any) -> Message:
-        async def create() -> Message:
+    async def CreateSession(
+        self, request: session_pb2.CreateSessionRequest, context: Any
+    ) -> session_pb2.CreateSessionResponse:
+        async def create() -> session_pb2.CreateSessionResponse:
             spec = session_codec.spec(request.spec, self._engine.limits)
             session = await self._engine.create_session(spec, session_id=request.session_id)
             return session_pb2.CreateSessionResponse(session=session_codec.session(session))
 
         return await self._once(request, create)
 
-    @typed_errors
-    async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> Message:
+    async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> session_pb2.GetSessionResponse:
         session = self._engine.session(request.session_id)
         digest = await self._engine.state_digest(request.session_id) if request.want_digest else b""
         return session_pb2.GetSessionResponse(session=session_codec.session(session), state_digest=digest)
 
-    @typed_errors
-    async def ListSessions(self, request: session_pb2.ListSessionsRequest, context: Any) -> Message:
+    async def ListSessions(
+        self, request: session_pb2.ListSessionsRequest, context: Any
+    ) -> session_pb2.ListSessionsResponse:
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
         wanted = [session for session in self._engine.sessions() if _matches(session, request)]
         # A page begins after the creation time and id of the page before: sessions that close in between shift nothing.
@@ -57,43 +58,46 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         token = f"{page[-1].created_s!r} {page[-1].session_id}" if len(wanted) > size else ""
         return session_pb2.ListSessionsResponse(sessions=map(session_codec.session, page), next_page_token=token)
 
-    @typed_errors
-    async def UpdateSession(self, request: session_pb2.UpdateSessionRequest, context: Any) -> Message:
-        async def update() -> Message:
+    async def UpdateSession(
+        self, request: session_pb2.UpdateSessionRequest, context: Any
+    ) -> session_pb2.UpdateSessionResponse:
+        async def update() -> session_pb2.UpdateSessionResponse:
             edit = session_codec.edit(request)
             session = await self._engine.update_session(request.session_id, edit, etag=request.etag)
             return session_pb2.UpdateSessionResponse(session=session_codec.session(session))
 
         return await self._once(request, update)
 
-    @typed_errors
-    async def PauseSession(self, request: session_pb2.PauseSessionRequest, context: Any) -> Message:
-        async def pause() -> Message:
+    async def PauseSession(
+        self, request: session_pb2.PauseSessionRequest, context: Any
+    ) -> session_pb2.PauseSessionResponse:
+        async def pause() -> session_pb2.PauseSessionResponse:
             session = await self._engine.pause_session(request.session_id)
             return session_pb2.PauseSessionResponse(session=session_codec.session(session))
 
         return await self._once(request, pause)
 
-    @typed_errors
-    async def ResumeSession(self, request: session_pb2.ResumeSessionRequest, context: Any) -> Message:
-        async def resume() -> Message:
+    async def ResumeSession(
+        self, request: session_pb2.ResumeSessionRequest, context: Any
+    ) -> session_pb2.ResumeSessionResponse:
+        async def resume() -> session_pb2.ResumeSessionResponse:
             session = await self._engine.resume_session(request.session_id)
             return session_pb2.ResumeSessionResponse(session=session_codec.session(session))
 
         return await self._once(request, resume)
 
-    @typed_errors
-    async def CloseSession(self, request: session_pb2.CloseSessionRequest, context: Any) -> Message:
-        async def close() -> Message:
+    async def CloseSession(
+        self, request: session_pb2.CloseSessionRequest, context: Any
+    ) -> session_pb2.CloseSessionResponse:
+        async def close() -> session_pb2.CloseSessionResponse:
             session = await self._engine.close_session(request.session_id)
             return session_pb2.CloseSessionResponse(session=session_codec.session(session))
 
         return await self._once(request, close)
 
-    @typed_errors
     async def InitialiseParameters(
         self, requests: AsyncIterator[session_pb2.InitialiseParametersRequest], context: Any
-    ) -> Message:
+    ) -> session_pb2.InitialiseParametersResponse:
         assembler = None
         session_id = ""
         try:
@@ -112,7 +116,6 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             if assembler is not None:
                 assembler.release()
 
-    @typed_stream_errors
     async def ExportSession(
         self, request: session_pb2.ExportSessionRequest, context: Any
     ) -> AsyncIterator[session_pb2.ExportSessionResponse]:
@@ -121,8 +124,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         for response in session_codec.exported(session, state, self._engine.limits.chunk_bytes):
             yield response
 
-    @typed_errors
-    async def ImportSession(self, requests: AsyncIterator[session_pb2.ImportSessionRequest], context: Any) -> Message:
+    async def ImportSession(
+        self, requests: AsyncIterator[session_pb2.ImportSessionRequest], context: Any
+    ) -> session_pb2.ImportSessionResponse:
         head = await anext(requests, None)
         if head is None or not head.HasField("state"):
             raise InvalidRequest("an import begins with session_id and the state", field="state")
@@ -143,22 +147,26 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             for assembler in assemblers.values():
                 assembler.release()
 
-    @typed_errors
-    async def SnapshotSession(self, request: session_pb2.SnapshotSessionRequest, context: Any) -> Message:
+    async def SnapshotSession(
+        self, request: session_pb2.SnapshotSessionRequest, context: Any
+    ) -> session_pb2.SnapshotSessionResponse:
         raise _no_disk("SnapshotSession")
 
-    @typed_errors
-    async def RestoreSession(self, request: session_pb2.RestoreSessionRequest, context: Any) -> Message:
+    async def RestoreSession(
+        self, request: session_pb2.RestoreSessionRequest, context: Any
+    ) -> session_pb2.RestoreSessionResponse:
         raise _no_disk("RestoreSession")
 
-    @typed_errors
-    async def ForkSession(self, request: session_pb2.ForkSessionRequest, context: Any) -> Message:
+    async def ForkSession(
+        self, request: session_pb2.ForkSessionRequest, context: Any
+    ) -> session_pb2.ForkSessionResponse:
         raise Unsupported(
             "this server does not fork sessions yet; export the session and import it into a new one, which is the same"
         )
 
-    @typed_errors
-    async def ListWorkers(self, request: session_pb2.ListWorkersRequest, context: Any) -> Message:
+    async def ListWorkers(
+        self, request: session_pb2.ListWorkersRequest, context: Any
+    ) -> session_pb2.ListWorkersResponse:
         session = self._engine.session(request.session_id)
         workers = [
             session_pb2.Worker(
@@ -174,8 +182,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         ]
         return session_pb2.ListWorkersResponse(workers=workers)
 
-    @typed_errors
-    async def GetCapabilities(self, request: session_pb2.GetCapabilitiesRequest, context: Any) -> Message:
+    async def GetCapabilities(
+        self, request: session_pb2.GetCapabilitiesRequest, context: Any
+    ) -> session_pb2.GetCapabilitiesResponse:
         capabilities = session_codec.capabilities(
             self._engine.limits,
             version=__version__,
@@ -185,11 +194,10 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         )
         return session_pb2.GetCapabilitiesResponse(capabilities=capabilities)
 
-    @typed_errors
-    async def GetRecipes(self, request: session_pb2.GetRecipesRequest, context: Any) -> Message:
+    async def GetRecipes(self, request: session_pb2.GetRecipesRequest, context: Any) -> session_pb2.GetRecipesResponse:
         return session_pb2.GetRecipesResponse(recipes=map(optimizer.description, RECIPES.values()))
 
-    async def _once(self, request: Any, make: Callable[[], Awaitable[Message]]) -> Message:
+    async def _once(self, request: Any, make: Callable[[], Awaitable[T]]) -> T:
         return await self._answered.once(request.request_id, session_codec.fingerprint(request), make)
 
 
@@ -221,9 +229,7 @@ def _receive_state(chunk: session_pb2.StateChunk, assemblers: dict[StateBuffer, 
     assembler = assemblers.get(chunk.buffer)  # type: ignore[call-overload]
     if assembler is None:
         held = ", ".join(buffer.name for buffer in assemblers)
-        raise InvalidRequest(
-            f"a chunk of buffer {chunk.buffer} came; this session keeps {held}", field="chunk.buffer"
-        )
+        raise InvalidRequest(f"a chunk of buffer {chunk.buffer} came; this session keeps {held}", field="chunk.buffer")
     assembler.add(offset=chunk.offset, dtype=Dtype.FLOAT32, crc32=chunk.crc32, payload=chunk.payload)
 
 

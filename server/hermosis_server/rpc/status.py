@@ -1,16 +1,14 @@
 """Status: one table from errors to gRPC, and the typed details that go with them."""
 
-import functools
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-
 from hermosis.v1 import types_pb2
+
 from hermosis_server import errors
 from hermosis_server.errors import HermosisError, InternalError
 
@@ -71,7 +69,7 @@ def to_refusal(error: Exception) -> types_pb2.Refusal:
 
 
 def to_status(error: HermosisError) -> status_pb2.Status:
-    """An error as google.rpc.Status: ErrorInfo always, RetryInfo, BadRequest or QuotaFailure where they say something."""
+    """An error as google.rpc.Status: ErrorInfo always; RetryInfo, BadRequest, QuotaFailure where they say something."""
     message = str(error)[:MAX_MESSAGE_CHARACTERS]
     details: list[Any] = [
         error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=DOMAIN, metadata=error.metadata)
@@ -92,42 +90,3 @@ def to_status(error: HermosisError) -> status_pb2.Status:
         packed.Pack(detail)
         status.details.append(packed)
     return status
-
-
-async def abort(context: Any, error: Exception) -> None:
-    """Ends a call with an error; never returns."""
-    error = known(error)
-    status = to_status(error)
-    await context.abort(CODES[type(error)], status.message, ((DETAILS_KEY, status.SerializeToString()),))
-
-
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-
-
-def typed_errors(method: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
-    """For a handler that answers once: every error leaves as a typed status."""
-
-    @functools.wraps(method)
-    async def handler(self: Any, request: Any, context: Any) -> Response:
-        try:
-            return await method(self, request, context)
-        except Exception as error:
-            await abort(context, error)
-            raise
-
-    return handler
-
-
-def typed_stream_errors(method: Callable[..., AsyncIterator[Response]]) -> Callable[..., AsyncIterator[Response]]:
-    """For a handler that answers with a stream."""
-
-    @functools.wraps(method)
-    async def handler(self: Any, request: Any, context: Any) -> AsyncIterator[Response]:
-        try:
-            async for response in method(self, request, context):
-                yield response
-        except Exception as error:
-            await abort(context, error)
-
-    return handler

@@ -3,13 +3,11 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from google.protobuf.message import Message
-
 from hermosis.v1 import telemetry_pb2, telemetry_pb2_grpc
+
 from hermosis_server.engine.engine import Engine
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc.codec import telemetry as telemetry_codec
-from hermosis_server.rpc.status import typed_errors, typed_stream_errors
 
 DEFAULT_READINGS = 1000
 MAX_READINGS = 10_000
@@ -21,13 +19,15 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    @typed_errors
-    async def GetTelemetry(self, request: telemetry_pb2.GetTelemetryRequest, context: Any) -> Message:
+    async def GetTelemetry(
+        self, request: telemetry_pb2.GetTelemetryRequest, context: Any
+    ) -> telemetry_pb2.GetTelemetryResponse:
         latest = self._engine.session(request.session_id).telemetry.latest
         return telemetry_pb2.GetTelemetryResponse(reading=telemetry_codec.reading(latest) if latest else None)
 
-    @typed_errors
-    async def ListTelemetry(self, request: telemetry_pb2.ListTelemetryRequest, context: Any) -> Message:
+    async def ListTelemetry(
+        self, request: telemetry_pb2.ListTelemetryRequest, context: Any
+    ) -> telemetry_pb2.ListTelemetryResponse:
         ring = self._engine.session(request.session_id).telemetry
         wanted = min(request.max_readings or DEFAULT_READINGS, MAX_READINGS)
         history = ring.history(after_step=request.after_step, max_readings=wanted)
@@ -35,7 +35,6 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
             readings=map(telemetry_codec.reading, history), oldest_step=ring.oldest_step
         )
 
-    @typed_stream_errors
     async def WatchTelemetry(
         self, request: telemetry_pb2.WatchTelemetryRequest, context: Any
     ) -> AsyncIterator[telemetry_pb2.WatchTelemetryResponse]:

@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from hermosis import wire
 from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis.wire import Dtype
+
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply, StepResult, Vector
 from hermosis_server.rpc.codec import enums
 
 # These exist for every step; the others may be undefined, and then are absent.
-_ALWAYS = frozenset(
-    field.name for field in types_pb2.EnergySample.DESCRIPTOR.fields if not field.has_presence
-)
+_ALWAYS = frozenset(field.name for field in types_pb2.EnergySample.DESCRIPTOR.fields if not field.has_presence)
 
 
 def chunk(message: gradient_pb2.GradientChunk, agreed: Dtype) -> GradientChunk:
@@ -92,7 +92,7 @@ def vector_chunks(
         )
 
 
-def whole_vector(vector: Vector | None, *, limit_bytes: int) -> dict[str, object]:
+def whole_vector(vector: Vector | None, *, limit_bytes: int) -> dict[str, Any]:
     """The fields reply, dtype, crc32 and payload of a message that carries a whole vector.
 
     Raises:
@@ -125,7 +125,7 @@ def packed_result(
         result=step_result(result, handle),
         handle=handle,
         sequence=result.sequence,
-        **whole_vector(vector, limit_bytes=limit_bytes),  # type: ignore[arg-type]
+        **whole_vector(vector, limit_bytes=limit_bytes),
     )
 
 

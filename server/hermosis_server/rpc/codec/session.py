@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from google.protobuf.message import Message
-
 from hermosis import wire
 from hermosis.v1 import session_pb2, types_pb2
 from hermosis.wire import Dtype
+
 from hermosis_server.dynamics import SCALARS
 from hermosis_server.engine.checks import CONSISTENCY_MODES, MAX_NAME_BYTES
 from hermosis_server.engine.engine import SessionEdit
@@ -58,7 +58,7 @@ def layout(message: types_pb2.ParameterLayout, limits: Limits) -> ParameterLayou
             )
         if len(tensor.shape) > limits.max_rank or any(not 0 <= axis <= MAX_AXIS for axis in tensor.shape):
             raise InvalidRequest(
-                f"tensor {tensor.name[:80]!r} has shape {list(tensor.shape)[:20]}; wanted at most {limits.max_rank} axes, "
+                f"tensor {tensor.name[:80]!r} is {list(tensor.shape)[:20]}; wanted {limits.max_rank} axes at most, "
                 f"each from 0 to {MAX_AXIS}",
                 field=f"{path}.shape",
             )
@@ -103,9 +103,7 @@ def spec(message: session_pb2.SessionSpec, limits: Limits) -> SessionSpec:
 
 def consistency(message: types_pb2.Consistency) -> Consistency:
     return Consistency(
-        mode=enums.known(
-            ConsistencyMode, message.mode, default=ConsistencyMode.BARRIER, field="spec.consistency.mode"
-        ),
+        mode=enums.known(ConsistencyMode, message.mode, default=ConsistencyMode.BARRIER, field="spec.consistency.mode"),
         workers=message.workers or 1,
         max_staleness=message.max_staleness,
     )
@@ -166,7 +164,9 @@ def edit(request: session_pb2.UpdateSessionRequest) -> SessionEdit:
         )
     values = {path: readers[path]() for path in paths}
     if values.get("lr_scale") == 0:
-        raise InvalidRequest("lr_scale is 0; pause the session instead, or give a positive number", field="edit.lr_scale")
+        raise InvalidRequest(
+            "lr_scale is 0; pause the session instead, or give a positive number", field="edit.lr_scale"
+        )
     values["thermal"] = values.pop("thermal_profile", None)
     return SessionEdit(**values)  # type: ignore[arg-type]
 
@@ -245,7 +245,7 @@ def imported(
             f"the state has {len(message.workers)} workers; a session may have {limits.max_workers}",
             field="state.workers",
         )
-    if sorted(message.buffers) != sorted(buffers):
+    if sorted(message.buffers) != sorted(int(buffer) for buffer in buffers):
         raise LayoutMismatch(
             f"the state holds buffers {sorted(message.buffers)}, session {record.session_id} keeps "
             f"{sorted(int(buffer) for buffer in buffers)}; make a session with the optimizer of the export",

@@ -1,0 +1,65 @@
+"""Interceptor: every error leaves a call as a typed status, whichever method it comes from."""
+
+# grpcio's own classes are generic in its type stubs only; unevaluated annotations let both be right.
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from hermosis_server.rpc import status
+
+
+class TypedErrors(grpc.aio.ServerInterceptor):
+    """Wraps each handler; those that answer once and those that answer with a stream."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith("/grpc."):
+            return handler  # Health and reflection speak in statuses of their own.
+        kind = "stream" if handler.request_streaming else "unary"
+        if handler.response_streaming:
+            behaviour: Any = _stream(getattr(handler, f"{kind}_stream"))
+            make = getattr(grpc, f"{kind}_stream_rpc_method_handler")
+        else:
+            behaviour = _unary(getattr(handler, f"{kind}_unary"))
+            make = getattr(grpc, f"{kind}_unary_rpc_method_handler")
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
+            behaviour, handler.request_deserializer, handler.response_serializer
+        )
+        return wrapped
+
+
+def _unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def handler(request: Any, context: Any) -> Any:
+        try:
+            return await method(request, context)
+        except Exception as error:
+            await _abort(context, error)
+            raise
+
+    return handler
+
+
+def _stream(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def handler(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async for response in method(request, context):
+                yield response
+        except Exception as error:
+            await _abort(context, error)
+
+    return handler
+
+
+async def _abort(context: Any, error: Exception) -> None:
+    """Ends the call; never returns."""
+    error = status.known(error)
+    details = status.to_status(error)
+    code = status.CODES[type(error)]
+    await context.abort(code, details.message, ((status.DETAILS_KEY, details.SerializeToString()),))
