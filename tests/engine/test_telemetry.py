@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-
 from hermosis_server.engine.telemetry import TelemetryRing, Watch, thinned
 from hermosis_server.records import EnergySample, TelemetryReading
 
