@@ -11,12 +11,13 @@ from hermosis_server.dynamics.hamiltonian import (
     check_parameters_on_worker,
 )
 from hermosis_server.dynamics.integrators import Advance, advance_, initial_scalars
-from hermosis_server.dynamics.kinetic import Classical, Relativistic
-from hermosis_server.dynamics.metric import Diagonal, Euclidean, MetricPlace
+from hermosis_server.dynamics.kinetic import Classical, KineticEnergy, Relativistic
+from hermosis_server.dynamics.local import Hermosis
+from hermosis_server.dynamics.metric import Diagonal, Euclidean, Metric, MetricPlace
 from hermosis_server.dynamics.phase_state import SCALARS, PhaseState, Scalars
 from hermosis_server.dynamics.recipes import RECIPES, Parameter, Parameters, RecipeSpec, resolve
 from hermosis_server.dynamics.rows import RowMap
-from hermosis_server.dynamics.thermal import Constant, Exponential, Force, ForceMode
+from hermosis_server.dynamics.thermal import Constant, Exponential, Force, ForceMode, ThermalProfile
 
 __all__ = [
     "COEFFICIENTS",
@@ -33,6 +34,9 @@ __all__ = [
     "Force",
     "ForceMode",
     "Hamiltonian",
+    "Hermosis",
+    "KineticEnergy",
+    "Metric",
     "MetricPlace",
     "Parameter",
     "Parameters",
@@ -42,6 +46,7 @@ __all__ = [
     "RowMap",
     "Scalars",
     "Scheme",
+    "ThermalProfile",
     "WeightDecay",
     "advance_",
     "check_parameters_on_worker",
