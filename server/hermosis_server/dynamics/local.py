@@ -1,4 +1,4 @@
-"""Hermosis: a torch.optim.Optimizer over the same flows and the same rows as the server, in the caller's own process."""
+"""Hermosis: a torch.optim.Optimizer in the caller's own process, over the same flows and rows as the server."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ class Hermosis(Optimizer):
       params:       as for any torch optimizer; float32 or float64, one dtype and device a group.
       recipe:       a name of RECIPES.
       row_elements: elements a row. Norms add row by row, so it decides their last bit.
-      settings:     parameters of the recipe, "lr" among them. A schedule acts on param_groups[i]["lr"]; it multiplies the
-                    duration of the drift, not the friction. Other settings may be changed there too.
+      settings:     parameters of the recipe, "lr" among them. A schedule acts on param_groups[i]["lr"]: that multiplies
+                    the duration of the drift, not the friction. Other settings may be changed there too.
 
     Raises:
       InvalidHyperparameter: as `resolve`, or parameters that a group cannot hold.
@@ -44,19 +44,15 @@ class Hermosis(Optimizer):
         self._recipe = RECIPES[recipe]
         self._row_elements = row_elements
         self._residents: list[_Resident] = []
-        defaults = {
-            parameter.name: settings.get(parameter.name, parameter.default) for parameter in self._recipe.parameters
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, {each.name: settings.get(each.name, each.default) for each in self._recipe.parameters})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the group's lr is the one its schedules are measured against."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault(REFERENCE_LR, float(group["lr"]))
-        self._residents.append(
-            _Resident.of(group["params"], self._recipe.name, self._settings(group), self._row_elements)
-        )
+        settings = self._settings(group)
+        self._residents.append(_Resident.of(group["params"], self._recipe.name, settings, self._row_elements))
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -89,7 +85,7 @@ class Hermosis(Optimizer):
         ]
         return super().state_dict() | {"phase_states": phases}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from a saved state, bit for bit.
 
         Raises:
@@ -98,7 +94,7 @@ class Hermosis(Optimizer):
         phases = state_dict.get("phase_states")
         if phases is None or len(phases) != len(self._residents):
             raise CorruptState(
-                "the state_dict has no phase state for each parameter group; was it another optimizer's?"
+                "the state_dict lacks a phase state for each parameter group; is it another optimizer's?"
             )
         for resident, phase in zip(self._residents, phases, strict=True):
             resident.check(phase)
@@ -107,9 +103,7 @@ class Hermosis(Optimizer):
             resident.restore(phase)
 
     def _settings(self, group: Mapping[str, Any]) -> dict[str, Value]:
-        return {parameter.name: group[parameter.name] for parameter in self._recipe.parameters} | {
-            "lr": group[REFERENCE_LR]
-        }
+        return {each.name: group[each.name] for each in self._recipe.parameters} | {"lr": group[REFERENCE_LR]}
 
 
 @dataclass(slots=True)
@@ -224,9 +218,7 @@ def _fill(rows: Tensor, tensors: list[Tensor | None], like: list[Tensor]) -> Non
         if tensor is None:
             place.zero_()
         elif tensor.is_sparse:
-            raise InvalidHyperparameter(
-                "a sparse gradient; wanted a dense one, as with torch.nn.Embedding(sparse=False)"
-            )
+            raise InvalidHyperparameter("a sparse gradient; wanted a dense one, as of Embedding(sparse=False)")
         else:
             place.copy_(tensor.reshape(-1))
         offset += shape.numel()
