@@ -13,7 +13,7 @@ from hermosis.v1 import gradient_pb2
 from hermosis_client import codec
 from hermosis_client.connection import Connection
 from hermosis_client.dtypes import Float32
-from hermosis_client.errors import ConnectionFailed, HermosisError, StaleGeneration
+from hermosis_client.errors import ConnectionFailed, HermosisError
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import Reply, StepResult
 from hermosis_client.retry import Patience
@@ -117,7 +117,7 @@ class Worker:
         return self._contribute(gradients, numbers, Reply.NONE, None)[0]
 
     def pull(self, *, out: Float32 | None = None) -> Tensors:
-        """The parameters now. Accepts the session's present generation, as `resync` does.
+        """The parameters now, at whatever generation the session is.
 
         Args:
           out: flat float32 vector (P,) to land them in; None means a new one.
@@ -125,26 +125,24 @@ class Worker:
         landing = Landing(self._layout, out)
 
         def attempt() -> Tensors:
+            stream, opened = self._introduce(self._settings.reply, generation=0)
             try:
-                stream = self._open(self._settings.reply)
                 stream.send([_Request(pull=gradient_pb2.PullParameters(handle=HANDLE))])
-                self.step = landing.receive(stream, 0)
-            except StaleGeneration:
-                self._forget()
+                step = landing.receive(stream, 0)
+            except BaseException:
+                self._drop()  # No gradient may go on from parameters that never came.
                 raise
+            self._generation, self.step = opened.generation, step
             return landing.tensors
 
-        try:
-            return self._persist(attempt)
-        except StaleGeneration:  # Said of the generation that was known; now any will do.
-            return self._persist(attempt)
+        return self._persist(attempt)
 
     def resync(self) -> None:
         """Accepts the session's present step and generation, after it was restored or imported elsewhere."""
 
         def attempt() -> None:
-            self._forget()
-            self._open(self._settings.reply)
+            _, opened = self._introduce(self._settings.reply, generation=0)
+            self._generation, self.step = opened.generation, opened.step
 
         self._persist(attempt)
 
@@ -230,42 +228,39 @@ class Worker:
 
     def _open(self, reply: Reply) -> ExchangeStream:
         """The stream, with the session open on it for that kind of reply."""
+        if self._stream is not None and not self._stream.ended and self._opened_for is reply:
+            return self._stream
+        stream, opened = self._introduce(reply, generation=self._generation)
+        self._generation = opened.generation
+        if self.step is None:
+            self.step = opened.step
+        return stream
+
+    def _introduce(self, reply: Reply, *, generation: int) -> tuple[ExchangeStream, gradient_pb2.SessionOpened]:
+        """Opens the session anew, on the stream there is or on a new one. Generation zero means any."""
         if self._stream is None or self._stream.ended:
             self._stream = ExchangeStream(self._connection)
             self._opened_for = None
-        if self._opened_for is reply:
-            return self._stream
-        messages = [_Request(open=self._opening(reply))]
+        opening = gradient_pb2.OpenSession(
+            handle=HANDLE,
+            session_id=self._session_id,
+            worker_id=self.worker_id,
+            generation=generation,
+            layout_digest=self._layout.digest,
+            gradient_dtype=codec.dtype_number(self._settings.gradient_dtype),
+            reply=gradient_pb2.Reply.ValueType(reply),
+            reply_dtype=codec.dtype_number(self._settings.reply_dtype),
+        )
+        messages = [_Request(open=opening)]
         if self._opened_for is not None:
             messages.insert(0, _Request(close=gradient_pb2.CloseHandle(handle=HANDLE)))
         self._opened_for = None
         self._stream.send(messages)
         opened = wait_for_opening(self._stream)
         self._opened_for = reply
-        self._generation = opened.generation
         self._next_sequence = opened.next_sequence
         self._chunk_bytes = opened.chunk_bytes or wire.DEFAULT_CHUNK_BYTES
-        if self.step is None:
-            self.step = opened.step
-        return self._stream
-
-    def _opening(self, reply: Reply) -> gradient_pb2.OpenSession:
-        return gradient_pb2.OpenSession(
-            handle=HANDLE,
-            session_id=self._session_id,
-            worker_id=self.worker_id,
-            generation=self._generation,
-            layout_digest=self._layout.digest,
-            gradient_dtype=codec.dtype_number(self._settings.gradient_dtype),
-            reply=gradient_pb2.Reply.ValueType(reply),
-            reply_dtype=codec.dtype_number(self._settings.reply_dtype),
-        )
-
-    def _forget(self) -> None:
-        """Forgets what was known of the session, so that its present step and generation are taken."""
-        self._drop()
-        self._generation = 0
-        self.step = None
+        return self._stream, opened
 
     def _drop(self) -> None:
         if self._stream is not None:

@@ -15,7 +15,7 @@ from typing import IO
 from hermosis_client.errors import ConnectionFailed
 
 _READY = "HERMOSIS READY address="
-_NEEDED = ("hermosis_server", "torch", "grpc_health", "grpc_reflection")
+_NEEDED = ("torch", "grpc_health", "grpc_reflection", "pydantic_settings", "typer")
 _STOP_S = 10.0
 
 
