@@ -1,8 +1,10 @@
 """Errors as RFC 9457 problem documents: one table from the meaning of an error to its HTTP status."""
 
 import http
+import json
 import logging
 import math
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -169,7 +171,14 @@ def _with_media_type(schema: dict[str, Any]) -> dict[str, Any]:
         for operation in path.values():
             for status, response in operation["responses"].items():
                 if int(status) >= 400:
-                    response["content"] = {
-                        MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}},
-                    }
+                    response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return _without_unused(schema)
+
+
+def _without_unused(schema: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out schemas that nothing refers to, such as FastAPI's own of a validation error."""
+    schemas = schema["components"]["schemas"]
+    while unused := schemas.keys() - re.findall(r"#/components/schemas/(\w+)", json.dumps(schema)):
+        for name in unused:
+            del schemas[name]
     return schema

@@ -34,7 +34,7 @@ def _word(value: object) -> object:
 
 
 Measure = Annotated[float | None, BeforeValidator(_finite_or_none)]
-DtypeWord = Annotated[Literal["FLOAT32", "FLOAT16", "BFLOAT16"], BeforeValidator(_word)]
+DtypeWord = Literal["FLOAT32", "FLOAT16", "BFLOAT16"]
 
 # Enumerations of the client's records, written by their word.
 StatusWord = Literal["UNKNOWN", "CREATING", "READY", "PAUSED", "RECOVERING", "FAILED", "CLOSED"]
@@ -70,8 +70,6 @@ class _Asked(BaseModel):
 
 
 class TensorSpec(_Asked):
-    model_config = ConfigDict(from_attributes=True)
-
     name: str = Field(description="Unique within the layout.")
     shape: list[Int64] = Field(description="Length of each axis; empty means a scalar.")
     dtype: DtypeWord = Field(
@@ -80,15 +78,13 @@ class TensorSpec(_Asked):
 
 
 class ParameterLayout(_Asked):
-    model_config = ConfigDict(from_attributes=True)
-
     tensors: list[TensorSpec] = Field(description="The model's tensors in the order of the flat vector.")
 
 
 class Recipe(_Asked):
     name: str = Field(description="As GET /v1/recipes lists it.", examples=["adamw"])
     parameters: dict[str, StrictBool | Number | str] = Field(
-        default={}, description="By name; those left out have their default.", examples=[{"learning_rate": 0.001}]
+        default={}, description="By name; those left out have their default.", examples=[{"lr": 0.001}]
     )
 
 

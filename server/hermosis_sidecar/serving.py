@@ -36,6 +36,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool = False) -> None:
         port=settings.port,
         log_config=None,
         access_log=False,
+        server_header=False,
         timeout_graceful_shutdown=_PATIENCE_S,
     )
     server = _Server(config, app)

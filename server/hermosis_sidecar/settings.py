@@ -1,6 +1,6 @@
 """Settings of the sidecar: from the environment (HERMOSIS_SIDECAR_…) or the command line, read once at start."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -39,6 +39,13 @@ class Settings(BaseSettings):
     metrics_sessions: int = Field(
         default=1000, ge=0, description="sessions with their own metrics, the newest first; more make Prometheus slow"
     )
+
+    @field_validator("server")
+    @classmethod
+    def _host_and_port(cls, server: str) -> str:
+        if "://" in server or ":" not in server:
+            raise ValueError(f"{server!r} is not written host:port, as in 127.0.0.1:50051")
+        return server
 
     def answers_to(self) -> frozenset[str] | None:
         """Names in the Host header that are answered, without port; None means any."""

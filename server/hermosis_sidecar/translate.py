@@ -1,5 +1,6 @@
 """Between the JSON of schemas.py and the client's records."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from google.protobuf import json_format
@@ -9,13 +10,19 @@ from hermosis_client import errors, layout, records
 
 from hermosis_sidecar import schemas
 
+_DTYPE_WORDS: Mapping[Dtype, schemas.DtypeWord] = {
+    Dtype.FLOAT32: "FLOAT32",
+    Dtype.FLOAT16: "FLOAT16",
+    Dtype.BFLOAT16: "BFLOAT16",
+}
+
 
 def session(info: records.SessionInfo) -> schemas.Session:
     """A session in full."""
     return schemas.Session(
         session_id=info.session_id,
         spec=schemas.SessionSpec(
-            layout=schemas.ParameterLayout.model_validate(info.layout),
+            layout=_layout(info.layout),
             optimizer=optimizer(info.optimizer),
             consistency=schemas.Consistency(mode=info.consistency, workers=info.expected_workers),
             durability=schemas.Durability(mode=info.durability),
@@ -92,9 +99,24 @@ def telemetry(reading: records.TelemetryReading) -> schemas.TelemetryReading:
     return schemas.TelemetryReading.model_validate(reading)
 
 
+def capabilities(record: records.Capabilities) -> schemas.Capabilities:
+    """What the server is. The client writes dtypes as NumPy does; here they are words like all others."""
+    shown = schemas.Capabilities.model_validate(record)
+    return shown.model_copy(update={"dtypes": [dtype.upper() for dtype in record.dtypes]})
+
+
 def recipes(descriptions: list[records.RecipeDescription]) -> schemas.RecipeList:
     """The named optimizers."""
     return schemas.RecipeList(recipes=[schemas.RecipeDescription.model_validate(each) for each in descriptions])
+
+
+def _layout(record: layout.ParameterLayout) -> schemas.ParameterLayout:
+    return schemas.ParameterLayout(
+        tensors=[
+            schemas.TensorSpec(name=tensor.name, shape=list(tensor.shape), dtype=_DTYPE_WORDS[tensor.dtype])
+            for tensor in record.tensors
+        ]
+    )
 
 
 def _time(seconds: float) -> datetime:

@@ -15,6 +15,7 @@ const page = {
   chosen: null, // session_id
   session: null, // as the server last described it
   series: new Series(),
+  whole: 0, // the step up to which the history has been read
   stop: null, // ends the live stream of the chosen session
   drawing: null, // timer of the next drawing
 };
@@ -43,9 +44,9 @@ function describeServer(capabilities) {
 function choose(id) {
   if (id === page.chosen) return;
   page.stop?.();
-  Object.assign(page, { chosen: id, session: null, series: new Series(), stop: null });
+  Object.assign(page, { chosen: id, session: null, series: new Series(), whole: 0, stop: null });
   byId("session-title").textContent = id;
-  byId("session-note").textContent = "";
+  note("");
   byId("session-status").hidden = true;
   byId("facts").hidden = byId("charts").hidden = false;
   document.title = `${id} · Hermosis`;
@@ -64,24 +65,24 @@ function choose(id) {
   });
 }
 
-// Steps may have been missed while the stream was away, so what came after the newest known step is read again.
+// Steps may have been missed while the stream was away, so what came after the last reading of the history is read again.
 async function loadHistory(id) {
   try {
-    const after = page.series.newest?.step ?? 0;
     const [session, history] = await Promise.all([
       get(sessionPath(id)),
-      get(`${sessionPath(id)}/telemetry/history?after_step=${after}&max_readings=2000`),
+      get(`${sessionPath(id)}/telemetry/history?after_step=${page.whole}&max_readings=2000`),
     ]);
     if (page.chosen !== id) return;
-    if (session.step < after) {
-      page.series = new Series(); // The session was made anew or set back: the old curve is of another life.
-      return loadHistory(id);
+    if (session.step < page.whole) {
+      Object.assign(page, { series: new Series(), whole: 0 }); // Made anew or set back: the old curve is of another life.
+      await loadHistory(id);
+      return;
     }
-    page.session = session;
+    page.session = { ...session, ...session.spec };
     page.series.merge(history.readings);
-    byId("session-note").textContent = "";
+    page.whole = history.readings.at(-1)?.step ?? page.whole;
   } catch (error) {
-    if (page.chosen === id) byId("session-note").textContent = error.message;
+    if (page.chosen === id) note(error.message);
   }
   drawSoon();
 }
@@ -97,10 +98,11 @@ function draw() {
   charts.draw(page.series);
   const { session } = page;
   if (!session) return byId("facts").replaceChildren();
-  byId("session-title").textContent = session.spec.display_name || session.session_id;
+  byId("session-title").textContent = session.display_name || session.session_id;
   const status = byId("session-status");
   status.hidden = false;
   status.textContent = status.dataset.status = session.status;
+  note(meaning(session));
   const newest = page.series.newest;
   const energies = newest?.energies ?? {};
   showFacts([
@@ -108,13 +110,26 @@ function draw() {
     ["Loss", number(energies.loss)],
     ["Smoothed loss", number(energies.smoothed_loss)],
     ["Steps a second", number(page.series.rate())],
-    ["Optimizer", optimizer(session), settings(session.spec.optimizer)],
+    ["Optimizer", optimizer(session.optimizer), settings(session.optimizer)],
     ["Learning rate", number(energies.learning_rate)],
     ["Temperature", temperature(energies.log_beta)],
     ["Gradient norm", number(energies.gradient_norm)],
     ["Parameters", count(session.parameter_count)],
     ["Workers", count(session.workers)],
   ]);
+}
+
+const note = (text) => { byId("session-note").textContent = text; };
+
+// What a status means for the one who looks on.
+function meaning({ status, status_reason: reason }) {
+  return {
+    CREATING: "Waiting for a worker to upload the initial parameters.",
+    PAUSED: "Takes no gradients until it is resumed.",
+    RECOVERING: "Being rebuilt after a restart of the server.",
+    FAILED: `Quarantined: ${reason}`,
+    CLOSED: "Closed; what is shown is the last that was seen of it.",
+  }[status] ?? "";
 }
 
 function showFacts(facts) {
@@ -139,20 +154,22 @@ async function refresh() {
     sessions.reverse(); // newest first
     byId("session-count").textContent = sessions.length ? `(${sessions.length})` : "";
     byId("no-sessions").hidden = sessions.length > 0;
-    if (!page.chosen && sessions.length) choose(hashChoice() ?? sessions[0].session_id);
+    if (!page.chosen && sessions.length) choose(hashChoice() ?? liveliest(sessions).session_id);
     list.show(sessions, page.chosen);
     const known = sessions.find((session) => session.session_id === page.chosen);
-    if (known && page.session) {
-      Object.assign(page.session, { status: known.status, step: known.step, workers: known.workers });
-      drawSoon();
-    } else if (page.session) {
-      page.session.status = "CLOSED";
-      drawSoon();
-    }
+    if (known?.reading) page.series.merge([known.reading]); // The last of a run may fall between two live ones.
+    if (page.session) Object.assign(page.session, known ?? { status: "CLOSED" });
+    drawSoon();
   } catch (error) {
     if (error.status === undefined) sidecarLost();
     else serverIs(false);
   }
+}
+
+// The one that stepped last; the newest where none has.
+function liveliest(sessions) {
+  const time = (session) => (session.reading ? Date.parse(session.reading.time) : 0);
+  return sessions.reduce((best, session) => (time(session) > time(best) ? session : best));
 }
 
 async function refreshForEver() {

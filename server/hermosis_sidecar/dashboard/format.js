@@ -21,15 +21,13 @@ export function temperature(logBeta) {
   if (logBeta === null || logBeta === undefined) return NOTHING;
   const direct = Math.exp(-logBeta);
   if (direct > 1e-300 && direct < 1e300) return number(direct);
-  return `10^${whole.format(-logBeta / Math.LN10)}`;
+  return `10^${Math.round(-logBeta / Math.LN10)}`;
 }
 
-export function optimizer(session) {
-  const { recipe } = session.spec?.optimizer ?? session.optimizer ?? {};
-  return recipe ? recipe.name : "hamiltonian";
-}
+export const optimizer = ({ recipe }) => recipe?.name ?? "hamiltonian";
 
-export function settings(optimizer) {
-  const given = Object.entries(optimizer?.recipe?.parameters ?? {});
+// The parameters that were given to a recipe, for people.
+export function settings({ recipe }) {
+  const given = Object.entries(recipe?.parameters ?? {});
   return given.map(([name, value]) => `${name} ${typeof value === "number" ? number(value) : value}`).join(", ");
 }

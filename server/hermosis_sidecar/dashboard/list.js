@@ -1,6 +1,6 @@
 // The list of sessions. Names come from the network, so they only ever become text nodes.
 
-import { NOTHING, count, number, optimizer } from "./format.js";
+import { count, number, optimizer } from "./format.js";
 
 function span(kind, text) {
   const element = document.createElement("span");
@@ -48,10 +48,10 @@ export class SessionList {
     status.dataset.status = session.status;
     button.replaceChildren(
       span("name", session.display_name || session.session_id),
+      span("quiet", optimizer(session.optimizer)),
       status,
-      span("quiet", optimizer(session)),
       span("quiet number", `step ${count(session.step)}`),
-      span("quiet number", `loss ${loss === undefined ? NOTHING : number(loss)}`),
+      span("quiet number", `loss ${number(loss)}`),
     );
     if (chosen) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");

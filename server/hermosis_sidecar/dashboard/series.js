@@ -17,7 +17,7 @@ export class Series {
       const last = this.newest;
       if (last === null || reading.step > last.step) {
         this.readings.push(reading);
-      } else if (reading.time > last.time) {
+      } else if (Date.parse(reading.time) > Date.parse(last.time)) {
         // A later time at an earlier step: the session was set back, so what followed that step is undone.
         this.readings.length = this.#placeOf(reading.step);
         this.readings.push(reading);

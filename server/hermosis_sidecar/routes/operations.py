@@ -1,8 +1,7 @@
 """What operators ask: is it alive, is it ready, how does it go?"""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
 from hermosis_sidecar.hall import HallOf
@@ -26,8 +25,8 @@ def ready(hall: HallOf) -> Health:
     return Health(status="ok")
 
 
-@router.get("/metrics", response_class=Response)
-def metrics(request: Request, accept: Annotated[str, Header()] = "") -> Response:
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format, or in OpenMetrics' where it is asked for."""
-    encode, media_type = choose_encoder(accept)
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(request.app.state.metrics), media_type=media_type)

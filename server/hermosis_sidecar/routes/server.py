@@ -12,7 +12,7 @@ router = APIRouter(prefix="/v1", tags=["server"])
 @router.get("/capabilities", responses=documented())
 def capabilities(hall: HallOf) -> schemas.Capabilities:
     """What the server is and what it allows."""
-    return schemas.Capabilities.model_validate(hall.client.capabilities())
+    return translate.capabilities(hall.client.capabilities())
 
 
 @router.get("/recipes", responses=documented())

@@ -32,7 +32,7 @@ def list_sessions(
 def create_session(hall: HallOf, new: schemas.NewSession) -> schemas.Session:
     """Makes a session, which then waits for a worker to upload the initial parameters by gRPC.
 
-    With a session_id of your own the call is safe to repeat: the same spec is answered with the same session.
+    Repeating the call makes another session, unless it names the session_id: an id stands for one session only.
     """
     spec = new.spec
     session = hall.client.create_session(

@@ -1,0 +1,152 @@
+"""A real server process, a real sidecar process beside it, and how to look at them."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeVar
+
+import httpx2
+import numpy as np
+import pytest
+from hermosis_client import Client, Recipe, Session
+from hermosis_client.local_server import LocalServer
+
+Answer = TypeVar("Answer")
+
+
+class Sidecar:
+    """``python -m hermosis_sidecar`` on a free port, with further settings in its environment."""
+
+    def __init__(self, server: str, **settings: str) -> None:
+        environment = {f"HERMOSIS_SIDECAR_{name.upper()}": value for name, value in settings.items()}
+        arguments = "-W error -m hermosis_sidecar --port 0 --until-stdin-closes --server"
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments.split(), server],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("HERMOSIS READY address=http://127.0.0.1:"), (line, self.end())
+        self.address = line.removeprefix("HERMOSIS READY address=").strip()
+        self.http = httpx2.Client(base_url=self.address, timeout=30)
+
+    def end(self) -> str:
+        """Closes its standard input, waits, and gives what it logged."""
+        if hasattr(self, "http"):
+            self.http.close()
+        try:
+            _, log = self.process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
+        return log
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.end()
+        else:
+            self.http.close()
+            self.process.communicate()
+
+
+class Events:
+    """A live stream, read on a thread of its own."""
+
+    def __init__(self, sidecar: Sidecar, query: str = "") -> None:
+        self._connection = http.client.HTTPConnection(sidecar.address.removeprefix("http://"))
+        self._connection.request("GET", f"/v1/live{query}")
+        self._socket = self._connection.sock
+        self.response = self._connection.getresponse()
+        self.ended = threading.Event()
+        self._events: list[tuple[str, Any]] = []
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def named(self, name: str) -> list[Any]:
+        """The data of all events of a name so far."""
+        return [data for event, data in self._events if event == name]
+
+    def close(self) -> None:
+        """Leaves the stream."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self.response.close()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        event = ""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            for line in self.response:
+                field, _, value = line.decode().rstrip("\n").partition(": ")
+                if field == "event":
+                    event = value
+                elif field == "data":
+                    self._events.append((event, json.loads(value)))
+        self.ended.set()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[LocalServer]:
+    with LocalServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(server: LocalServer) -> Iterator[Client]:
+    with Client(server.address) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def sidecar(server: LocalServer) -> Iterator[Sidecar]:
+    with Sidecar(server.address, live_interval_s="0") as sidecar:
+        yield sidecar
+
+
+@pytest.fixture
+def session(client: Client) -> Iterator[Session]:
+    """READY, with two tensors, one of them a scalar."""
+    with client.create_session(
+        {"weight": (2, 3), "scale": ()}, Recipe("adamw", lr=0.01), display_name="two tensors"
+    ) as session:
+        session.initialise({"weight": np.ones((2, 3), np.float32), "scale": np.zeros((), np.float32)})
+        yield session
+
+
+def push(session: Session, *losses: float | None) -> None:
+    """One step for each loss, down the slope of a parabola."""
+    parameters = dict(session.pull())
+    for loss in losses:
+        _, replied = session.exchange(parameters, loss=loss)
+        parameters = dict(replied)
+
+
+def eventually(answer: Callable[[], Answer | None], what: str, limit_s: float = 30) -> Answer:
+    """The first answer that is not empty."""
+    deadline = time.monotonic() + limit_s
+    while not (found := answer()):
+        assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"
+        time.sleep(0.02)
+    return found

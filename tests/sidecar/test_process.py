@@ -1,0 +1,85 @@
+"""The sidecar as a process: what it prints, how it ends, what it never imports."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from hermosis_client.local_server import LocalServer
+
+from tests.sidecar.conftest import Events, Sidecar, eventually
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_in_good_order_though_somebody_views(server: LocalServer, number: signal.Signals) -> None:
+    with Sidecar(server.address) as sidecar, Events(sidecar) as events:
+        eventually(lambda: events.named("server"), "the stream to begin")
+        sidecar.process.send_signal(number)
+        assert sidecar.process.wait(timeout=5) == 0
+        assert events.ended.wait(5)
+        assert sidecar.process.stderr is not None
+        assert sidecar.process.stderr.read() == ""
+
+
+def test_end_of_standard_input_ends_it(server: LocalServer) -> None:
+    with Sidecar(server.address) as sidecar, Events(sidecar) as events:
+        eventually(lambda: events.named("server"), "the stream to begin")
+        assert sidecar.end() == ""
+        assert sidecar.process.returncode == 0
+
+
+def test_it_ends_while_its_server_is_away() -> None:
+    with Sidecar("127.0.0.1:1", ready_timeout_s="1", timeout_s="1") as sidecar, Events(sidecar):
+        sidecar.process.terminate()
+        assert sidecar.process.wait(timeout=8) == 0
+
+
+def test_it_needs_neither_server_nor_torch() -> None:
+    """With both blocked, the whole app is made, and its command line is read."""
+    program = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "hermosis_server"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+import hermosis_sidecar.__main__
+from hermosis_sidecar.app import create_app
+from hermosis_sidecar.settings import Settings
+create_app(Settings()).openapi()
+try:
+    import hermosis_server
+except ModuleNotFoundError:
+    print("blocked")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "blocked"), done.stderr
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hermosis_sidecar", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+
+
+def test_help_tells_options_defaults_and_environment() -> None:
+    told = " ".join(run("--help").stdout.split())
+    for word in ("--server", "--host", "--port", "--until-stdin-closes", "HERMOSIS_SIDECAR_PORT", "127.0.0.1:50051"):
+        assert word in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["--port", "70000"], "port"), (["--server", "no-port"], "host:port"), (["--server", "http://x:1"], "host:port")],
+)
+def test_argument_that_cannot_be_right_is_explained_without_a_traceback(arguments: list[str], word: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_port_that_is_taken_is_said(sidecar: Sidecar) -> None:
+    done = run("--port", sidecar.address.rpartition(":")[2])
+    assert done.returncode != 0
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
