@@ -147,12 +147,17 @@ class Worker:
         self._persist(attempt)
 
     def close(self) -> None:
-        """Ends the stream; the session lives on. Harmless when repeated."""
-        with self._lock:
-            self._closed = True
+        """Ends the stream; the session lives on. A call under way in another thread is cut off. Harmless when repeated."""
+        self._closed = True
+        while not self._lock.acquire(timeout=0.05):
+            if (stream := self._stream) is not None:
+                stream.cancel()
+        try:
             if self._stream is not None:
                 self._stream.close()
                 self._stream = None
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> "Worker":
         return self
