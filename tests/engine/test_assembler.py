@@ -1,5 +1,6 @@
 """The assembler: any order, every element once, and no memory before the checks."""
 
+import itertools
 import random
 import zlib
 
@@ -32,7 +33,7 @@ def test_chunks_in_any_order_and_of_any_length_become_the_vector() -> None:
     order = random.Random(5)
     for _ in range(20):
         cuts = sorted({0, SIZE, *(order.randrange(SIZE) for _ in range(9))})
-        pieces = list(zip(cuts, cuts[1:], strict=False))
+        pieces = list(itertools.pairwise(cuts))
         order.shuffle(pieces)
         assembler = new()
         for begin, end in pieces:

@@ -299,9 +299,8 @@ def test_a_second_gradient_for_the_same_round_is_refused(play: Play) -> None:
 def test_async_contributions_are_each_a_step_and_know_their_staleness(play: Play) -> None:
     async def scenario(bench: Any) -> None:
         session = await bench.session(5, mode=ConsistencyMode.ASYNC, workers=3, max_staleness=2)
-        results = []
-        for worker in "abc":
-            results.append((await bench.send(session, ONES, sequence=1, base_step=0, worker_id=worker)).result)
+        sends = (bench.send(session, ONES, sequence=1, base_step=0, worker_id=worker) for worker in "abc")
+        results = [(await send).result for send in sends]
         assert [(r.step, r.staleness) for r in results] == [(1, 0), (2, 1), (3, 2)]
         with pytest.raises(StaleGradient, match="3 steps behind"):
             await bench.send(session, ONES, sequence=2, base_step=0, worker_id="a")
@@ -442,9 +441,10 @@ def test_names_and_counts_are_limited(play: Play) -> None:
         await bench.session(5)
         with pytest.raises(QuotaExceeded, match="sessions"):
             await bench.session(5)
+        for number in range(3):
+            session.worker(f"w{number}")
         with pytest.raises(QuotaExceeded, match="workers"):
-            for number in range(4):
-                session.worker(f"w{number}")
+            session.worker("one too many")
 
     play(scenario, max_sessions=2, max_workers=3)
 

@@ -1,6 +1,7 @@
 """Telemetry: a bounded history, thinned evenly, and watchers that never hold a step up."""
 
 import asyncio
+import itertools
 
 import pytest
 from hermosis_server.engine.telemetry import TelemetryRing, Watch, thinned
@@ -38,7 +39,7 @@ def test_thinning_spreads_evenly_and_keeps_the_newest(count: int, at_most: int) 
     steps = [r.step for r in thinned([reading(step) for step in range(count)], at_most)]
     assert len(steps) == min(count, at_most)
     assert steps[-1] == count - 1
-    gaps = {after - before for before, after in zip(steps, steps[1:], strict=False)}
+    gaps = {after - before for before, after in itertools.pairwise(steps)}
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 

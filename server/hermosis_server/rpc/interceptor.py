@@ -3,11 +3,14 @@
 # grpcio's own classes are generic in its type stubs only; unevaluated annotations let both be right.
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
+from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc import status
 
 
@@ -22,23 +25,42 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith("/grpc."):
             return handler  # Health and reflection speak in statuses of their own.
+        # Bytes reach the handler unparsed: what is no message is refused like any other bad input.
+        parse = _parser(handler.request_deserializer)
+        if handler.request_streaming:
+            parse = functools.partial(_parsed_stream, parse)
         kind = "stream" if handler.request_streaming else "unary"
         if handler.response_streaming:
-            behaviour: Any = _stream(getattr(handler, f"{kind}_stream"))
+            behaviour: Any = _stream(getattr(handler, f"{kind}_stream"), parse)
             make = getattr(grpc, f"{kind}_stream_rpc_method_handler")
         else:
-            behaviour = _unary(getattr(handler, f"{kind}_unary"))
+            behaviour = _unary(getattr(handler, f"{kind}_unary"), parse)
             make = getattr(grpc, f"{kind}_unary_rpc_method_handler")
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            behaviour, handler.request_deserializer, handler.response_serializer
-        )
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(behaviour, None, handler.response_serializer)
         return wrapped
 
 
-def _unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def parse(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except DecodeError:
+            raise InvalidRequest(
+                "the bytes that came are not a message of this call; generate your client from this server's .proto files"
+            ) from None
+
+    return parse
+
+
+async def _parsed_stream(parse: Callable[[bytes], Any], raw: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for message in raw:
+        yield parse(message)
+
+
+def _unary(method: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[Any], Any]) -> Callable[..., Awaitable[Any]]:
     async def handler(request: Any, context: Any) -> Any:
         try:
-            return await method(request, context)
+            return await method(parse(request), context)
         except Exception as error:
             await _abort(context, error)
             raise
@@ -46,10 +68,12 @@ def _unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any],
     return handler
 
 
-def _stream(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _stream(
+    method: Callable[[Any, Any], AsyncIterator[Any]], parse: Callable[[Any], Any]
+) -> Callable[..., AsyncIterator[Any]]:
     async def handler(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for response in method(request, context):
+            async for response in method(parse(request), context):
                 yield response
         except Exception as error:
             await _abort(context, error)
