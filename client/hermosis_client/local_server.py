@@ -25,6 +25,9 @@ class LocalServer:
     It ends with `close`, at the latest when this process ends, even by a kill: its standard input is a pipe from here,
     and it stops when that closes.
 
+    Attributes:
+      data_folder: of the server.
+
     Args:
       data_folder: for what shall outlive the server; None means a folder that ends with it.
       arguments:   further arguments of ``hermosis serve``.
@@ -45,12 +48,12 @@ class LocalServer:
         _require_installed()
         self._owner = os.getpid()
         self._own_folder = tempfile.TemporaryDirectory(prefix="hermosis-") if data_folder is None else None
-        folder = self._own_folder.name if self._own_folder is not None else os.fspath(data_folder or "")
+        self.data_folder = self._own_folder.name if self._own_folder is not None else os.fspath(data_folder or "")
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process does
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "hermosis_server", "serve", "--port", "0", "--until-stdin-closes"),
-                *("--data-folder", folder),
+                *("--data-folder", self.data_folder),
                 *arguments,
             ],
             stdin=subprocess.PIPE,

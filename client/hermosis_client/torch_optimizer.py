@@ -148,11 +148,12 @@ class RemoteOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        known_loss = loss if value is None else value
+        told = loss if value is None else value
+        number = None if told is None else float(told.detach() if isinstance(told, Tensor) else told)
         self.last_results = tuple(
             remote.step(
                 lr=_checked_lr(group, remote),
-                loss=None if known_loss is None else float(known_loss),
+                loss=number,
                 sample_count=self._sample_count if sample_count is None else sample_count,
             )
             for group, remote in zip(self.param_groups, self._groups, strict=True)

@@ -60,7 +60,7 @@ def test_decoding_lands_in_a_slice_and_nowhere_else() -> None:
 
 def test_dtype_names_are_those_of_the_wire() -> None:
     assert dtype_named("bfloat16") is Dtype.BFLOAT16
-    with pytest.raises(ValueError, match="float64.*float32, float16, bfloat16"):
+    with pytest.raises(ValueError, match=r"float64.*float32, float16, bfloat16"):
         dtype_named("float64")
 
 

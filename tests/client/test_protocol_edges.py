@@ -13,12 +13,12 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from hermosis.v1 import gradient_pb2, gradient_pb2_grpc, session_pb2, session_pb2_grpc, types_pb2
+from hermosis.wire import Dtype
 from hermosis_client import Client, ParameterLayout, Worker, codec, errors
 from hermosis_client.connection import Connection
 from hermosis_client.exchange import WorkerSettings
 from hermosis_client.records import Reply
 from hermosis_client.session import Session
-from hermosis.wire import Dtype
 
 LAYOUT = ParameterLayout.of({"w": (600_000,)})  # three chunks
 Response = gradient_pb2.ExchangeResponse
@@ -206,9 +206,10 @@ def test_a_final_error_is_not_repeated(failing) -> None:
 
 
 def test_nobody_there_is_told_with_the_address_when_the_time_is_over() -> None:
-    with Client("127.0.0.1:1", timeout_s=0.3) as client:
-        with pytest.raises(errors.ConnectionFailed, match=r"127\.0\.0\.1:1 .*hermosis serve"):
-            client.capabilities()
+    client = Client("127.0.0.1:1", timeout_s=0.3)
+    with pytest.raises(errors.ConnectionFailed, match=r"127\.0\.0\.1:1 .*hermosis serve"):
+        client.capabilities()
+    client.close()
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:80", "localhost"])
