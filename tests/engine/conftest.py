@@ -92,12 +92,12 @@ class Bench:
     ) -> Coroutine[Any, Any, Answer]:
         """Counts a gradient at once; await the result for its fate."""
         worker = session.worker(worker_id)
-        assembler = self.engine.begin_gradient(session, worker, sequence, Dtype.FLOAT32)
+        assembler = self.engine.intake.begin_gradient(session, worker, sequence, Dtype.FLOAT32)
         fill(assembler, gradient)
         base = session.step if base_step is None else base_step
         wish = ReplyWish(reply=reply)
         number = Commit(sequence=sequence, base_step=base, **commit)
-        return self.engine.contribute(session, worker, number, wish, assembler, wait=wait)
+        return self.engine.intake.contribute(session, worker, number, wish, assembler, wait=wait)
 
 
 def fill(assembler: Any, values: np.ndarray) -> None:

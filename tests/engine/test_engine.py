@@ -141,7 +141,7 @@ def test_a_repeat_is_answered_and_not_applied_twice(play: Play) -> None:
         assert again.result.energies == first.result.energies
         np.testing.assert_array_equal(values(again), values(first))
         assert await bench.engine.state_digest(session.session_id) == digest
-        assert bench.engine._budget.used_bytes == 0
+        assert bench.engine.budget.used_bytes == 0
 
     play(scenario)
 
@@ -266,7 +266,7 @@ def test_a_refused_contribution_leaves_the_digest(
         with pytest.raises(error, match=words):
             await bench.send(session, ONES, **sent)
         assert await bench.engine.state_digest(session.session_id) == before
-        assert bench.engine._budget.used_bytes == 0
+        assert bench.engine.budget.used_bytes == 0
         assert (await bench.send(session, ONES, sequence=2)).result.step == 2
 
     play(scenario)
@@ -419,7 +419,7 @@ def test_closing_gives_everything_back_and_tells_whoever_waits(play: Play) -> No
         await bench.engine.close_session("mine")
         with pytest.raises(SessionNotReady, match="closed"):
             await waiting
-        assert bench.engine._budget.used_bytes == 0
+        assert bench.engine.budget.used_bytes == 0
         assert await bench.engine.free_device_bytes() == bench.engine.limits.device_bytes
         with pytest.raises(SessionNotFound):
             bench.engine.session("mine")
@@ -529,7 +529,7 @@ def test_a_step_that_fails_leaves_the_session_and_frees_the_number(
                 await bench.send(session, ONES, sequence=1)
         assert "planted" in caplog.text
         assert await bench.engine.state_digest(session.session_id) == before
-        assert bench.engine._budget.used_bytes == 0
+        assert bench.engine.budget.used_bytes == 0
         assert (await bench.send(session, ONES, sequence=1)).result.step == 1
 
     play(scenario)

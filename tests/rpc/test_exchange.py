@@ -242,7 +242,7 @@ def test_a_worker_that_sends_and_never_reads_does_not_grow_the_server(host: Any,
         before = sent
         enough.wait(0.5)
     assert sent < 200, "nothing held the worker back"
-    assert service.inside(lambda engine: engine._budget.used_bytes) <= 8 << 20
+    assert service.inside(lambda engine: engine.budget.used_bytes) <= 8 << 20
     steps = sum(1 for response in call if response.WhichOneof("message") == "result")
     assert steps == 399, "and when it reads again, nothing was lost"
     assert service.inside(lambda engine: engine.session(session.session_id).step) == 399

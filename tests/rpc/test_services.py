@@ -1,4 +1,4 @@
-"""The services: management that is safe to repeat, pages, edits, export and import, telemetry, and what is still to come."""
+"""The services: management that is safe to repeat, pages, edits, export and import, telemetry, and calls to come."""
 
 import threading
 from typing import Any

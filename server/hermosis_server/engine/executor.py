@@ -18,7 +18,7 @@ from hermosis_server.engine.arena import Arena, flat, from_wire, wire_bytes
 from hermosis_server.engine.resident import Resident, digest
 from hermosis_server.engine.rounds import Contribution, weights
 from hermosis_server.engine.scheduler import Job, ReadyRound, StepQueue
-from hermosis_server.errors import InternalError
+from hermosis_server.errors import InternalError, ServerStopping
 from hermosis_server.records import EnergySample, Outcome, Reply, ReplyWish, StateBuffer, Vector, WorkerSequence
 
 T = TypeVar("T")
@@ -52,11 +52,14 @@ class Executor:
         self._arena = arena
         self._queue = queue
         self._loop = asyncio.get_running_loop()
+        self._stopped = False
         self._thread = threading.Thread(target=self._work, name="hermosis-device", daemon=True)
         self._thread.start()
 
     async def run(self, job: Callable[[Arena], T]) -> T:
-        """Runs a job on the device thread and gives its result, or raises what it raised."""
+        """Runs a job on the device thread and gives its result, or raises what it raised, or ServerStopping."""
+        if self._stopped:
+            raise ServerStopping("the server is stopping; connect again shortly", retry_after_s=1.0)
         future: asyncio.Future[T] = self._loop.create_future()
 
         def work() -> None:
@@ -77,6 +80,7 @@ class Executor:
 
     async def stop(self) -> None:
         """Finishes what is queued and ends the thread."""
+        self._stopped = True
         self._queue.stop()
         await asyncio.to_thread(self._thread.join)
 

@@ -11,6 +11,7 @@ from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, WorkerRecord
 from hermosis_server.engine.telemetry import TelemetryRing
 from hermosis_server.errors import (
+    InternalError,
     InvalidRequest,
     PayloadMismatch,
     QuotaExceeded,
@@ -72,6 +73,13 @@ class Session:
 
     def __post_init__(self) -> None:
         self.round = self._new_round()
+
+    @property
+    def on_device(self) -> Resident:
+        """The device thread's part, for a job; there is one in every session that was not just begun."""
+        if self.resident is None:
+            raise InternalError("a session without memory was used; this is a bug in hermosis")
+        return self.resident
 
     def worker(self, worker_id: str) -> WorkerRecord:
         """The record of a worker, made on first sight.

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from hermosis.v1 import gradient_pb2
 
 from hermosis_server.engine.engine import Engine
+from hermosis_server.engine.intake import stopping as stopped
 from hermosis_server.engine.rounds import Answer
-from hermosis_server.errors import InvalidRequest, ServerStopping
+from hermosis_server.errors import InvalidRequest
 from hermosis_server.records import Vector
 from hermosis_server.rpc import status
 from hermosis_server.rpc.codec import gradient as codec
@@ -55,7 +56,7 @@ class ExchangeStream:
     async def responses(self, requests: AsyncIterator[gradient_pb2.ExchangeRequest]) -> AsyncIterator[Response]:
         """Everything the worker is answered, until it ends the stream or the server stops."""
         reading = asyncio.ensure_future(self._read(requests))
-        stopping = asyncio.ensure_future(self._engine.stopping.wait())
+        stopping = asyncio.ensure_future(self._engine.intake.stopping.wait())
         reading.add_done_callback(lambda _: self._outbox.put_nowait(None))
         stopping.add_done_callback(lambda _: reading.cancel())
         try:
@@ -66,7 +67,7 @@ class ExchangeStream:
             async for response in self._last_answers():
                 yield response
             if stopping.done():
-                raise ServerStopping("the server is stopping; connect again shortly", retry_after_s=1.0)
+                raise stopped()
             await reading
         finally:
             reading.cancel()

@@ -40,13 +40,13 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         return wrapped
 
 
-def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     def parse(raw: bytes) -> Any:
         try:
-            return deserialize(raw)
+            return deserialize(raw) if deserialize else raw
         except DecodeError:
             raise InvalidRequest(
-                "the bytes that came are not a message of this call; generate your client from this server's .proto files"
+                "the bytes that came are no message of this call; generate the client from this server's .proto files"
             ) from None
 
     return parse

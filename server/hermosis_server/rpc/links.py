@@ -69,7 +69,7 @@ class Link:
                 raise InvalidRequest(f"{len(self.gradients)} gradients are begun and not committed; commit them first")
             if not self.session.answered_before(self.worker, chunk.sequence):
                 require_next(chunk.sequence, self.worker, begun=max(self.gradients, default=0))
-            gradient = engine.begin_gradient(self.session, self.worker, chunk.sequence, self.gradient_dtype)
+            gradient = engine.intake.begin_gradient(self.session, self.worker, chunk.sequence, self.gradient_dtype)
             self.gradients[chunk.sequence] = gradient
         gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
 
@@ -86,7 +86,7 @@ class Link:
             gradient.release()
             raise
         wait = self.ack_level is not AckLevel.RECEIVED
-        return engine.contribute(self.session, self.worker, commit, self.wish, gradient, wait=wait)
+        return engine.intake.contribute(self.session, self.worker, commit, self.wish, gradient, wait=wait)
 
 
 def open_link(

@@ -1,0 +1,210 @@
+"""Intake: gradients in, answers out. Uploads, rounds, and what becomes of them."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+from hermosis.wire import Dtype
+
+from hermosis_server.engine import checks
+from hermosis_server.engine import resident as on_device
+from hermosis_server.engine.assembler import Assembler, StagingBudget
+from hermosis_server.engine.executor import Executor, StepDone
+from hermosis_server.engine.rounds import Answer, Round, StepTicket, WorkerRecord, mean_loss
+from hermosis_server.engine.scheduler import ReadyRound
+from hermosis_server.engine.session import Session
+from hermosis_server.engine.telemetry import Watchers
+from hermosis_server.errors import ServerStopping, SessionNotFound, SessionNotReady, StaleGradient
+from hermosis_server.records import (
+    Commit,
+    Limits,
+    Outcome,
+    Reply,
+    ReplyWish,
+    SessionStatus,
+    StepResult,
+    TelemetryReading,
+)
+
+RETRY_AFTER_STOP_S = 1.0
+
+
+class Intake:
+    """Takes contributions and hands complete rounds to the device thread.
+
+    Args:
+      executor: owns the device.
+      budget:   host memory for vectors on their way.
+      limits:   checked before memory is taken.
+      watchers: hear of each step.
+    """
+
+    def __init__(self, executor: Executor, budget: StagingBudget, *, limits: Limits, watchers: Watchers) -> None:
+        self.stopping = asyncio.Event()
+        self._executor = executor
+        self._budget = budget
+        self._limits = limits
+        self._watchers = watchers
+
+    def require_running(self) -> None:
+        """Raises ServerStopping once the server refuses new work."""
+        if self.stopping.is_set():
+            raise stopping()
+
+    def assembler(self, elements: int, dtype: Dtype, *, keep: bool = True) -> Assembler:
+        """An assembler for a vector; the caller releases it. `keep` False only checks, and takes no memory."""
+        staging = self._budget.take(elements * dtype.itemsize) if keep else None
+        return Assembler(elements, dtype, self._limits.max_chunk_bytes, staging)
+
+    def begin_gradient(self, session: Session, worker: WorkerRecord, sequence: int, dtype: Dtype) -> Assembler:
+        """An assembler for a gradient. One that was answered before is only checked, and takes no memory."""
+        self.require_running()
+        if session.answered_before(worker, sequence):
+            return self.assembler(session.spec.layout.parameter_count, dtype, keep=False)
+        session.require_ready()
+        return self.assembler(session.spec.layout.parameter_count, dtype)
+
+    def contribute(
+        self,
+        session: Session,
+        worker: WorkerRecord,
+        commit: Commit,
+        wish: ReplyWish,
+        gradient: Assembler,
+        *,
+        wait: bool = True,
+    ) -> Coroutine[Any, Any, Answer]:
+        """Counts a whole gradient at once, and returns the wait for the fate of its round.
+
+        Takes over the assembler, whatever happens. Whoever drops the wait does not undo the contribution.
+
+        Args:
+          wait: False answers as soon as the contribution is counted (AckLevel RECEIVED).
+        """
+        try:
+            self.require_running()
+            if session.status is SessionStatus.CLOSED:
+                raise SessionNotFound(f"session {session.session_id} is closed")
+            gradient.require_complete()
+            checks.check_lr_scale(commit.lr_scale, field="commit.lr_scale")
+            repeated = session.answered_before(worker, commit.sequence)
+            if repeated:
+                ticket = session.repeat(worker, commit.sequence, gradient)
+            else:
+                ticket = session.admit(worker, commit, wish, gradient)
+        except BaseException:
+            gradient.release()
+            raise
+        if repeated:
+            gradient.release()
+            return self._answer_again(session, ticket, wish)
+        future = ticket.future
+        self._advance(session)
+        return _fate(future) if wait and future is not None else _known(session.received(commit))
+
+    def _advance(self, session: Session) -> None:
+        """Hands the round over, if it is ready."""
+        ready = session.take_round()
+        if ready is None:
+            return
+        contributions = ready.ordered()
+        self._executor.submit(
+            ReadyRound(
+                resident=session.on_device,
+                contributions=contributions,
+                lr_scale=session.lr_scale * _or_one(contributions[0].commit.lr_scale),
+                loss=mean_loss(contributions),
+                size_bytes=sum(contribution.gradient.size_bytes for contribution in contributions),
+                done=functools.partial(self._finished, session, ready),
+            )
+        )
+
+    def _finished(self, session: Session, ready: Round, done: StepDone | Exception) -> None:
+        """Hears of a round's fate: frees its memory, answers its workers, tells the watchers."""
+        session.stepping -= 1
+        contributions = ready.ordered()
+        for contribution in contributions:
+            contribution.gradient.release()
+        if isinstance(done, Exception):
+            for contribution in contributions:
+                contribution.worker.forget(contribution.commit.sequence)
+                contribution.ticket.fail(done)
+            return
+        session.step = done.step
+        applied = done.outcome is Outcome.APPLIED
+        sent_bytes = 0
+        for contribution in contributions:
+            vector = done.vectors.get(contribution.wish)
+            sent_bytes += len(vector.payload) if vector else 0
+            contribution.worker.staleness = done.base_step - contribution.commit.base_step
+            result = StepResult(
+                sequence=contribution.commit.sequence,
+                outcome=done.outcome,
+                step=done.step,
+                generation=session.generation,
+                staleness=contribution.worker.staleness,
+                contributions=len(contributions),
+                energies=done.energies if applied else None,
+                state_digest=done.state_digest if contribution.commit.want_digest else b"",
+            )
+            contribution.ticket.resolve(Answer(result, vector), keep_vector=contribution.wish.reply is Reply.INCREMENT)
+        if applied:
+            reading = TelemetryReading(
+                session_id=session.session_id,
+                step=done.step,
+                time_s=time.time(),
+                energies=done.energies,
+                contributions=len(contributions),
+                staleness=max(done.base_step - contribution.commit.base_step for contribution in contributions),
+                received_bytes=sum(contribution.gradient.size_bytes for contribution in contributions),
+                sent_bytes=sent_bytes,
+                device_s=done.device_s,
+                batch_sessions=done.batch_sessions,
+                wait_s=max(0.0, done.started_s - max(contribution.counted_s for contribution in contributions)),
+            )
+            session.telemetry.append(reading)
+            self._watchers.offer(reading)
+
+    async def _answer_again(self, session: Session, ticket: StepTicket, wish: ReplyWish) -> Answer:
+        """The recorded outcome, with what the worker may have missed."""
+        if ticket.result is None:
+            if ticket.future is None:
+                raise SessionNotReady("the contribution was given up before its step; send it again")
+            await asyncio.shield(ticket.future)
+        result = ticket.result
+        if result is None:
+            raise SessionNotReady("the contribution was given up before its step; send it again")
+        result = replace(result, duplicate=True)
+        if wish.reply is Reply.PARAMETERS:
+            vector = await self._executor.run(
+                lambda arena: on_device.read_parameters(arena, session.on_device, wish.dtype)
+            )
+            return Answer(result, vector)
+        if wish.reply is Reply.INCREMENT and result.outcome is Outcome.APPLIED:
+            if ticket.increment is None or ticket.increment.dtype is not wish.dtype:
+                raise StaleGradient(
+                    f"the increment of sequence {result.sequence} is no longer held; only a worker's last one is",
+                    metadata={"step": str(session.step)},
+                )
+            return Answer(result, ticket.increment)
+        return Answer(result, None)
+
+
+async def _fate(future: asyncio.Future[Answer]) -> Answer:
+    return await asyncio.shield(future)
+
+
+async def _known(answer: Answer) -> Answer:
+    return answer
+
+
+def _or_one(value: float | None) -> float:
+    return 1.0 if value is None else value
+
+
+def stopping() -> ServerStopping:
+    """The refusal of a server on its way out."""
+    return ServerStopping("the server is stopping; connect again shortly", retry_after_s=RETRY_AFTER_STOP_S)
