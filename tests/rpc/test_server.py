@@ -77,19 +77,6 @@ def test_a_device_that_is_not_there_is_named(wish: str) -> None:
         choose_device(wish)
 
 
-def test_a_data_folder_has_one_server(tmp_path: Path) -> None:
-    with DataFolder(tmp_path / "data"), pytest.raises(InvalidRequest, match=str(os.getpid())):
-        DataFolder(tmp_path / "data").__enter__()
-    with DataFolder(tmp_path / "data"):
-        pass
-
-
-def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidRequest, match="cannot be used"):
-        DataFolder(tmp_path / "file" / "data").__enter__()
-
-
 def start(*flags: str, folder: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "hermosis_server", "serve", "--port", "0", "--data-folder", str(folder), *flags]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -3,25 +3,38 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from hermosis_server.errors import InvalidRequest, PayloadMismatch
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Message)
 
 MAX_REQUEST_ID_BYTES = 128
+
+
+@dataclass(slots=True)
+class _Answered:
+    fingerprint: bytes
+    answer: asyncio.Future[Any]
+    size_bytes: int = 0
 
 
 class AnsweredRequests:
     """The last answers by request_id. Failures are not remembered: trying again may help.
 
     Args:
-      capacity: how many are remembered; the oldest is forgotten first.
+      capacity:       how many are remembered; the oldest is forgotten first.
+      capacity_bytes: how long all remembered answers together may be.
     """
 
-    def __init__(self, capacity: int = 10_000) -> None:
+    def __init__(self, capacity: int = 10_000, capacity_bytes: int = 64 << 20) -> None:
         self._capacity = capacity
-        self._answers: OrderedDict[str, tuple[bytes, asyncio.Future[Any]]] = OrderedDict()
+        self._capacity_bytes = capacity_bytes
+        self._size_bytes = 0
+        self._known: OrderedDict[str, _Answered] = OrderedDict()
 
     async def once(self, request_id: str, fingerprint: bytes, make: Callable[[], Awaitable[T]]) -> T:
         """Makes the answer, or waits for the one that is being made, or gives the one that was.
@@ -36,24 +49,27 @@ class AnsweredRequests:
                 f"request_id has {len(request_id)} characters; at most {MAX_REQUEST_ID_BYTES} are kept",
                 field="request_id",
             )
-        known = self._answers.get(request_id)
+        known = self._known.get(request_id)
         if known is None:
-            task: asyncio.Future[Any] = asyncio.ensure_future(make())
-            self._answers[request_id] = (fingerprint, task)
-            task.add_done_callback(lambda done: self._keep_only_success(request_id, done))
-            while len(self._answers) > self._capacity:
-                self._answers.popitem(last=False)
-        else:
-            task = known[1]
-            if known[0] != fingerprint:
-                raise PayloadMismatch(
-                    f"request_id {request_id!r} came before with another request; give each request an id of its own",
-                    field="request_id",
-                )
+            known = _Answered(fingerprint, asyncio.ensure_future(make()))
+            self._known[request_id] = known
+            known.answer.add_done_callback(lambda done: self._settle(request_id, done))
+        elif known.fingerprint != fingerprint:
+            raise PayloadMismatch(
+                f"request_id {request_id!r} came before with another request; give each request an id of its own",
+                field="request_id",
+            )
         # The caller may go away; what it asked for goes on, and its repeat finds the answer.
-        answer: T = await asyncio.shield(task)
+        answer: T = await asyncio.shield(known.answer)
         return answer
 
-    def _keep_only_success(self, request_id: str, done: "asyncio.Future[Any]") -> None:
+    def _settle(self, request_id: str, done: "asyncio.Future[Any]") -> None:
         if done.cancelled() or done.exception() is not None:
-            self._answers.pop(request_id, None)
+            self._known.pop(request_id, None)
+            return
+        if (known := self._known.get(request_id)) is not None:
+            known.size_bytes = done.result().ByteSize()
+            self._size_bytes += known.size_bytes
+        while len(self._known) > self._capacity or self._size_bytes > self._capacity_bytes:
+            _, oldest = self._known.popitem(last=False)
+            self._size_bytes -= oldest.size_bytes

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from hermosis.v1 import session_pb2, session_pb2_grpc
 from hermosis.wire import Dtype
 
@@ -20,7 +21,7 @@ from hermosis_server.rpc.requests import AnsweredRequests
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Message)
 
 
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
