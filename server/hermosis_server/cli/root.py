@@ -101,10 +101,8 @@ def demo(
     workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes that share every minibatch.")] = 2,
     epochs: Annotated[
         int, typer.Option(min=1, help="Passes over the training images. More is more exact, and takes longer.")
-    ] = 60,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Learning rate.", show_default="a good one for the recipe")
-    ] = None,
+    ] = 20,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="a good one for the recipe")] = None,
     results: Annotated[str, typer.Option(help="Folder for the plot; made if missing.")] = "demo-results",
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the server and the page up after the training, until Ctrl-C.")
@@ -121,7 +119,7 @@ def demo(
         optimizer=optimizer,
         workers=workers,
         epochs=epochs,
-        learning_rate=learning_rate,
+        lr=lr,
         results=results,
         keep=keep,
     )

@@ -122,7 +122,7 @@ def create(
 
     From shapes alone it stays CREATING until a worker uploads the weights.
 
-    Example: hermosis sessions create --optimizer adamw --set learning_rate=0.001 --from weights.npz
+    Example: hermosis sessions create --optimizer adamw --set lr=0.001 --from weights.npz
     """
     import numpy as np
     from hermosis_client import Recipe
