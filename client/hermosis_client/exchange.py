@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
-from numpy.typing import ArrayLike
-
 from hermosis import wire
 from hermosis.v1 import gradient_pb2
+from numpy.typing import ArrayLike
+
 from hermosis_client import codec
 from hermosis_client.connection import Connection
 from hermosis_client.dtypes import Float32
@@ -147,7 +147,7 @@ class Worker:
         self._persist(attempt)
 
     def close(self) -> None:
-        """Ends the stream; the session lives on. A call under way in another thread is cut off. Harmless when repeated."""
+        """Ends the stream; the session lives on. Cuts a call in another thread off. Harmless when repeated."""
         self._closed = True
         while not self._lock.acquire(timeout=0.05):
             if (stream := self._stream) is not None:

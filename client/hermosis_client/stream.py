@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 import grpc
-
 from hermosis.v1 import gradient_pb2
+
 from hermosis_client.connection import Connection
 from hermosis_client.errors import ConnectionFailed, connection_failed
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-
 from hermosis_client import Client
 from hermosis_client.local_server import LocalServer
 

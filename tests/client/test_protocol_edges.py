@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-
 from hermosis.v1 import gradient_pb2, gradient_pb2_grpc, session_pb2, session_pb2_grpc, types_pb2
 from hermosis.wire import Dtype
 from hermosis_client import Client, ParameterLayout, Worker, codec, errors
