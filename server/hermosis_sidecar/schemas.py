@@ -4,14 +4,12 @@ A number that is undefined or infinite is null, since JSON knows neither.
 """
 
 import enum
-import math
 from datetime import datetime
 from typing import Annotated, Literal
 
 from hermosis_client import records
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -25,15 +23,12 @@ Int64 = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
-def _finite_or_none(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _word(value: object) -> object:
     return value.name if isinstance(value, enum.Enum) else value
 
 
-Measure = Annotated[float | None, BeforeValidator(_finite_or_none)]
+# A number that may be undefined.
+Measure = float | None
 DtypeWord = Literal["FLOAT32", "FLOAT16", "BFLOAT16"]
 
 # Enumerations of the client's records, written by their word.
@@ -57,7 +52,7 @@ ParameterKind = Annotated[
 class _Shown(BaseModel):
     """Read from the client's records by attribute."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(from_attributes=True, ser_json_inf_nan="null")
 
 
 class _Asked(BaseModel):

@@ -1,7 +1,9 @@
 """Settings of the sidecar: from the environment (HERMOSIS_SIDECAR_…) or the command line, read once at start."""
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
@@ -16,9 +18,9 @@ class Settings(BaseSettings):
         default="127.0.0.1", description="address to listen on; anything but loopback opens the door to others"
     )
     port: int = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    allowed_hosts: frozenset[str] = Field(
+    allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
-        description="names in the Host header to answer to; none means the loopback names while listening on one of "
+        description="names in the Host header to answer to, separated by commas; none means the loopback names while listening on one of "
         "them, which keeps foreign web pages out, and any name otherwise",
     )
     timeout_s: float = Field(default=5.0, gt=0, description="seconds a call to the server may take, retries included")
@@ -46,6 +48,11 @@ class Settings(BaseSettings):
         if "://" in server or ":" not in server:
             raise ValueError(f"{server!r} is not written host:port, as in 127.0.0.1:50051")
         return server
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _separated_by_commas(cls, names: object) -> object:
+        return names.replace(",", " ").lower().split() if isinstance(names, str) else names
 
     def answers_to(self) -> frozenset[str] | None:
         """Names in the Host header that are answered, without port; None means any."""

@@ -231,6 +231,7 @@ def test_sidecar_and_prometheus_ask_their_neighbours_by_the_names_and_ports_they
     assert host in SERVICES
     assert f"--port={port}" in SERVICES[host]["command"]
     assert jobs["hermosis"]["metrics_path"] == "/metrics"
+    assert SERVICES["sidecar"]["environment"] == {"HERMOSIS_SIDECAR_ALLOWED_HOSTS": host}
 
 
 def test_prometheus_reads_the_settings_that_are_mounted() -> None:

@@ -44,6 +44,16 @@ def test_newest_reading_of_each_session_is_there(sidecar: Sidecar, client: Clien
     assert found["hermosis_sessions", "READY"] == sum(info.status.name == "READY" for info in client.sessions())
 
 
+def test_what_is_undefined_has_no_sample(sidecar: Sidecar, session: Session) -> None:
+    with Events(sidecar) as events:
+        eventually(lambda: {"reachable": True} in events.named("server"), "the stream")
+        push(session, None)
+        key = ("hermosis_session_kinetic_energy", session.session_id)
+        found = eventually(lambda: key in (now := samples(sidecar)) and now, "the reading")
+    assert isinstance(found, dict)
+    assert ("hermosis_session_loss", session.session_id) not in found
+
+
 def test_closed_session_leaves_no_series_behind(sidecar: Sidecar, client: Client) -> None:
     with client.create_session({"w": (2,)}, "sgd") as session:
         session.initialise({"w": [1.0, 1.0]})
