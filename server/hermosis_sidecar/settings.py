@@ -20,8 +20,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
-        description="names in the Host header to answer to, separated by commas; none means the loopback names while listening on one of "
-        "them, which keeps foreign web pages out, and any name otherwise",
+        description="names in the Host header to answer to, separated by commas; none means the loopback names while "
+        "listening on one of them, which keeps foreign web pages out, and any name otherwise",
     )
     timeout_s: float = Field(default=5.0, gt=0, description="seconds a call to the server may take, retries included")
     ready_timeout_s: float = Field(

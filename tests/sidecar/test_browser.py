@@ -87,7 +87,7 @@ def test_page_draws_history_then_live_steps_and_believes_nothing_from_the_networ
         eventually(lambda: "step 2: loss 0.5" in page.ask(WORDS), "the history")
         push(session, 0.25)
         eventually(lambda: "step 3: loss 0.25" in page.ask(WORDS), "the live step")
-        assert page.ask(TITLE) == name
+        eventually(lambda: page.ask(TITLE) == name, "the name as it was given")
         assert page.ask("window.broken") is None
         assert page.ask("document.querySelectorAll('canvas').length") == 3
         assert page.ask("document.getElementById('link').dataset.state") == "live"
