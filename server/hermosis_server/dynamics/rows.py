@@ -43,10 +43,10 @@ class RowMap:
 
     def spread(self, values: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Numbers a session, (S,) or (S, n), as columns (R, 1) in the dtype of the rows; rounded once."""
-        table = values.to(dtype).reshape(values.shape[0], -1)
+        table = values.to(dtype).reshape(values.shape[0], -1, 1)
         if not self._one_row_each:
             table = table.index_select(0, self.row_session)
-        return torch.split(table, 1, dim=1)
+        return table.unbind(1)
 
     def totals(self, *partials: Tensor) -> tuple[Tensor, ...]:
         """Sums row partials, each (R,) float64, to (S,): a binary tree over neighbours, the same in any batch."""

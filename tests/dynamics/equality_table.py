@@ -1,0 +1,146 @@
+"""How far each recipe is from its torch.optim twin: `python tests/dynamics/equality_table.py` prints the table.
+
+The twin and the recipe minimise the same smooth problem over tensors of odd shapes, from the same start. The reference is
+the twin in float64, in float32 too: torch's own rounding is printed beside ours. The difference is the largest over all
+steps and elements, in units of 1 + |parameter|.
+"""
+
+import argparse
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from hermosis_server.dynamics import Hermosis
+from hermosis_server.dynamics.recipes import Value
+
+STEPS = 200
+SHAPES = ((), (0,), (1,), (3, 5, 7), (33,), (0, 4), (2, 1, 64))
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A recipe with settings, and its twin. The twin's names are the recipe's, save Adam's pair of betas."""
+
+    recipe: str
+    twin: type[Optimizer]
+    settings: Mapping[str, Value] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return " ".join([self.recipe, *(f"{name}={value}" for name, value in self.settings.items())])
+
+    def build_twin(self, params: list[Tensor]) -> Optimizer:
+        settings = dict(self.settings)
+        if "beta1" in settings or "beta2" in settings:
+            settings["betas"] = (settings.pop("beta1", 0.9), settings.pop("beta2", 0.999))  # type: ignore[assignment]
+        return self.twin(params, **settings)
+
+
+def case(recipe: str, twin: type[Optimizer], **settings: Value) -> Case:
+    return Case(recipe=recipe, twin=twin, settings=settings)
+
+
+CASES = (
+    case("sgd", SGD),
+    case("sgd", SGD, lr=0.05, weight_decay=0.1),
+    case("sgd", SGD, lr=0.05, dampening=0.5),
+    case("sgd", SGD, lr=0.02, momentum=0.9),
+    case("sgd", SGD, lr=0.05, momentum=0.9, dampening=0.5),
+    case("sgd", SGD, lr=0.05, momentum=0.9, dampening=0.9),
+    case("sgd", SGD, lr=0.05, momentum=0.9, dampening=0.9, weight_decay=0.1),
+    case("sgd", SGD, lr=0.02, momentum=0.9, nesterov=True),
+    case("sgd", SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.1),
+    case("adam", Adam),
+    case("adam", Adam, lr=0.05, beta1=0.8, beta2=0.95, weight_decay=0.1),
+    case("adam", Adam, lr=0.05, beta1=0.0, eps=1e-4),
+    case("adamw", AdamW),
+    case("adamw", AdamW, lr=0.05, beta2=0.99, weight_decay=0.2),
+    case("rmsprop", RMSprop),
+    case("rmsprop", RMSprop, weight_decay=0.1),
+    case("rmsprop", RMSprop, lr=2e-3, momentum=0.9),
+    case("rmsprop", RMSprop, lr=2e-3, centered=True, eps=1e-4),
+    case("rmsprop", RMSprop, lr=2e-3, momentum=0.9, centered=True, weight_decay=0.1, alpha=0.9, eps=1e-4),
+)
+
+
+class Problem:
+    """A smooth, non-quadratic, coupled function of tensors of odd shapes, seen through another minibatch each step.
+
+    The noise matters: an adaptive optimizer at rest divides one rounding error by another, and two correct programs part.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        source = torch.Generator().manual_seed(2024)
+        count = sum(math.prod(shape) for shape in SHAPES)
+
+        def draw(*shape: int) -> Tensor:  # in float32, so that both dtypes see the same numbers
+            return torch.randn(shape, generator=source).to(device, dtype)
+
+        self.flat = draw(count)
+        self._stiffness = draw(count).abs() + 0.5
+        self._targets = draw(STEPS, count) * 1.5
+        pieces = torch.split(self.flat, [math.prod(shape) for shape in SHAPES])
+        self.params = [piece.view(shape).requires_grad_() for piece, shape in zip(pieces, SHAPES, strict=True)]
+
+    def set_gradients(self, step: int) -> None:
+        gap = self.flat - self._targets[step]
+        gradient = self._stiffness * gap + gap.square() * gap / 25 + self.flat.sum() / 250
+        for p, piece in zip(self.params, torch.split(gradient, [p.numel() for p in self.params]), strict=True):
+            p.grad = piece.view(p.shape)
+
+
+@functools.cache
+def trajectory(case: Case, dtype: torch.dtype, *, ours: bool, scheduled: bool, device: torch.device) -> Tensor:
+    """(STEPS, P) float64 parameters after each step."""
+    problem = Problem(dtype, device)
+    optimizer: Optimizer
+    if ours:
+        optimizer = Hermosis(problem.params, case.recipe, row_elements=64, **case.settings)
+    else:
+        optimizer = case.build_twin(problem.params)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=STEPS // 3) if scheduled else None
+    points = []
+    for step in range(STEPS):
+        problem.set_gradients(step)
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        points.append(problem.flat.to(torch.float64, copy=True))
+    return torch.stack(points)
+
+
+def difference(case: Case, dtype: torch.dtype, *, ours: bool, scheduled: bool, device: torch.device) -> float:
+    """From the float64 twin, over all steps and elements, in units of 1 + |parameter|."""
+    points = trajectory(case, dtype, ours=ours, scheduled=scheduled, device=device)
+    truth = trajectory(case, torch.float64, ours=False, scheduled=scheduled, device=device)
+    return float(((points - truth).abs() / (1 + truth.abs())).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", help="torch device to step on; default cpu")
+    device = torch.device(parser.parse_args().device)
+    print(f"Largest difference from torch.optim {torch.__version__} in float64, over {STEPS} steps")
+    print(f"{'':<88}{'float64':>20}{'float32':>30}")
+    print(f"{'recipe':<88}{'lr constant':>12}{'schedule':>10}{'constant':>10}{'schedule':>10}{'torch own':>10}")
+    for each in CASES:
+        columns = [
+            (torch.float64, True, False),
+            (torch.float64, True, True),
+            (torch.float32, True, False),
+            (torch.float32, True, True),
+            (torch.float32, False, False),
+        ]
+        cells = [
+            difference(each, dtype, ours=ours, scheduled=scheduled, device=device) for dtype, ours, scheduled in columns
+        ]
+        print(f"{each!s:<90}" + "".join(f"{cell:10.1e}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()
