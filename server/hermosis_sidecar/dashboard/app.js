@@ -8,6 +8,7 @@ import { Series } from "./series.js";
 
 const REFRESH_MS = 2000;
 const DRAW_MS = 200;
+const RESTING_MS = 5000; // without a reading, a session is at rest
 
 const byId = (id) => document.getElementById(id);
 
@@ -16,6 +17,7 @@ const page = {
   session: null, // as the server last described it
   series: new Series(),
   whole: 0, // the step up to which the history has been read
+  lived: -Infinity, // when the last live reading came, by this page's clock
   stop: null, // ends the live stream of the chosen session
   drawing: null, // timer of the next drawing
 };
@@ -44,7 +46,7 @@ function describeServer(capabilities) {
 function choose(id) {
   if (id === page.chosen) return;
   page.stop?.();
-  Object.assign(page, { chosen: id, session: null, series: new Series(), whole: 0, stop: null });
+  Object.assign(page, { chosen: id, session: null, series: new Series(), whole: 0, lived: -Infinity, stop: null });
   byId("session-title").textContent = id;
   note("");
   byId("session-status").hidden = true;
@@ -54,6 +56,7 @@ function choose(id) {
   page.stop = follow(id, {
     reading: (reading) => {
       page.series.merge([reading]);
+      page.lived = performance.now();
       drawSoon();
     },
     // Comes first on every stream and whenever it changes.
@@ -109,7 +112,7 @@ function draw() {
     ["Step", count(Math.max(session.step, newest?.step ?? 0))],
     ["Loss", number(energies.loss)],
     ["Smoothed loss", number(energies.smoothed_loss)],
-    ["Steps a second", number(page.series.rate())],
+    ["Steps a second", number(performance.now() - page.lived < RESTING_MS ? page.series.rate() : 0)],
     ["Optimizer", optimizer(session.optimizer), settings(session.optimizer)],
     ["Learning rate", number(energies.learning_rate)],
     ["Temperature", temperature(energies.log_beta)],
