@@ -260,3 +260,24 @@ def test_a_stopping_server_ends_idle_streams_with_a_reason_and_a_time(host: Any,
         stopping.join()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert tools.reason_of(caught.value) == "ServerStopping"
+
+
+def test_an_import_fences_off_the_streams_that_knew_the_old_state(server: Any, tools: Any) -> None:
+    session = server.create(4, "sgd")
+    ones = np.ones(4, np.float32)
+    with tools.Dialogue(server, [opening(session)]) as stream:
+        stream.next()
+        stream.send(*whole(ones, 1, 0))
+        stream.next(), stream.next()
+        request = session_pb2.ExportSessionRequest(session_id=session.session_id)
+        state, *rest = server.sessions.ExportSession(request, timeout=10)
+        parts = [session_pb2.ImportSessionRequest(session_id=session.session_id, state=state.state)]
+        parts += [session_pb2.ImportSessionRequest(chunk=part.chunk) for part in rest]
+        server.sessions.ImportSession(iter(parts), timeout=10)
+        stream.send(*chunks(ones, 2))  # refused at the first chunk: no memory is taken for what cannot count
+        refused = stream.next().refused.refusal
+        assert (refused.reason, refused.metadata["generation"]) == ("StaleGeneration", "2")
+        stream.send(Request(commit=gradient_pb2.Commit(sequence=2, base_step=1)))
+        stream.send(Request(close=gradient_pb2.CloseHandle()), opening(session, generation=2), *whole(ones, 2, 1))
+        assert stream.next().opened.next_sequence == 2
+        assert stream.next().result.step == 2
