@@ -1,8 +1,8 @@
 """How far each recipe is from its torch.optim twin: `python tests/dynamics/equality_table.py` prints the table.
 
-The twin and the recipe minimise the same smooth problem over tensors of odd shapes, from the same start. The reference is
-the twin in float64, in float32 too: torch's own rounding is printed beside ours. The difference is the largest over all
-steps and elements, in units of 1 + |parameter|.
+The twin and the recipe minimise the same smooth problem over tensors of odd shapes, from the same start. The reference
+is the twin in float64, in float32 too: torch's own rounding is printed beside ours. The difference is the largest over
+all steps and elements, in units of 1 + |parameter|.
 """
 
 import argparse
@@ -10,13 +10,13 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
-
 from hermosis_server.dynamics import Hermosis
 from hermosis_server.dynamics.recipes import Value
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 STEPS = 200
 SHAPES = ((), (0,), (1,), (3, 5, 7), (33,), (0, 4), (2, 1, 64))
@@ -35,9 +35,9 @@ class Case:
         return " ".join([self.recipe, *(f"{name}={value}" for name, value in self.settings.items())])
 
     def build_twin(self, params: list[Tensor]) -> Optimizer:
-        settings = dict(self.settings)
+        settings: dict[str, Any] = dict(self.settings)
         if "beta1" in settings or "beta2" in settings:
-            settings["betas"] = (settings.pop("beta1", 0.9), settings.pop("beta2", 0.999))  # type: ignore[assignment]
+            settings["betas"] = (settings.pop("beta1", 0.9), settings.pop("beta2", 0.999))
         return self.twin(params, **settings)
 
 
@@ -71,7 +71,7 @@ CASES = (
 class Problem:
     """A smooth, non-quadratic, coupled function of tensors of odd shapes, seen through another minibatch each step.
 
-    The noise matters: an adaptive optimizer at rest divides one rounding error by another, and two correct programs part.
+    The noise matters: an adaptive optimizer at rest divides one rounding error by another, and correct programs part.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
