@@ -125,6 +125,13 @@ def sidecar(server: LocalServer) -> Iterator[Sidecar]:
         yield sidecar
 
 
+@pytest.fixture(scope="session")
+def small_sidecar(server: LocalServer) -> Iterator[Sidecar]:
+    """With room for one viewer, and for no session in its metrics."""
+    with Sidecar(server.address, max_viewers="1", metrics_sessions="0") as sidecar:
+        yield sidecar
+
+
 @pytest.fixture
 def session(client: Client) -> Iterator[Session]:
     """READY, with two tensors, one of them a scalar."""

@@ -47,10 +47,12 @@ def test_sidecar_outlives_its_server_and_follows_the_next_one() -> None:
         assert not events.ended.is_set()
 
 
-def test_sidecar_may_start_before_its_server() -> None:
+def test_sidecar_may_start_before_its_server_and_end_without_one() -> None:
     with Sidecar("127.0.0.1:1", ready_timeout_s="0.2") as sidecar, Events(sidecar) as events:
         assert sidecar.http.get("/healthz/live").status_code == 200
         response = sidecar.http.get("/healthz/ready")
         assert response.status_code == 503
         assert "127.0.0.1:1" in response.json()["detail"]
         assert eventually(lambda: events.named("server"), "the first word") == [{"reachable": False}]
+        sidecar.process.terminate()
+        assert sidecar.process.wait(timeout=8) == 0

@@ -3,7 +3,6 @@
 import asyncio
 
 from hermosis_client import Client, EnergySample, Session, TelemetryReading
-from hermosis_client.local_server import LocalServer
 from hermosis_sidecar.live import Viewer
 from hermosis_sidecar.newest import NewestReadings
 
@@ -55,20 +54,20 @@ def test_every_viewer_gets_every_step_of_its_sessions(sidecar: Sidecar, client: 
         assert other.session_id in {each["session_id"] for each in of_all.named("reading")}
 
 
-def test_one_stream_more_than_allowed_is_refused_and_a_place_is_free_again_when_one_leaves(server: LocalServer) -> None:
-    with Sidecar(server.address, max_viewers="1") as sidecar:
-        first = followed(sidecar)
-        refused = sidecar.http.get("/v1/live")
+def test_one_stream_more_than_allowed_is_refused_and_a_place_is_free_again_when_one_leaves(
+    small_sidecar: Sidecar,
+) -> None:
+    with followed(small_sidecar):
+        refused = small_sidecar.http.get("/v1/live")
         assert refused.status_code == 429
         assert refused.json()["reason"] == "Overloaded"
         assert int(refused.headers["retry-after"]) > 0
-        first.close()
 
-        def admitted() -> bool:
-            with sidecar.http.stream("GET", "/v1/live") as response:
-                return response.status_code == 200
+    def admitted() -> bool:
+        with small_sidecar.http.stream("GET", "/v1/live") as response:
+            return response.status_code == 200
 
-        eventually(admitted, "the place to be free")
+    eventually(admitted, "the place to be free")
 
 
 def test_slow_viewer_loses_the_oldest_readings_and_hears_of_the_server_all_the_same() -> None:

@@ -1,7 +1,6 @@
 """What Prometheus reads."""
 
 import math
-from typing import Any
 
 from hermosis_client import Client, Session
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
@@ -79,8 +78,7 @@ def test_names_are_hermosis_noun_unit_and_explained(sidecar: Sidecar, session: S
         assert family.documentation.endswith(".")
 
 
-def test_sessions_beyond_the_limit_are_counted_but_have_no_series(server: Any, session: Session) -> None:
-    with Sidecar(server.address, metrics_sessions="0") as sidecar:
-        found = samples(sidecar)
-        assert found["hermosis_sessions", "READY"] >= 1
-        assert not any(name.startswith("hermosis_session_") for name, _ in found)
+def test_sessions_beyond_the_limit_are_counted_but_have_no_series(small_sidecar: Sidecar, session: Session) -> None:
+    found = samples(small_sidecar)
+    assert found["hermosis_sessions", "READY"] >= 1
+    assert not any(name.startswith("hermosis_session_") for name, _ in found)

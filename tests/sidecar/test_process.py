@@ -32,12 +32,6 @@ def test_end_of_standard_input_ends_it(server: LocalServer) -> None:
         assert sidecar.process.returncode == 0
 
 
-def test_it_ends_while_its_server_is_away() -> None:
-    with Sidecar("127.0.0.1:1", ready_timeout_s="1", timeout_s="1") as sidecar, Events(sidecar):
-        sidecar.process.terminate()
-        assert sidecar.process.wait(timeout=8) == 0
-
-
 def test_it_needs_neither_server_nor_torch() -> None:
     """With both blocked, the whole app is made, and its command line is read."""
     program = """
