@@ -58,16 +58,10 @@ class Point:
 
 
 class Oracle:
-    """Steps one session. `field` gives loss and gradient at a point; `inverse_metric` may be a fixed diagonal G."""
+    """Steps one session. `field` gives loss and gradient at a point and a step."""
 
-    def __init__(
-        self,
-        bath: Bath,
-        w: Vector,
-        field: Callable[[Vector, int], tuple[float, Vector]],
-        inverse_metric: Vector | float = 1.0,
-    ) -> None:
-        self.bath, self.field, self.g = bath, field, inverse_metric
+    def __init__(self, bath: Bath, w: Vector, field: Callable[[Vector, int], tuple[float, Vector]]) -> None:
+        self.bath, self.field = bath, field
         self.point = Point(w.copy(), np.zeros_like(w), math.nan, bath.beta, 0.0, 0.0)
         self.steps = 0
 
@@ -75,7 +69,7 @@ class Oracle:
         return self.bath.chi**2 * math.pow(self.bath.beta / beta, 2 * self.bath.nu)
 
     def kappa(self, x: Vector, beta: float) -> float:
-        b, s = self.bath, float(x @ (self.g * x))
+        b, s = self.bath, float(x @ x)
         if math.isinf(b.chi):
             return s / 2
         chi2 = self.chi2(beta)
@@ -85,14 +79,14 @@ class Oracle:
         b = self.bath
         if math.isinf(b.chi):
             return 1.0
-        return 1 / math.sqrt(1 + float(x @ (self.g * x)) / self.chi2(beta))
+        return 1 / math.sqrt(1 + float(x @ x) / self.chi2(beta))
 
     def slope(self, x: Vector, beta: float) -> float:
         """∂κ/∂lnβ at constant X: κ(χ²) by the chain rule, with dχ²/dlnβ = -2νχ²."""
         b = self.bath
         if math.isinf(b.chi):
             return 0.0
-        s, chi2 = float(x @ (self.g * x)), self.chi2(beta)
+        s, chi2 = float(x @ x), self.chi2(beta)
         gamma = math.sqrt(1 + s / chi2)
         return -2 * b.nu * chi2 * ((gamma - 1) - s / (2 * chi2 * gamma) + b.rho)
 
@@ -126,7 +120,7 @@ class Oracle:
         kicked = self.energy(x, u, beta, loss, p.w)
 
         d, f = lr_scale * b.tau, self.braking(x, beta)
-        v = f * self.g * x / b.h
+        v = f * x / b.h
         effort = self.kappa(x, beta) + self.slope(x, beta)
         u += d * (float(x @ v) - effort / b.h)
         s -= d / b.h * beta * effort
