@@ -1,11 +1,12 @@
 """A session's bits never depend on who else is in the batch, on threads, or on who holds the parameters."""
 
+import math
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hermosis_server.dynamics import Hamiltonian, RowMap, resolve
-from hermosis_server.dynamics.rows import THREADED_ELEMENTS
+from hermosis_server.dynamics.rows import THREADED_ELEMENTS, row_peaks, row_products, row_squares
 from torch import Tensor
 
 from .batches import Batch, batch_of, draw, roster
@@ -116,6 +117,21 @@ def test_increment_is_what_was_added_and_padding_stays_zero(name: str, device: t
     ones = batch.rows_of([torch.ones(size, device=device) for size in SIZES])
     for rows in [*batch.state.buffers().values(), increment]:
         assert torch.equal(rows * ones, rows)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 31, 64, 1000, THREADED_ELEMENTS, THREADED_ELEMENTS + 4097])
+def test_row_sums_are_sums_whatever_the_width(width: int, device: torch.device) -> None:
+    """Past THREADED_ELEMENTS, and everywhere on a GPU, rows are summed by halving."""
+    one, other = (rows.view(3, width) for rows in draw(1, 3 * width, 3 * width, dtype=torch.float32, device=device))
+    wanted = (one.double() * other.double()).sum(dim=1)
+    torch.testing.assert_close(row_products(one, other), wanted, rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(row_squares(one), one.double().square().sum(dim=1), rtol=1e-13, atol=0)
+    torch.testing.assert_close(row_peaks(one), one.amax(dim=1).double() + one.amin(dim=1), rtol=0, atol=0)
+    for poison in (math.inf, -math.inf, math.nan):
+        spoilt = one.clone()
+        spoilt[1, -1] = poison
+        for measure in (row_squares, row_peaks):
+            assert measure(spoilt).isfinite().tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("counts", [[1], [2], [64], [65], [1, 1, 1], [3, 1, 200], [4097, 1, 64]], ids=str)

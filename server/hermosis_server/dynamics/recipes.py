@@ -136,7 +136,12 @@ def resolve(name: str, values: Mapping[str, Value]) -> Hamiltonian:
 
 def _blamed(field: str, known: Mapping[str, Parameter]) -> str:
     """The recipe's own parameter behind a refused field of the Hamiltonian, where there is one by that meaning."""
-    for part, name in (("learning_rate", "lr"), ("weight_decay", "weight_decay"), ("epsilon", "eps")):
+    for part, name in (
+        ("learning_rate", "lr"),
+        ("weight_decay", "weight_decay"),
+        ("relativistic", "max_step"),
+        ("relativistic", "delta"),
+    ):
         if part in field and name in known:
             return f"{PATH}.{name}"
     return PATH
