@@ -1,4 +1,4 @@
-"""Any language: a Node program that knows nothing but the .proto files trains a session, and NumPy gets the same weights."""
+"""Any language: a Node program that knows nothing but the .proto files trains a session to the weights NumPy gets."""
 
 import hashlib
 import json
