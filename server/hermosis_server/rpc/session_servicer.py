@@ -8,7 +8,6 @@ from hermosis.v1 import session_pb2, session_pb2_grpc
 from hermosis.wire import Dtype
 
 from hermosis_server import __version__
-from hermosis_server.dynamics import RECIPES
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.session import Session
 from hermosis_server.errors import InvalidRequest, Unsupported
@@ -190,13 +189,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             self._engine.limits,
             version=__version__,
             device=self._device_name,
-            recipes=list(RECIPES),
+            recipes=optimizer.recipe_names(),
             free_bytes=await self._engine.free_device_bytes(),
         )
         return session_pb2.GetCapabilitiesResponse(capabilities=capabilities)
 
     async def GetRecipes(self, request: session_pb2.GetRecipesRequest, context: Any) -> session_pb2.GetRecipesResponse:
-        return session_pb2.GetRecipesResponse(recipes=map(optimizer.description, RECIPES.values()))
+        return session_pb2.GetRecipesResponse(recipes=optimizer.descriptions())
 
     async def _once(self, request: Any, make: Callable[[], Awaitable[T]]) -> T:
         return await self._answered.once(request.request_id, session_codec.fingerprint(request), make)

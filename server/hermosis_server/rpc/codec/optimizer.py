@@ -7,6 +7,7 @@ from google.protobuf.message import Message
 from hermosis.v1 import dynamics_pb2
 
 from hermosis_server.dynamics import (
+    RECIPES,
     Classical,
     Constant,
     Diagonal,
@@ -83,8 +84,17 @@ def thermal_profile(message: dynamics_pb2.ThermalProfile, field: str) -> Thermal
     raise _not_yet(f"thermal profile {kind}", "constant or exponential", f"{field}.{kind}")
 
 
-def description(spec: RecipeSpec) -> dynamics_pb2.RecipeDescription:
-    """A recipe as GetRecipes tells it."""
+def recipe_names() -> list[str]:
+    """The named optimizers, in the order in which they should be shown."""
+    return list(RECIPES)
+
+
+def descriptions() -> list[dynamics_pb2.RecipeDescription]:
+    """All of them, as GetRecipes tells."""
+    return [_description(spec) for spec in RECIPES.values()]
+
+
+def _description(spec: RecipeSpec) -> dynamics_pb2.RecipeDescription:
     return dynamics_pb2.RecipeDescription(
         name=spec.name, parameters=map(_parameter, spec.parameters), physics=spec.physics, source=spec.source
     )
