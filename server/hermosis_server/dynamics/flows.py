@@ -50,16 +50,17 @@ def harmonic_kick_(momentum: Tensor, position: Tensor, *, stiffness: Tensor) -> 
     momentum.addcmul_(position, stiffness)
 
 
-def drift(velocity_direction: Tensor, *, reach: Tensor) -> Tensor:
+def drift_(increment: Tensor, direction: Tensor, *, reach: Tensor) -> None:
     r"""Flow of the kinetic energy: the increment of the parameters.
 
     .. math:: \Delta w = -d\,v, \qquad v = \frac{f}{h}\,\tilde G X
 
     Args:
-      velocity_direction: (R, E) G X.
-      reach:              (R, 1) d f/h, times ζ/A where the momentum is normalised.
+      increment: (R, E) Δw; overwritten.
+      direction: (R, E) G X; may be the increment itself.
+      reach:     (R, 1) d f/h, times ζ/A where the momentum is normalised.
     """
-    return velocity_direction * -reach
+    torch.mul(direction, -reach, out=increment)
 
 
 def decay_(increment: Tensor, position: Tensor, *, rate: Tensor) -> None:

@@ -84,6 +84,11 @@ class Family:
         )
 
     @property
+    def drifts_along_momentum(self) -> bool:
+        """Whether velocity and momentum are parallel: no metric and no look ahead between them."""
+        return not self.lookahead and (self.metric_on_kick or not self.diagonal)
+
+    @property
     def needs_parameters(self) -> bool:
         """Whether a step reads the parameters, so that workers cannot hold them."""
         return self.bare_decay or self.thermal_decay or self.decoupled_decay

@@ -13,6 +13,7 @@ Rules that hold for every scheme:
 - The new position is the old one plus the increment, so a worker who adds increments has the server's bits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,12 +21,12 @@ import torch
 from torch import Tensor
 
 from hermosis_server.dynamics.diagnostics import LOG_BETA_LIMIT, Passage, sample_rows, settle
-from hermosis_server.dynamics.flows import cooled_kick_, decay_, drift, harmonic_kick_, start_
+from hermosis_server.dynamics.flows import cooled_kick_, decay_, drift_, harmonic_kick_, start_
 from hermosis_server.dynamics.hamiltonian import Coefficients, Family, Hamiltonian
 from hermosis_server.dynamics.kinetic import Motion, classical_motion, relativistic_motion
-from hermosis_server.dynamics.metric import diagonal_metric, raised, update_moments_
+from hermosis_server.dynamics.metric import diagonal_metric, update_moments_
 from hermosis_server.dynamics.phase_state import PhaseState, Scalars
-from hermosis_server.dynamics.rows import RowMap, row_peaks, row_products, row_squares
+from hermosis_server.dynamics.rows import RowMap, row_peaks, row_products, row_squares, tiles
 from hermosis_server.errors import InternalError
 
 
@@ -74,99 +75,51 @@ def advance_(
     """
     if state.position is None and family.needs_parameters:
         raise InternalError("weight decay without parameters; this is a bug in hermosis")
-    position, momentum, dtype = state.position, state.momentum, state.momentum.dtype
     c = Coefficients(*coefficients.unbind(1))
-    on_rows = Coefficients(*rows.spread(coefficients, dtype=dtype))
     old = Scalars(*state.scalars.unbind(1))
     bath = _bath(c, old.log_beta, family)
-
-    # The metric is an external field: it learns from the gradient, then stands still through kick and drift.
-    force = gradient
-    if family.thermal_decay and position is not None:
-        force = torch.addcmul(gradient, position, on_rows.thermal_decay)
+    dtype = state.momentum.dtype
+    first = old.step == 0
+    unit_momentum = torch.where(first, c.initial_unit_momentum, old.unit_momentum) * c.retention + c.impulse_gain
     unit_second_moment = old.unit_second_moment * c.second_moment_decay + c.second_moment_gain
-    metric: Tensor | None = None
-    if state.second_moment is not None:
-        update_moments_(
-            state.second_moment,
-            state.first_moment,
-            force,
-            decay=on_rows.second_moment_decay,
-            gain=on_rows.second_moment_gain,
-        )
-        metric = diagonal_metric(
-            state.second_moment,
-            state.first_moment,
-            unit_moment=rows.spread(unit_second_moment, dtype=dtype)[0] if family.normalise_metric else None,
-            epsilon=on_rows.epsilon,
-            power_units=family.power_units,
-            epsilon_inside=family.epsilon_inside,
-        )
-    impulse, drift_metric = (raised(force, metric), None) if family.metric_on_kick else (force, metric)
+    stiffness = c.information_unit * c.bare_decay * c.learning_rate / bath.beta
 
-    # Kick, and the momentum that the drift will see.
-    unit_momentum = old.unit_momentum
-    if family.first_kick:
-        first = old.step == 0
-        unit_momentum = torch.where(first, c.initial_unit_momentum, unit_momentum)
-        start_(momentum, impulse, first=rows.spread(first, dtype=dtype)[0], unit_momentum=on_rows.initial_unit_momentum)
-    squares_before = _metric_squares(momentum, drift_metric)
-    cooled_kick_(momentum, impulse, retention=on_rows.retention, impulse_gain=on_rows.impulse_gain)
-    unit_momentum = unit_momentum * c.retention + c.impulse_gain
-    if family.bare_decay and position is not None:
-        stiffness = c.information_unit * c.bare_decay * c.learning_rate / bath.beta
-        harmonic_kick_(momentum, position, stiffness=rows.spread(stiffness, dtype=dtype)[0])
-    drifting, drifting_unit = momentum, unit_momentum
-    if family.lookahead:
-        drifting = (momentum * on_rows.retention).addcmul_(impulse, on_rows.impulse_gain)
-        drifting_unit = unit_momentum * c.retention + c.impulse_gain
-    direction = raised(drifting, drift_metric)
+    # Kick all rows; the increment holds the direction of the drift until its length is known.
+    increment = torch.empty_like(state.momentum)
+    runs = tiles(increment)
+    table = rows.spread(*c, first, unit_second_moment, stiffness, dtype=dtype)
+    kicked = [_kick_(state.rows(run), gradient[run], increment[run], table[run], family) for run in runs]
+    gradient_square, before, momentum_square, square, position_square = rows.totals(*_joined(kicked))
 
-    # Norms of whole sessions, and what the kinetic energy makes of them.
-    momentum_squares = row_squares(momentum)
-    gradient_square, before, momentum_square, square, *position_square = rows.totals(
-        row_squares(gradient),
-        squares_before,
-        momentum_squares,
-        momentum_squares if direction is momentum else row_products(drifting, direction),
-        *([row_squares(position)] if family.needs_parameters and position is not None else []),
-    )
+    # What the kinetic energy makes of the norms of whole sessions.
     pace = lr_scale * c.learning_rate
     reach = pace
     if family.normalise:
-        unit_drift = c.gradient_gain / drifting_unit
-        before, square, reach = before * unit_drift, square * unit_drift, reach * unit_drift
+        drifting_unit = unit_momentum * c.retention + c.impulse_gain if family.lookahead else unit_momentum
+        raising = c.gradient_gain / drifting_unit
+        before, square, reach = before * raising, square * raising, reach * raising
     motion_before = _motion(before, c, bath.heat_before, family)
     motion = _motion(square, c, bath.heat, family)
-    reach = reach * motion.braking
+    decay = pace * c.decoupled_decay
+    if family.decay_follows_speed:
+        decay = decay * motion.braking
 
-    # Drift.
-    increment = drift(direction, reach=rows.spread(reach, dtype=dtype)[0])
-    if family.decoupled_decay and position is not None:
-        rate = pace * c.decoupled_decay
-        if family.decay_follows_speed:
-            rate = rate * motion.braking
-        decay_(increment, position, rate=rows.spread(rate, dtype=dtype)[0])
-    if position is not None:
-        position.add_(increment)
-    peaks = [row_peaks(tensor) for tensor in (position, state.second_moment) if tensor is not None]
-    increment_square, *peak_totals = rows.totals(row_squares(increment), *peaks)
+    # Drift all rows.
+    table = rows.spread(reach * motion.braking, decay, dtype=dtype)
+    drifted = [_drift_(state.rows(run), increment[run], table[run], family) for run in runs]
+    increment_square, peaks = rows.totals(*_joined(drifted))
 
-    balance = settle(
-        c,
-        old,
-        Passage(
-            loss=loss,
-            position_square=position_square[0] if position_square else None,
-            before=motion_before,
-            after=motion,
-            square=square,
-            pace=pace,
-            log_beta=bath.log_beta,
-            beta=bath.beta,
-        ),
-        family,
+    step = Passage(
+        loss=loss,
+        position_square=position_square,
+        before=motion_before,
+        after=motion,
+        square=square,
+        pace=pace,
+        log_beta=bath.log_beta,
+        beta=bath.beta,
     )
+    balance = settle(c, old, step, family)
     new = Scalars(
         step=old.step + 1,
         clock=old.clock + c.step_duration,
@@ -195,9 +148,87 @@ def advance_(
     return Advance(
         increment=increment,
         gradient_finite=gradient_square.isfinite(),
-        state_finite=sum(peak_totals, momentum_square + increment_square).isfinite(),
+        state_finite=(momentum_square + increment_square + peaks).isfinite(),
         sample=sample_rows(sample),
     )
+
+
+def _kick_(
+    state: PhaseState, gradient: Tensor, direction: Tensor, table: Tensor, family: Family
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Kicks some rows and leaves the direction of their drift, G X, in `direction`, unless it is the momentum itself.
+
+    The metric is an external field: it learns from the gradient, then stands still through kick and drift.
+
+    Args:
+      table: (R, n, 1) coefficients by row, then `first`, `unit_second_moment` and the stiffness of bare decay.
+
+    Returns:
+      Row sums of |g|², X·GX before the kick, |X|² after it, X·GX of the momentum that drifts, and |w|².
+    """
+    *columns, first, unit_second_moment, stiffness = table.unbind(1)
+    c = Coefficients(*columns)
+    position, momentum = state.position, state.momentum
+    force = gradient
+    if family.thermal_decay and position is not None:
+        force = torch.addcmul(gradient, position, c.thermal_decay)
+    metric: Tensor | None = None
+    if state.second_moment is not None:
+        update_moments_(
+            state.second_moment, state.first_moment, force, decay=c.second_moment_decay, gain=c.second_moment_gain
+        )
+        metric = diagonal_metric(
+            state.second_moment,
+            state.first_moment,
+            unit_moment=unit_second_moment if family.normalise_metric else None,
+            epsilon=c.epsilon,
+            power_units=family.power_units,
+            epsilon_inside=family.epsilon_inside,
+        )
+    impulse = force
+    if family.metric_on_kick and metric is not None:
+        impulse, metric = force / metric, None
+    if family.first_kick:
+        start_(momentum, impulse, first=first, unit_momentum=c.initial_unit_momentum)
+
+    before = row_squares(momentum) if metric is None else row_products(momentum, momentum / metric)
+    cooled_kick_(momentum, impulse, retention=c.retention, impulse_gain=c.impulse_gain)
+    if family.bare_decay and position is not None:
+        harmonic_kick_(momentum, position, stiffness=stiffness)
+    after = row_squares(momentum)
+
+    drifting, square = momentum, after
+    if family.lookahead:
+        drifting = direction.copy_(momentum)
+        cooled_kick_(drifting, impulse, retention=c.retention, impulse_gain=c.impulse_gain)
+    if metric is not None:
+        velocity = drifting / metric
+        square = row_products(drifting, velocity)
+        direction.copy_(velocity)
+    elif family.lookahead:
+        square = row_squares(drifting)
+    weight = row_squares(position) if family.needs_parameters and position is not None else torch.zeros_like(after)
+    return row_squares(gradient), before, after, square, weight
+
+
+def _drift_(state: PhaseState, increment: Tensor, table: Tensor, family: Family) -> tuple[Tensor, Tensor]:
+    """Drifts some rows, in the direction that `_kick_` left; row sums of |Δw|² and of what is finite if they are."""
+    reach, decay = table.unbind(1)
+    drift_(increment, state.momentum if family.drifts_along_momentum else increment, reach=reach)
+    if family.decoupled_decay and state.position is not None:
+        decay_(increment, state.position, rate=decay)
+    square = row_squares(increment)
+    peaks = torch.zeros_like(square)
+    if state.position is not None:
+        state.position.add_(increment)
+        peaks = peaks + row_peaks(state.position)
+    if state.second_moment is not None:
+        peaks = peaks + state.second_moment.amax(dim=1)  # the first moment is finite where the second is
+    return square, peaks
+
+
+def _joined(partials: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    return [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*partials, strict=True)]
 
 
 class _Bath(NamedTuple):
@@ -219,11 +250,6 @@ def _bath(c: Coefficients[Tensor], log_beta: Tensor, family: Family) -> _Bath:
         (c.rest_cooling * (value - c.initial_log_beta)).clamp(-limit, limit).exp() for value in (log_beta, after)
     )
     return _Bath(after, beta, before, heat)
-
-
-def _metric_squares(momentum: Tensor, metric: Tensor | None) -> Tensor:
-    """(R,) X·GX by rows."""
-    return row_squares(momentum) if metric is None else row_products(momentum, raised(momentum, metric))
 
 
 def _motion(square: Tensor, c: Coefficients[Tensor], heat: Tensor | None, family: Family) -> Motion:

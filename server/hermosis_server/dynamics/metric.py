@@ -14,7 +14,6 @@ Source: docs/theory.md, section 5, which derives Adam from it.
 import enum
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hermosis_server.dynamics.checks import number, refuse
@@ -131,8 +130,3 @@ def root_power_(base: Tensor, power_units: int) -> Tensor:
                 return base if product is None else base.mul_(product)
             product = base.clone() if product is None else product.mul_(base)
         weight //= 2
-
-
-def raised(covector: Tensor, metric: Tensor | None) -> Tensor:
-    """G times a covector such as momentum or gradient; the covector itself where the metric is euclidean."""
-    return covector if metric is None else torch.div(covector, metric)

@@ -79,6 +79,10 @@ class PhaseState:
         }
         return {kind: tensor for kind, tensor in present.items() if tensor is not None}
 
+    def rows(self, run: slice) -> "PhaseState":
+        """A view of some rows, with the scalars of all sessions."""
+        return PhaseState.from_buffers({kind: tensor[run] for kind, tensor in self.buffers().items()}, self.scalars)
+
     def clone(self) -> "PhaseState":
         """A copy that shares nothing."""
         return PhaseState.from_buffers(

@@ -15,7 +15,9 @@ from hermosis_server.errors import InternalError
 GROUP_ROWS = 64  # rows summed by one gather; any power of two gives the same bits
 # From here on torch splits one row between threads, and its sum depends on their number.
 THREADED_ELEMENTS = 32_768
-TILE_ELEMENTS = 1 << 18  # of float64 copies at a time: small enough to stay in the processor's cache
+# Elements worked on at a time: few enough that what lies between stays in the processor's cache, and on a GPU takes
+# little memory. Every operation is by element or by row, so tiles leave no trace in the result.
+TILE_ELEMENTS = 1 << 18
 DEVICE_TILE_ELEMENTS = 1 << 26
 
 
@@ -41,12 +43,10 @@ class RowMap:
         self._one_row_each = sessions.numel() == counts.numel()
         self._levels = [level.to(device) for level in _summation_tree(counts)]
 
-    def spread(self, values: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Numbers a session, (S,) or (S, n), as columns (R, 1) in the dtype of the rows; rounded once."""
-        table = values.to(dtype).reshape(values.shape[0], -1, 1)
-        if not self._one_row_each:
-            table = table.index_select(0, self.row_session)
-        return table.unbind(1)
+    def spread(self, *values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Numbers a session, n of (S,), as (R, n, 1) in the dtype of the rows, rounded once; unbind(1) gives columns."""
+        table = torch.stack(values, dim=1).to(dtype).unsqueeze(2)
+        return table if self._one_row_each else table.index_select(0, self.row_session)
 
     def totals(self, *partials: Tensor) -> tuple[Tensor, ...]:
         """Sums row partials, each (R,) float64, to (S,): a binary tree over neighbours, the same in any batch."""
@@ -75,6 +75,13 @@ def _summation_tree(counts: Tensor) -> list[Tensor]:
     return levels
 
 
+def tiles(rows: Tensor) -> list[slice]:
+    """Cuts the rows of a (R, E) tensor into runs of about TILE_ELEMENTS."""
+    count, elements = rows.shape
+    height = max(1, (DEVICE_TILE_ELEMENTS if rows.is_cuda else TILE_ELEMENTS) // max(1, elements))
+    return [slice(top, top + height) for top in range(0, count, height)]
+
+
 def row_squares(rows: Tensor) -> Tensor:
     """(R,) float64 sum of squares of each row; finite exactly when the row is (float32 rows)."""
     if not _threads_share_rows(rows):
@@ -85,18 +92,12 @@ def row_squares(rows: Tensor) -> Tensor:
 
 def row_products(left: Tensor, right: Tensor) -> Tensor:
     """(R,) float64 scalar product of each pair of rows."""
-    tile = max(1, (DEVICE_TILE_ELEMENTS if left.is_cuda else TILE_ELEMENTS) // max(1, left.shape[1]))
-    sums = [
-        _row_sums_(left_tile.to(torch.float64, copy=True).mul_(right_tile))
-        for left_tile, right_tile in zip(torch.split(left, tile), torch.split(right, tile), strict=True)
-    ]
-    return torch.cat(sums)
+    return _row_sums_(left.to(torch.float64, copy=True).mul_(right))
 
 
 def row_peaks(rows: Tensor) -> Tensor:
     """(R,) float64 largest plus smallest element: finite exactly when the row is. Maxima have no order to depend on."""
-    smallest, largest = torch.aminmax(rows, dim=1)
-    return largest.to(torch.float64) + smallest
+    return rows.amax(dim=1).to(torch.float64) + rows.amin(dim=1)
 
 
 def _row_sums_(values: Tensor) -> Tensor:
