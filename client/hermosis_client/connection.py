@@ -1,7 +1,11 @@
 """Connection: the channel to one server, its stubs, and how calls fail."""
 
+import threading
 import uuid
-from typing import TypeVar, cast
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar, cast
 
 import grpc
 from hermosis.v1 import gradient_pb2_grpc, session_pb2_grpc, telemetry_pb2_grpc
@@ -12,7 +16,54 @@ from hermosis_client.retry import Patience, patiently
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
+_Message = TypeVar("_Message", covariant=True)
+
+_JOIN_S = 2.0
 _LOOPBACK = ("localhost", "127.", "[::1]", "unix:")
+
+
+class Answers(Protocol[_Message]):
+    """What gRPC gives for a streaming call: its answers, one by one. gRPC has no public name for it."""
+
+    def __next__(self) -> _Message: ...
+    def cancel(self) -> bool: ...
+    def add_callback(self, callback: Callable[[], None]) -> bool: ...
+
+
+@dataclass(slots=True)
+class CallThreads:
+    """The threads that gRPC runs for one streaming call.
+
+    They are daemons: one that still runs Python when the interpreter goes down aborts the process. So closing waits.
+
+    Attributes:
+      release: lets a thread go that waits for something to send.
+      ended:   the call has ended.
+    """
+
+    release: Callable[[], None] = lambda: None
+    ended: threading.Event = field(default_factory=threading.Event)
+    threads: set[threading.Thread] = field(default_factory=set)
+
+    def note(self) -> None:
+        """Called on a thread that belongs to the call."""
+        self.threads.add(threading.current_thread())
+
+    def note_end(self) -> None:
+        """Called by gRPC, on its own thread, when the call has ended."""
+        self.note()
+        self.ended.set()
+
+    @property
+    def gone(self) -> bool:
+        return self.ended.is_set() and not any(thread.is_alive() for thread in self.threads)
+
+    def join(self) -> None:
+        """Waits until the call, which was cancelled, has ended and its threads have gone."""
+        self.release()
+        self.ended.wait(_JOIN_S)
+        for thread in self.threads - {threading.current_thread()}:
+            thread.join(_JOIN_S)
 
 
 class Connection:
@@ -32,6 +83,9 @@ class Connection:
         self.timeout_s = timeout_s
         self._channel = grpc.insecure_channel(address, options=_options(address))
         self._closed = False
+        self._calls: list[CallThreads] = []
+        # Also when it is forgotten, at the latest at exit, and before a server that was started before it.
+        self._end = weakref.finalize(self, _close, self._channel, self._calls)
         self.gradients = gradient_pb2_grpc.GradientServiceStub(self._channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(self._channel)
         self.telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._channel)
@@ -47,6 +101,12 @@ class Connection:
                 raise self.typed(error) from None
 
         return patiently(self.patience(), attempt)
+
+    def watch_over(self, call: Answers[object], threads: CallThreads) -> None:
+        """Lets `close` wait for the threads of a streaming call."""
+        if not call.add_callback(threads.note_end):
+            threads.ended.set()
+        self._calls[:] = [*(other for other in self._calls if not other.gone), threads]
 
     def patience(self) -> Patience:
         """The patience of one piece of work."""
@@ -64,7 +124,13 @@ class Connection:
     def close(self) -> None:
         """Ends all calls; further ones are refused. Harmless when repeated."""
         self._closed = True
-        self._channel.close()
+        self._end()
+
+
+def _close(channel: grpc.Channel, calls: list[CallThreads]) -> None:
+    channel.close()
+    for call in list(calls):
+        call.join()
 
 
 def new_request_id() -> str:

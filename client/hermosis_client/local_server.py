@@ -1,6 +1,5 @@
 """LocalServer: a private server on this machine, for as long as it is needed."""
 
-import atexit
 import contextlib
 import importlib.util
 import os
@@ -8,9 +7,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import IO
 
 from hermosis_client.errors import ConnectionFailed
 
@@ -22,8 +21,8 @@ _STOP_S = 10.0
 class LocalServer:
     """Starts a server as a process of its own on a free loopback port and waits until it is ready.
 
-    It ends with `close`, at the latest when this process ends, even by a kill: its standard input is a pipe from here,
-    and it stops when that closes.
+    It ends with `close` or when this object is forgotten, at the latest with this process, even by a kill: its standard
+    input is a pipe from here, and it stops when that closes.
 
     Attributes:
       data_folder: of the server.
@@ -46,10 +45,12 @@ class LocalServer:
         ready_s: float = 120.0,
     ) -> None:
         _require_installed()
-        self._owner = os.getpid()
-        self._own_folder = tempfile.TemporaryDirectory(prefix="hermosis-") if data_folder is None else None
-        self.data_folder = self._own_folder.name if self._own_folder is not None else os.fspath(data_folder or "")
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process does
+        resources = contextlib.ExitStack()
+        self._end = weakref.finalize(self, _end, resources, os.getpid())
+        if data_folder is None:
+            data_folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="hermosis-"))
+        self.data_folder = os.fspath(data_folder)
+        self._log = resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  closed with the others
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "hermosis_server", "serve", "--port", "0", "--until-stdin-closes"),
@@ -62,17 +63,20 @@ class LocalServer:
             text=True,
             start_new_session=True,  # Ctrl-C is for this process, which then stops the server in good order.
         )
-        atexit.register(self.close)
         self._ready = threading.Event()
-        self._address = ""
-        self._reader = threading.Thread(target=self._read, name="hermosis-local-server", daemon=True)
-        self._reader.start()
+        self._found: list[str] = []
+        reader = threading.Thread(
+            target=_read, args=(self._process, self._found, self._ready), name="hermosis-local-server", daemon=True
+        )
+        reader.start()
+        resources.callback(reader.join)
+        resources.callback(_stop, self._process)
         try:
             came = self._ready.wait(ready_s)
         except BaseException:
             self.close()
             raise
-        if not self._address:
+        if not self._found:
             what = "the local server ended before it was ready" if came else f"the local server took over {ready_s} s"
             log = self.log_tail()
             self.close()
@@ -81,7 +85,7 @@ class LocalServer:
     @property
     def address(self) -> str:
         """host:port to connect to."""
-        return self._address
+        return self._found[0]
 
     @property
     def process_id(self) -> int:
@@ -97,24 +101,7 @@ class LocalServer:
 
     def close(self) -> None:
         """Stops the server and waits for its end. Harmless when repeated, and in a forked child, whose it is not."""
-        if os.getpid() != self._owner:
-            return
-        atexit.unregister(self.close)
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._log.close()
-        if self._own_folder is not None:
-            self._own_folder.cleanup()
+        self._end()
 
     def __enter__(self) -> "LocalServer":
         return self
@@ -124,14 +111,33 @@ class LocalServer:
     ) -> None:
         self.close()
 
-    def _read(self) -> None:
-        """Finds the ready line, then drains what else the server prints, so that it never waits for a full pipe."""
-        assert self._process.stdout is not None, "asked for above"
-        for line in self._process.stdout:
+
+def _read(process: subprocess.Popen[str], found: list[str], ready: threading.Event) -> None:
+    """Finds the ready line, then drains what else the server prints, so that it never waits for a full pipe."""
+    assert process.stdout is not None, "asked for above"
+    with process.stdout:
+        for line in process.stdout:
             if line.startswith(_READY):
-                self._address = line.removeprefix(_READY).strip()
-                self._ready.set()
-        self._ready.set()
+                found.append(line.removeprefix(_READY).strip())
+                ready.set()
+    ready.set()
+
+
+def _end(resources: contextlib.ExitStack, owner: int) -> None:
+    if os.getpid() == owner:
+        resources.close()
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _require_installed() -> None:

@@ -1,30 +1,20 @@
 """ExchangeStream: one bidirectional stream, driven from the caller's thread."""
 
 import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import grpc
 from hermosis.v1 import gradient_pb2
 
-from hermosis_client.connection import Connection
+from hermosis_client.connection import Answers, CallThreads, Connection
 from hermosis_client.errors import ConnectionFailed, connection_failed
 
 _Request = gradient_pb2.ExchangeRequest
 _Response = gradient_pb2.ExchangeResponse
-
-_Message = TypeVar("_Message", covariant=True)
+_Outbox = queue.SimpleQueue[Iterable[_Request] | None]
 
 _FAREWELL_S = 2.0
-
-
-class Answers(Protocol[_Message]):
-    """What gRPC gives for a streaming call: its answers, one by one. gRPC has no public name for it."""
-
-    def __next__(self) -> _Message: ...
-    def cancel(self) -> bool: ...
-    def add_callback(self, callback: Callable[[], None]) -> bool: ...
 
 
 class ExchangeStream:
@@ -36,13 +26,12 @@ class ExchangeStream:
 
     def __init__(self, connection: Connection) -> None:
         connection.check_open()
-        self._connection = connection
-        self._outbox: queue.SimpleQueue[Iterable[_Request] | None] = queue.SimpleQueue()
-        self._finished = threading.Event()
         self.ended = False
-        self._call: Answers[_Response] = connection.gradients.Exchange(self._drawn())
-        if not self._call.add_callback(self._finished.set):
-            self._finished.set()
+        self._connection = connection
+        self._outbox: _Outbox = queue.SimpleQueue()
+        self._threads = CallThreads(release=partial(self._outbox.put, None))
+        self._call: Answers[_Response] = connection.gradients.Exchange(_drawn(self._outbox, self._threads))
+        connection.watch_over(self._call, self._threads)
 
     def send(self, messages: Iterable[_Request]) -> None:
         """Queues messages, to be drawn later by another thread. Never waits."""
@@ -75,13 +64,16 @@ class ExchangeStream:
     def close(self) -> None:
         """Ends the stream when the server has seen all that was sent."""
         self._end()
-        self._finished.wait(_FAREWELL_S)
+        self._threads.ended.wait(_FAREWELL_S)
         self._call.cancel()
 
     def _end(self) -> None:
         self.ended = True
-        self._outbox.put(None)  # Lets gRPC's sending thread go.
+        self._threads.release()
 
-    def _drawn(self) -> Iterator[_Request]:
-        while (messages := self._outbox.get()) is not None:
-            yield from messages
+
+def _drawn(outbox: _Outbox, threads: CallThreads) -> Iterator[_Request]:
+    """What gRPC's sending thread sends. Holds no stream, so that a forgotten one can go."""
+    threads.note()
+    while (messages := outbox.get()) is not None:
+        yield from messages

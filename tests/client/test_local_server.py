@@ -126,6 +126,22 @@ def test_a_killed_server_is_a_typed_error_within_the_timeout() -> None:
         assert all(server.address in str(failure) for failure in failures)
 
 
+def test_a_program_that_closes_nothing_ends_quietly(server: LocalServer) -> None:
+    program = f"""
+import numpy as np
+from hermosis_client import Client
+client = Client({server.address!r})
+session = client.create_session({{"w": (1000,)}}, "sgd")
+session.initialise({{"w": np.zeros(1000, np.float32)}})
+watch = client.watch([session.session_id])
+session.exchange(np.ones(1000, np.float32))
+print(next(watch).step)
+"""
+    for _ in range(3):  # a thread of gRPC that met the end of the interpreter would abort it, now and then
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
 def test_ctrl_c_ends_a_waiting_exchange(server: LocalServer) -> None:
     program = f"""
 import numpy as np

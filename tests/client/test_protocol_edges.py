@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from hermosis.v1 import gradient_pb2, gradient_pb2_grpc, session_pb2, session_pb2_grpc, types_pb2
+from hermosis.v1 import (
+    gradient_pb2,
+    gradient_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    telemetry_pb2,
+    telemetry_pb2_grpc,
+    types_pb2,
+)
 from hermosis.wire import Dtype
 from hermosis_client import Client, ParameterLayout, Worker, codec, errors
 from hermosis_client.connection import Connection
@@ -38,7 +46,11 @@ def fail(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str = "",
     context.abort(code, "on request")
 
 
-class FailingServer(session_pb2_grpc.SessionServiceServicer, gradient_pb2_grpc.GradientServiceServicer):
+class FailingServer(
+    session_pb2_grpc.SessionServiceServicer,
+    gradient_pb2_grpc.GradientServiceServicer,
+    telemetry_pb2_grpc.TelemetryServiceServicer,
+):
     """Answers as the script says, and remembers what came. The script's calls get (this server, message, context)."""
 
     def __init__(self) -> None:
@@ -48,6 +60,19 @@ class FailingServer(session_pb2_grpc.SessionServiceServicer, gradient_pb2_grpc.G
         self.opened: list[gradient_pb2.OpenSession] = []
         self.next_sequence = 1
         self.streams = 0
+        self.readings = 0
+
+    def WatchTelemetry(self, request, context):
+        """One reading a stream, then whatever the script says; without a script it stays open."""
+        self.readings += 1
+        reading = telemetry_pb2.TelemetryReading(session_id="s", step=self.readings)
+        yield telemetry_pb2.WatchTelemetryResponse(readings=[reading])
+        if not self.script:
+            ended = threading.Event()
+            context.add_callback(ended.set)
+            assert ended.wait(30)
+        elif (trouble := self.script.pop(0)) is not None:
+            trouble(context)
 
     def CreateSession(self, request, context):
         self.requests.append(request)
@@ -149,6 +174,7 @@ def failing() -> Iterator[tuple[FailingServer, str]]:
     server = grpc.server(futures.ThreadPoolExecutor(4))
     session_pb2_grpc.add_SessionServiceServicer_to_server(servicer, server)
     gradient_pb2_grpc.add_GradientServiceServicer_to_server(servicer, server)
+    telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield servicer, f"127.0.0.1:{port}"
@@ -311,6 +337,15 @@ def test_closing_cuts_a_call_off_that_waits_in_another_thread(failing, worker: W
     assert "worker w is closed" in str(outcome.get(timeout=10))
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_watch_goes_on_over_a_broken_stream(failing) -> None:
+    server, address = failing
+    server.script = [None, lambda context: fail(context, grpc.StatusCode.UNAVAILABLE), None]  # ends, breaks, ends
+    with Client(address) as client, client.watch() as watch:
+        assert [next(watch).step for _ in range(4)] == [1, 2, 3, 4]
+        watch.close()
+        assert list(watch) == []
 
 
 def test_no_thread_is_left_behind(failing) -> None:
