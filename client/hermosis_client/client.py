@@ -5,7 +5,6 @@ from types import TracebackType
 from typing import Literal
 
 from hermosis.v1 import session_pb2, types_pb2
-
 from hermosis_client import codec
 from hermosis_client.connection import Connection, new_request_id
 from hermosis_client.layout import ParameterLayout, Shaped

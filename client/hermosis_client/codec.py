@@ -4,9 +4,9 @@ import dataclasses
 import math
 
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis.wire import Dtype
-
 from hermosis_client.layout import ParameterLayout, TensorSpec
 from hermosis_client.records import (
     Capabilities,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
 
 import grpc
-from hermosis.v1 import gradient_pb2_grpc, session_pb2_grpc, telemetry_pb2_grpc
 
+from hermosis.v1 import gradient_pb2_grpc, session_pb2_grpc, telemetry_pb2_grpc
 from hermosis_client.errors import HermosisError, error_from_call
 from hermosis_client.retry import Patience, patiently
 

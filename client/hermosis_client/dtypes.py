@@ -1,8 +1,9 @@
 """Element encodings of the wire over NumPy, which knows no bfloat16. The client's own numbers are always float32."""
 
 import numpy as np
-from hermosis.wire import Dtype
 from numpy.typing import NDArray
+
+from hermosis.wire import Dtype
 
 Float32 = NDArray[np.float32]
 

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
 from hermosis.v1 import types_pb2
 
 _Metadata = Iterable[tuple[str, str | bytes]]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
-from hermosis import wire
-from hermosis.v1 import gradient_pb2
 from numpy.typing import ArrayLike
 
+from hermosis import wire
+from hermosis.v1 import gradient_pb2
 from hermosis_client import codec
 from hermosis_client.connection import Connection
 from hermosis_client.dtypes import Float32
@@ -91,7 +91,7 @@ class Worker:
           gradients:    arrays by name as in the layout, or the flat vector (P,) itself.
           loss:         at the parameters the gradient was computed at.
           sample_count: that the gradient is the mean of; zero means unknown.
-          lr_scale:     of the learning rate for this step; None means the session's.
+          lr_scale:     of this worker's own schedule for this step, which multiplies the session's; None means 1.
           want_digest:  asks for the state digest, which reads the whole optimizer state.
           out:          flat float32 vector (P,) to land the answer in; None means a new one.
 

@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from hermosis import wire
 from numpy.typing import ArrayLike, NDArray
 
+from hermosis import wire
 from hermosis_client.dtypes import Float32, own_dtype
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hermosis.v1 import dynamics_pb2
-
 from hermosis_client.layout import ParameterLayout
 
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
-from hermosis import wire
-from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2
 from numpy.typing import ArrayLike
 
+from hermosis import wire
+from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2
 from hermosis_client import codec, state
 from hermosis_client.connection import Connection, new_request_id
 from hermosis_client.dtypes import Float32, dtype_named, encode

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from hermosis import wire
 from hermosis.v1 import session_pb2
-
 from hermosis_client.dtypes import Float32, decode_into, encode
 from hermosis_client.errors import CorruptState
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 import grpc
-from hermosis.v1 import gradient_pb2
 
+from hermosis.v1 import gradient_pb2
 from hermosis_client.connection import Answers, CallThreads, Connection
 from hermosis_client.errors import ConnectionFailed, connection_failed
 

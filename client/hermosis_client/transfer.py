@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
+
 from hermosis import wire
 from hermosis.v1 import gradient_pb2
-
 from hermosis_client import codec
 from hermosis_client.dtypes import Float32, decode_into, encode
 from hermosis_client.errors import error_from_refusal

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 import grpc
-from hermosis.v1 import telemetry_pb2
 
+from hermosis.v1 import telemetry_pb2
 from hermosis_client import codec
 from hermosis_client.connection import Answers, CallThreads, Connection
 from hermosis_client.errors import HermosisError, connection_failed

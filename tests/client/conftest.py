@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 from hermosis_client import Client
 from hermosis_client.local_server import LocalServer
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from hermosis.wire import Dtype
 from hermosis_client.dtypes import decode_into, dtype_named, encode, own_dtype
 

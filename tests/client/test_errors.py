@@ -4,6 +4,7 @@ import grpc
 import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+
 from hermosis.v1 import types_pb2
 from hermosis_client import errors
 from hermosis_server import errors as server_errors

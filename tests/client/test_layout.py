@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from hermosis import wire
 from hermosis_client import ParameterLayout, Tensors
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from hermosis_client import Client, ConnectionFailed
 from hermosis_client.local_server import LocalServer
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+
 from hermosis.v1 import (
     gradient_pb2,
     gradient_pb2_grpc,

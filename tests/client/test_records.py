@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import pytest
+
 from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis_client import ParameterLayout, Recipe, codec, records
 

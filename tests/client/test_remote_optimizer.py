@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
 from hermosis_client import Client, Outcome, Recipe, SessionStatus, errors
 from hermosis_client.local_server import LocalServer
 from hermosis_client.torch_optimizer import RemoteOptimizer
-from torch import nn
-from torch.optim import lr_scheduler
 
 STEPS = 30
 

@@ -1,6 +1,7 @@
 """How long the client goes on trying, by an injected clock."""
 
 import pytest
+
 from hermosis_client.errors import ConnectionFailed, CorruptChunk, Overloaded, SessionNotFound
 from hermosis_client.retry import Patience, patiently
 

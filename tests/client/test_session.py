@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from hermosis_client import Client, Outcome, ParameterLayout, Recipe, Session, SessionStatus, Worker, errors
 
 SHAPES = {"scalar": (), "weight": (3, 4), "empty": (0, 5), "deep": (2, 3, 2)}

@@ -7,10 +7,11 @@ import threading
 
 import pytest
 import torch
+from torch import nn
+
 from hermosis_client import Client
 from hermosis_client.local_server import LocalServer
 from hermosis_client.torch_optimizer import RemoteOptimizer
-from torch import nn
 
 # The same program in every worker; only its number differs.
 WORKER = """
