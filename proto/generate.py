@@ -8,7 +8,6 @@ Run: python3 proto/generate.py
 
 import re
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def main() -> None:
     subprocess.run([python, "-m", "pip", "install", "--quiet", *TOOLCHAIN], check=True)
     sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("hermosis/**/*.proto"))
     command = [
-        python, "-m", "grpc_tools.protoc", "-I.",
+        str(python), "-m", "grpc_tools.protoc", "-I.",
         f"--plugin=protoc-gen-mypy={ENVIRONMENT}/bin/protoc-gen-mypy",
         f"--plugin=protoc-gen-mypy_grpc={ENVIRONMENT}/bin/protoc-gen-mypy_grpc",
         "--python_out=.", "--grpc_python_out=.", "--mypy_out=quiet:.", "--mypy_grpc_out=quiet:.",
@@ -38,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

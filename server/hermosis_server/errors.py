@@ -7,7 +7,7 @@
     │   └── CorruptChunk            … because its checksum does not match: send it again
     ├── PayloadMismatch             the same sequence or request_id came with other content
     ├── SessionNotFound             no session of that id
-    ├── SessionExists               the id is taken by a session made from another spec
+    ├── SessionExists               the id is taken
     ├── SessionNotReady             the session does not take this now (creating, paused, closed)
     ├── StaleGradient               computed at parameters that are too old
     ├── StaleGeneration             the caller knows an older incarnation of the session

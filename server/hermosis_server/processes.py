@@ -6,14 +6,17 @@ child, started with --until-stdin-closes or watching by itself, stops. Standard 
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import TypeVar
+
+Thing = TypeVar("Thing")
 
 READY = "HERMOSIS READY address="
 
@@ -100,7 +103,19 @@ class Child:
 
     def close(self, grace_s: float = 10.0) -> None:
         """Asks it to stop, waits, and kills it when that takes too long. Harmless when repeated."""
-        stop([self], grace_s)
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def __enter__(self) -> "Child":
         return self
@@ -126,32 +141,6 @@ class Child:
         if self._on_end:
             self._on_end(self)
 
-    def _ask_to_stop(self) -> None:
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        if self._process.poll() is None:
-            self._process.terminate()
-
-    def _end_by(self, deadline: float) -> None:
-        try:
-            self._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-
-def stop(children: Sequence[Child], grace_s: float = 10.0) -> None:
-    """Stops children together; those not gone after `grace_s` are killed."""
-    for child in children:
-        child._ask_to_stop()
-    deadline = time.monotonic() + grace_s
-    for child in children:
-        child._end_by(deadline)
-
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
@@ -165,6 +154,18 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def waited_for(things: "queue.SimpleQueue[Thing]") -> Thing:
+    """The next thing of a queue, for the main thread: Ctrl-C gets through.
+
+    A signal that comes just before this thread blocks does not wake it, and handlers run only in this thread.
+    """
+    while True:
+        try:
+            return things.get(timeout=0.1)
+        except queue.Empty:
+            continue
 
 
 def end_with_stdin() -> None:

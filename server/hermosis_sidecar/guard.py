@@ -9,12 +9,12 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from hermosis_client import errors
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hermosis_client import errors
 from hermosis_sidecar.problems import response_to, response_to_unforeseen
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

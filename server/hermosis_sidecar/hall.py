@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from hermosis_client import Client
 
+from hermosis_client import Client
 from hermosis_sidecar.live import Live
 from hermosis_sidecar.newest import NewestReadings
 from hermosis_sidecar.settings import Settings

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from hermosis_client import Client, TelemetryReading, Watch, errors
-
 from hermosis_sidecar.newest import NewestReadings
 
 _Item = TypeVar("_Item")

@@ -7,11 +7,11 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterator
 
-from hermosis_client import SessionInfo, SessionStatus, TelemetryReading, errors
 from prometheus_client import CollectorRegistry, GCCollector, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from hermosis_client import SessionInfo, SessionStatus, TelemetryReading, errors
 from hermosis_sidecar.hall import Hall
 
 _LABELS = ("session_id", "optimizer")

@@ -13,10 +13,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from hermosis_client import errors
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+
+from hermosis_client import errors
 
 MEDIA_TYPE = "application/problem+json"
 

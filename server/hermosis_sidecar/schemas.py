@@ -7,7 +7,6 @@ import enum
 from datetime import datetime
 from typing import Annotated, Literal
 
-from hermosis_client import records
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -17,6 +16,8 @@ from pydantic import (
     StrictBool,
     model_validator,
 )
+
+from hermosis_client import records
 
 Uint32 = Annotated[int, Field(ge=0, lt=2**32)]
 Int64 = Annotated[int, Field(ge=0, lt=2**63)]

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from google.protobuf import json_format
+
 from hermosis.v1 import dynamics_pb2
 from hermosis.wire import Dtype
 from hermosis_client import errors, layout, records
-
 from hermosis_sidecar import schemas
 
 _DTYPE_WORDS: Mapping[Dtype, schemas.DtypeWord] = {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hermosis_client.local_server import LocalServer
 
 HERE = Path(__file__).resolve().parent

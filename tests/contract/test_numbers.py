@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import Message
+
 from hermosis.v1 import gradient_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_server import records

@@ -5,10 +5,11 @@ import itertools
 import zlib
 
 import pytest
-from hermosis import wire
-from hermosis.wire import Dtype, Span
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from hermosis import wire
+from hermosis.wire import Dtype, Span
 
 # Name, shape and dtype number of each tensor; canonical bytes; SHA-256. The first is the example of docs/protocol.md.
 LAYOUTS = [

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from hermosis_server.dynamics import (
     RECIPES,
     Advance,
@@ -24,7 +26,6 @@ from hermosis_server.dynamics import (
     resolve,
 )
 from hermosis_server.records import EnergySample, StateBuffer
-from torch import Tensor
 
 
 @dataclass

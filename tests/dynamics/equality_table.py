@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from hermosis_server.dynamics import Hermosis
-from hermosis_server.dynamics.recipes import Value
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from hermosis_server.dynamics import Hermosis
+from hermosis_server.dynamics.recipes import Value
 
 STEPS = 200
 SHAPES = ((), (0,), (1,), (3, 5, 7), (33,), (0, 4), (2, 1, 64))

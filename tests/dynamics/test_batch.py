@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
+
 from hermosis_server.dynamics import Hamiltonian, RowMap, resolve
 from hermosis_server.dynamics.rows import THREADED_ELEMENTS, row_peaks, row_products, row_squares
-from torch import Tensor
 
 from .batches import Batch, batch_of, draw, roster
 

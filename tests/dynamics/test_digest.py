@@ -6,6 +6,7 @@ import math
 import struct
 
 import pytest
+
 from hermosis_server.dynamics import SCALARS, state_digest
 from hermosis_server.records import Outcome, StateBuffer, WorkerSequence
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from hermosis_server.dynamics import RECIPES
 
 from .equality_table import CASES, TOLERANCE, Case, difference

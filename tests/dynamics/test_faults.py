@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from hermosis_server.dynamics import SCALARS, Hamiltonian, PhaseState, Relativistic, advance_
 from hermosis_server.errors import InternalError
 from hermosis_server.records import StateBuffer

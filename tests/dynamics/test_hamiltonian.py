@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 
 import pytest
+
 from hermosis_server.dynamics import (
     COEFFICIENTS,
     SCALARS,

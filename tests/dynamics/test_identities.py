@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from hermosis_server.dynamics import (
     SCALARS,
     Constant,
@@ -22,7 +24,6 @@ from hermosis_server.dynamics import (
     resolve,
 )
 from hermosis_server.dynamics.thermal import decay_average
-from torch import Tensor
 
 from .batches import Batch, batch_of, draw, roster, sample_of
 

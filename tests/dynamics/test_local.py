@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from hermosis_server.dynamics import RECIPES, Hermosis, resolve
 from hermosis_server.errors import CorruptState, InvalidHyperparameter
-from torch import Tensor, nn
 
 from .batches import batch_of
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from hermosis_server.dynamics import (
     Classical,
     Constant,

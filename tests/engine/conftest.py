@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from hermosis import wire
 from hermosis.wire import Dtype
 from hermosis_server.engine.arena import Arena, staging_buffer

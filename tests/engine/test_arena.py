@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+
 from hermosis.wire import Dtype
 from hermosis_server.engine.arena import SLAB_BYTES, Arena, flat, from_wire, wire_bytes
 from hermosis_server.errors import InternalError, OutOfDeviceMemory

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+
 from hermosis import wire
 from hermosis.wire import Dtype
 from hermosis_server.engine.assembler import Assembler, StagingBudget

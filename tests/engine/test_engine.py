@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from hermosis import wire
 from hermosis.wire import Dtype
 from hermosis_server.engine.engine import SessionEdit

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 
 import pytest
+
 from hermosis_server.engine.telemetry import TelemetryRing, Watch, thinned
 from hermosis_server.records import EnergySample, TelemetryReading
 

@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+
 from hermosis import wire
 from hermosis.v1 import (
     dynamics_pb2,

@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
+
 from hermosis import wire
 from hermosis.v1 import gradient_pb2, session_pb2, types_pb2
 

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+
 from hermosis import wire
 from hermosis.v1 import gradient_pb2, session_pb2, types_pb2
 

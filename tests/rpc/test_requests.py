@@ -5,6 +5,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+
 from hermosis.v1 import session_pb2
 from hermosis_server.errors import InvalidRequest, PayloadMismatch
 from hermosis_server.rpc.requests import AnsweredRequests

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
 from hermosis_server.app import check_host, choose_device
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc.server import SERVICES

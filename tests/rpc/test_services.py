@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf import field_mask_pb2
+
 from hermosis import wire
 from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis_server.dynamics import RECIPES

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import httpx2
 import numpy as np
 import pytest
+
 from hermosis_client import Client, Recipe, Session
 from hermosis_client.local_server import LocalServer
 

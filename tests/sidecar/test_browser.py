@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hermosis_client import Client, Session
+from tests.sidecar.conftest import Sidecar, eventually, push
 from websockets.sync.client import ClientConnection, connect
 
-from tests.sidecar.conftest import Sidecar, eventually, push
+from hermosis_client import Client, Session
 
 
 class Page:

@@ -2,10 +2,10 @@
 
 import contextlib
 
+from tests.sidecar.conftest import Events, Sidecar, eventually, push
+
 from hermosis_client import Client
 from hermosis_client.local_server import LocalServer
-
-from tests.sidecar.conftest import Events, Sidecar, eventually, push
 
 
 def test_sidecar_outlives_its_server_and_follows_the_next_one() -> None:

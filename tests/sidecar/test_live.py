@@ -2,11 +2,11 @@
 
 import asyncio
 
+from tests.sidecar.conftest import Events, Sidecar, eventually, push
+
 from hermosis_client import Client, EnergySample, Session, TelemetryReading
 from hermosis_sidecar.live import Viewer
 from hermosis_sidecar.newest import NewestReadings
-
-from tests.sidecar.conftest import Events, Sidecar, eventually, push
 
 
 def reading(session_id: str, step: int) -> TelemetryReading:

@@ -2,11 +2,11 @@
 
 import math
 
-from hermosis_client import Client, Session
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as classic
-
 from tests.sidecar.conftest import Events, Sidecar, eventually, push
+
+from hermosis_client import Client, Session
 
 Samples = dict[tuple[str, str], float]
 

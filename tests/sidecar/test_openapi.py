@@ -7,14 +7,14 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from google.protobuf.descriptor import Descriptor
+from pydantic import BaseModel
+from tests.sidecar.conftest import Sidecar
+
 from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis_client import records
 from hermosis_sidecar import schemas
 from hermosis_sidecar.app import create_app
 from hermosis_sidecar.settings import Settings
-from pydantic import BaseModel
-
-from tests.sidecar.conftest import Sidecar
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import hermosis_sidecar
 import pytest
-
 from tests.sidecar.conftest import Sidecar
+
+import hermosis_sidecar
 
 DASHBOARD = Path(hermosis_sidecar.__file__).parent / "dashboard"
 OURS = [file for file in DASHBOARD.iterdir() if file.suffix in (".html", ".js", ".css", ".svg")]

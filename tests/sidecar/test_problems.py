@@ -6,13 +6,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.types import Receive, Scope, Send
+from tests.sidecar.conftest import Sidecar
+
 from hermosis_client import Client, Session, errors
 from hermosis_sidecar import problems
 from hermosis_sidecar.guard import Guard
 from hermosis_sidecar.settings import Settings
-from starlette.types import Receive, Scope, Send
-
-from tests.sidecar.conftest import Sidecar
 
 # As docs/architecture.md has it.
 STATUSES = {

@@ -7,11 +7,11 @@ import sys
 import pytest
 import typer
 from click.testing import Result
-from hermosis_client.local_server import LocalServer
-from hermosis_sidecar.__main__ import main
+from tests.sidecar.conftest import Events, Sidecar, eventually
 from typer.testing import CliRunner
 
-from tests.sidecar.conftest import Events, Sidecar, eventually
+from hermosis_client.local_server import LocalServer
+from hermosis_sidecar.__main__ import main
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -5,9 +5,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from hermosis_client import Client, Recipe, Session
-
 from tests.sidecar.conftest import Sidecar, push
+
+from hermosis_client import Client, Recipe, Session
 
 SPEC: dict[str, Any] = {
     "layout": {"tensors": [{"name": "weight", "shape": [4, 3]}, {"name": "scale", "shape": [], "dtype": "FLOAT16"}]},

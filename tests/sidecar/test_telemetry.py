@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
+from tests.sidecar.conftest import Sidecar, push
+
 from hermosis_client import Client, Session
 from hermosis_sidecar import schemas, translate
-
-from tests.sidecar.conftest import Sidecar, push
 
 
 def strict(text: str) -> object:

@@ -125,6 +125,7 @@ def create(
     Example: hermosis sessions create --optimizer adamw --set lr=0.001 --from weights.npz
     """
     import numpy as np
+
     from hermosis_client import Recipe
 
     if (source is None) == (not shape):

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf import json_format
-from hermosis_client import Recipe, SessionInfo, TelemetryReading
 from rich.console import Console
 from rich.table import Table
+
+from hermosis_client import Recipe, SessionInfo, TelemetryReading
 
 READING_COLUMNS = ("session", "step", "loss", "kinetic", "temperature", "|gradient|", "|step|", "lr", "bytes")
 

@@ -3,7 +3,7 @@
 import queue
 import sys
 
-from hermosis_server.processes import Child, ChildFailed, sigterm_as_interrupt, stop
+from hermosis_server.processes import Child, ChildFailed, sigterm_as_interrupt, waited_for
 
 START_S = 120.0
 
@@ -15,7 +15,7 @@ def run(*, port: int, page_port: int, data_folder: str | None, device: str | Non
         server_flags += ["--data-folder", data_folder]
     if device is not None:
         server_flags += ["--device", device]
-    ended: queue.Queue[Child] = queue.Queue()
+    ended: queue.SimpleQueue[Child] = queue.SimpleQueue()
     children: list[Child] = []
     try:
         with sigterm_as_interrupt():
@@ -25,7 +25,7 @@ def run(*, port: int, page_port: int, data_folder: str | None, device: str | Non
             children.append(_child("sidecar", ["hermosis_sidecar", *page_flags], ended))
             page = children[1].address(START_S)
             print(f"server   {address}   (gRPC)\npage     {page}\nCtrl-C stops both.", flush=True)
-            raise ended.get().failure()
+            raise waited_for(ended).failure()
     except ChildFailed as error:
         print(f"hermosis: {error}", file=sys.stderr)
         return 1
@@ -34,8 +34,8 @@ def run(*, port: int, page_port: int, data_folder: str | None, device: str | Non
     finally:
         # The page first: it would only complain about a server that is gone.
         for child in reversed(children):
-            stop([child])
+            child.close()
 
 
-def _child(name: str, arguments: list[str], ended: "queue.Queue[Child]") -> Child:
+def _child(name: str, arguments: list[str], ended: "queue.SimpleQueue[Child]") -> Child:
     return Child(name, [*arguments, "--until-stdin-closes"], on_end=ended.put)

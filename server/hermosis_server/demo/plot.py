@@ -1,12 +1,14 @@
 """The picture that is left: loss, energies and temperature of a session, from its readings."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from hermosis_client import TelemetryReading
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from hermosis_client import TelemetryReading
 
 
 def save(path: Path, title: str, readings: Sequence[TelemetryReading]) -> None:
@@ -17,22 +19,27 @@ def save(path: Path, title: str, readings: Sequence[TelemetryReading]) -> None:
     loss, energies, temperature = figure.subplots(3, 1, sharex=True)
     steps = [reading.step for reading in readings]
 
-    def line(axes: Axes, name: str, label: str) -> None:
+    def line(axes: Axes, name: str, label: str, color: str | None = None) -> None:
         values = [getattr(reading.energies, name) for reading in readings]
-        if any(value == value for value in values):
-            axes.plot(steps, values, label=label, linewidth=1)
+        if any(map(math.isfinite, values)):
+            axes.plot(steps, values, label=label, linewidth=1, color=color)
 
     line(loss, "loss", "loss of the minibatch")
     line(loss, "smoothed_loss", "smoothed loss, -U/zeta")
-    loss.set_yscale("log")
+    loss.set_yscale("log", nonpositive="mask")  # the smoothed loss goes below zero when kinetic energy prevails
     for name in ("kinetic_energy", "potential_energy", "thermal_energy", "total_energy"):
         line(energies, name, name.replace("_", " "))
     energies.set_yscale("symlog", linthresh=1e-3)
     energies.set_ylabel("energy / beta")
-    temperature.plot(steps, [reading.energies.log_beta for reading in readings], label="ln beta = -ln temperature")
+    line(temperature, "kinetic_temperature", "kinetic temperature, twice the kinetic energy a weight")
+    temperature.set_yscale("log", nonpositive="mask")
     temperature.set_xlabel("step")
+    cooling = temperature.twinx()
+    line(cooling, "log_beta", "ln beta (right)", "tab:red")
+    for axes in (loss, energies, temperature, cooling):
+        if axes.lines:
+            axes.legend(loc="lower right" if axes is cooling else "upper right", fontsize="small")
     for axes in (loss, energies, temperature):
         axes.grid(alpha=0.3)
-        axes.legend(loc="best", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -1,27 +1,30 @@
 """The demo from beginning to end: processes up, training followed, compared, drawn, and everything down again."""
 
 import itertools
+import os
 import queue
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hermosis_client import Client, HermosisError, Recipe, Session, TelemetryReading, Watch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from hermosis_server.demo.display import Moment, Rates, display
+from hermosis_client import Client, HermosisError, Recipe, Session, TelemetryReading, Watch
+from hermosis_server.demo.display import Display, Moment, Rates, display
 from hermosis_server.demo.recipes import settings_for
-from hermosis_server.processes import Child, ChildFailed, sigterm_as_interrupt, stop
+from hermosis_server.processes import Child, ChildFailed, sigterm_as_interrupt, waited_for
 
 WORKER = "hermosis_server.demo.worker"
 ACCURACY_EVERY_S = 0.5
 START_S = 120.0
+UNWIND_S = 5.0
 GOAL = 0.97
 GOAL_RECIPE, GOAL_EPOCHS = "hermosis", 20
 
@@ -43,29 +46,64 @@ class DemoSettings:
 def run(settings: DemoSettings) -> int:
     """Runs the demo. Returns the exit status: 0 only when what was promised came true."""
     console = Console(highlight=False, soft_wrap=True)
-    children: list[Child] = []
-    try:
-        with sigterm_as_interrupt(), tempfile.TemporaryDirectory(prefix="hermosis-demo-") as folder:
-            try:
-                return _Demo(settings, console, Path(folder), children).run()
-            finally:
-                stop(children)
-    except (ChildFailed, HermosisError) as error:
-        print(f"hermosis demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+    statuses: queue.SimpleQueue[int] = queue.SimpleQueue()
+    with (
+        sigterm_as_interrupt(),
+        tempfile.TemporaryDirectory(prefix="hermosis-demo-", ignore_cleanup_errors=True) as folder,
+    ):
+        demo = _Demo(settings, console, Path(folder))
+        # Not in this thread: Ctrl-C in the middle of a gRPC call would leave a channel that never closes.
+        body = threading.Thread(target=lambda: statuses.put(demo.outcome()), name="hermosis-demo", daemon=True)
+        try:
+            body.start()
+            status = waited_for(statuses)
+        except KeyboardInterrupt:
+            status = 0 if demo.kept.is_set() else 130
+        demo.stopping.set()
+        # Last come, first gone: the end of the workers ends the watch, and a server without calls stops at once.
+        for child in reversed(demo.children):
+            child.close()
+        body.join(UNWIND_S)
+    if status == 130:
         console.print("Stopped; nothing is left running.")
-        return 130
+    if body.is_alive():
+        # It is inside an import or a call; the interpreter's own end would tear its C++ frames apart.
+        console.show_cursor()
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 class _Demo:
-    def __init__(self, settings: DemoSettings, console: Console, folder: Path, children: list[Child]) -> None:
+    """What goes on behind.
+
+    Attributes:
+      children: processes that were started.
+      stopping: set when they are being stopped; what goes wrong from then on is of no interest.
+      kept:     set when all is done and server and page are only kept up.
+    """
+
+    def __init__(self, settings: DemoSettings, console: Console, folder: Path) -> None:
+        self.children: list[Child] = []
+        self.stopping = threading.Event()
+        self.kept = threading.Event()
         self._settings = settings
         self._console = console
         self._folder = folder
-        self._children = children
-        self._ended: queue.Queue[Child] = queue.Queue()
+        self._ended: queue.SimpleQueue[Child] = queue.SimpleQueue()
         self._recipe = Recipe(settings.optimizer, **settings_for(settings.optimizer, settings.lr))
+
+    def outcome(self) -> int:
+        """The exit status of a run, with what went wrong on standard error."""
+        try:
+            return self.run()
+        except (ChildFailed, HermosisError) as error:
+            if not self.stopping.is_set():
+                print(f"hermosis demo: {error}", file=sys.stderr)
+        except Exception:
+            if not self.stopping.is_set():
+                traceback.print_exc()
+        return 1
 
     def run(self) -> int:
         settings, console = self._settings, self._console
@@ -83,7 +121,7 @@ class _Demo:
         page_address = page.address(START_S)
         console.print(f"  server   {address}\n  page     {page_address}")
 
-        with Client(address) as client:
+        with Client(address, timeout_s=10.0) as client:
             session = client.create_session(
                 dict(model.named_parameters()), self._recipe, session_id="digits", workers=settings.workers
             )
@@ -117,9 +155,11 @@ class _Demo:
 
     def _start(self, name: str, module: str, *arguments: str) -> Child:
         ours = [] if module == WORKER else ["--until-stdin-closes"]
+        if self.stopping.is_set():
+            raise ChildFailed(f"no {name}: the demo is being stopped")
         log = self._folder / f"{name}.log"
         child = Child(name, [module, *arguments, *ours], log=log, on_end=self._ended.put)
-        self._children.append(child)
+        self.children.append(child)
         return child
 
     def _train(
@@ -137,18 +177,32 @@ class _Demo:
         failed: list[Child] = []
         waiter = threading.Thread(target=self._wait_for, args=(workers, failed, watch), daemon=True)
         waiter.start()
-        rates, accuracy, pulled_s, step = Rates(), 0.0, 0.0, 0
-        with watch, display(self._console, total_steps) as shown:
-            for reading in itertools.chain(watch, _newest(session)):
-                if reading.step == step:
-                    continue
-                step, now_s = reading.step, time.monotonic()
-                if now_s - pulled_s > ACCURACY_EVERY_S or step == total_steps:
-                    accuracy, pulled_s = accuracy_of(session.pull().flat), now_s
-                steps_per_s, bytes_per_s = rates.after(reading)
-                shown.show(Moment(reading=reading, accuracy=accuracy, steps_per_s=steps_per_s, bytes_per_s=bytes_per_s))
+        try:
+            with watch, display(self._console, total_steps) as shown:
+                self._follow(watch, session, shown, total_steps, accuracy_of)
+        except HermosisError:
+            if not failed:  # Without a server nobody answers: its end is the news, not the silence.
+                raise
         if failed:
             raise failed[0].failure()
+
+    def _follow(
+        self,
+        watch: Watch,
+        session: Session,
+        shown: Display,
+        total_steps: int,
+        accuracy_of: Callable[[Weights], float],
+    ) -> None:
+        rates, accuracy, pulled_s, step = Rates(), 0.0, 0.0, 0
+        for reading in itertools.chain(watch, _newest(session)):
+            if reading.step == step:
+                continue
+            step, now_s = reading.step, time.monotonic()
+            if now_s - pulled_s > ACCURACY_EVERY_S or step == total_steps:
+                accuracy, pulled_s = accuracy_of(session.pull().flat), now_s
+            steps_per_s, bytes_per_s = rates.after(reading)
+            shown.show(Moment(reading=reading, accuracy=accuracy, steps_per_s=steps_per_s, bytes_per_s=bytes_per_s))
 
     def _wait_for(self, workers: Sequence[Child], failed: list[Child], watch: Watch) -> None:
         """Ends the watch when the workers are done, or when any process ends that should not."""
@@ -162,10 +216,8 @@ class _Demo:
 
     def _keep(self) -> None:
         self._console.print("Server and page stay up until Ctrl-C.")
-        try:
-            raise self._ended.get().failure()
-        except KeyboardInterrupt:
-            return
+        self.kept.set()
+        raise self._ended.get().failure()
 
 
 def _newest(session: Session) -> Iterator[TelemetryReading]:

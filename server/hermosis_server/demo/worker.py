@@ -6,8 +6,8 @@ This is an ordinary training loop; RemoteOptimizer is the one line that differs 
 import argparse
 
 import torch
-from hermosis_client.torch_optimizer import RemoteOptimizer
 
+from hermosis_client.torch_optimizer import RemoteOptimizer
 from hermosis_server.demo import digits
 from hermosis_server.processes import end_with_stdin
 

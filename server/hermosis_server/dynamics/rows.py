@@ -44,7 +44,7 @@ class RowMap:
         self._levels = [level.to(device) for level in _summation_tree(counts)]
 
     def spread(self, *values: Tensor, dtype: torch.dtype) -> Tensor:
-        """Numbers a session, n of (S,), as (R, n, 1) in the dtype of the rows, rounded once; unbind(1) gives columns."""
+        """Numbers a session, n of (S,), as (R, n, 1) in the rows' dtype, rounded once; unbind(1) gives columns."""
         table = torch.stack(values, dim=1).to(dtype).unsqueeze(2)
         return table if self._one_row_each else table.index_select(0, self.row_session)
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from hermosis.wire import Dtype
 from torch import Tensor
 
+from hermosis.wire import Dtype
 from hermosis_server.errors import InternalError, OutOfDeviceMemory
 from hermosis_server.records import StateBuffer
 

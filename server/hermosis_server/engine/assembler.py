@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from hermosis import wire
 from hermosis.wire import Dtype
-
 from hermosis_server.errors import CorruptChunk, InvalidRequest, LayoutMismatch, Overloaded, PayloadMismatch
 
 RETRY_AFTER_S = 0.25

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 
 from hermosis.wire import SESSION_ID, is_plain_name
-
 from hermosis_server.dynamics import Hamiltonian, check_parameters_on_worker, resolve
 from hermosis_server.engine.session import SessionSpec
 from hermosis_server.errors import InvalidHyperparameter, InvalidRequest, QuotaExceeded, Unsupported

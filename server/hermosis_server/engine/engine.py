@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from hermosis.wire import Dtype
-
 from hermosis_server.dynamics.thermal import ThermalProfile
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device

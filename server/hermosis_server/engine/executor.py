@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from hermosis.wire import Dtype
 
+from hermosis.wire import Dtype
 from hermosis_server.dynamics import PhaseState, RowMap, advance_
 from hermosis_server.engine.arena import Arena, flat, from_wire, wire_bytes
 from hermosis_server.engine.resident import Resident, digest

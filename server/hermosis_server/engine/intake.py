@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from hermosis.wire import Dtype
-
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler, StagingBudget

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from hermosis.wire import Dtype
-
 from hermosis_server.dynamics import SCALARS, Family, Hamiltonian, initial_scalars, state_digest
 from hermosis_server.engine.arena import Arena, Slot, flat, from_wire, wire_bytes
 from hermosis_server.errors import CorruptState, InvalidRequest, SessionNotReady

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Itera
 from typing import Any, NamedTuple
 
 from hermosis.v1 import gradient_pb2
-
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.intake import stopping as stopped
 from hermosis_server.engine.rounds import Answer

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from hermosis.v1 import gradient_pb2, gradient_pb2_grpc
-
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.rounds import Answer
 from hermosis_server.records import Reply

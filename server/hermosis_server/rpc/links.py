@@ -9,7 +9,6 @@ from typing import Any
 
 from hermosis.v1 import gradient_pb2
 from hermosis.wire import Dtype, is_plain_name
-
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.rounds import Answer, WorkerRecord

@@ -3,6 +3,7 @@
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from hermosis.v1 import (
     gradient_pb2,
     gradient_pb2_grpc,
@@ -11,7 +12,6 @@ from hermosis.v1 import (
     telemetry_pb2,
     telemetry_pb2_grpc,
 )
-
 from hermosis_server.engine.engine import Engine
 from hermosis_server.rpc.gradient_servicer import GradientServicer
 from hermosis_server.rpc.interceptor import TypedErrors

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+
 from hermosis.v1 import session_pb2, session_pb2_grpc
 from hermosis.wire import Dtype
-
 from hermosis_server import __version__
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.session import Session

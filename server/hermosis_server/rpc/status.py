@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from hermosis.v1 import types_pb2
 
+from hermosis.v1 import types_pb2
 from hermosis_server import errors
 from hermosis_server.errors import HermosisError, InternalError
 

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from hermosis.v1 import telemetry_pb2, telemetry_pb2_grpc
-
 from hermosis_server.engine.engine import Engine
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc.codec import telemetry as telemetry_codec

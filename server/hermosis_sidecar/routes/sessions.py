@@ -4,9 +4,9 @@ from collections import deque
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
+
 from hermosis_client import SessionInfo, SessionStatus, TelemetryReading
 from hermosis_client.errors import SessionNotFound
-
 from hermosis_sidecar import schemas, translate
 from hermosis_sidecar.hall import Hall, HallOf
 from hermosis_sidecar.problems import documented

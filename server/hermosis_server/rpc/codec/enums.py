@@ -4,7 +4,6 @@ import enum
 from typing import TypeVar
 
 from hermosis.wire import Dtype
-
 from hermosis_server.errors import InvalidRequest
 
 E = TypeVar("E", bound=enum.IntEnum)

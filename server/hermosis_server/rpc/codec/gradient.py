@@ -7,7 +7,6 @@ from typing import Any
 from hermosis import wire
 from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis.wire import Dtype
-
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply, StepResult, Vector
 from hermosis_server.rpc.codec import enums

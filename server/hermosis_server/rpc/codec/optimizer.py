@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.message import Message
-from hermosis.v1 import dynamics_pb2
 
+from hermosis.v1 import dynamics_pb2
 from hermosis_server.dynamics import (
     RECIPES,
     Classical,

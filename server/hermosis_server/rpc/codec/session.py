@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from google.protobuf.message import Message
+
 from hermosis import wire
 from hermosis.v1 import session_pb2, types_pb2
 from hermosis.wire import Dtype
-
 from hermosis_server.dynamics import SCALARS
 from hermosis_server.engine.checks import CONSISTENCY_MODES, MAX_NAME_BYTES
 from hermosis_server.engine.engine import SessionEdit

@@ -1,8 +1,8 @@
 """Telemetry readings and times."""
 
 from google.protobuf import timestamp_pb2
-from hermosis.v1 import telemetry_pb2
 
+from hermosis.v1 import telemetry_pb2
 from hermosis_server.records import TelemetryReading
 from hermosis_server.rpc.codec.gradient import energies
 
