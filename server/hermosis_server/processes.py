@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TypeVar
 
 Thing = TypeVar("Thing")
@@ -116,14 +116,6 @@ class Child:
         self._reader.join()
         if self._process.stdout is not None:
             self._process.stdout.close()
-
-    def __enter__(self) -> "Child":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _last_words(self) -> str:
         tail = self.log_tail()
