@@ -26,6 +26,7 @@ class Command:
         temporary.mkdir()
         self.temporary = temporary
         self.lines: list[str] = []
+        self._hung_up = False
         self._new: queue.Queue[str | None] = queue.Queue()
         self._log = (folder / "stderr").open("w+")
         self.process = subprocess.Popen(
@@ -45,7 +46,14 @@ class Command:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self._new.put(line.rstrip("\n"))
+            if self._hung_up:
+                break
+        self.process.stdout.close()
         self._new.put(None)
+
+    def hang_up(self) -> None:
+        """Reads one more line and then no more, as `head` does."""
+        self._hung_up = True
 
     def line_with(self, text: str, timeout_s: float = 120) -> str:
         """The first line of output, so far or to come, that holds a text."""
@@ -103,8 +111,6 @@ class Command:
             os.kill(number, signal.SIGKILL)
         self.process.wait()
         self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
         self._log.close()
 
 

@@ -101,3 +101,11 @@ def test_unknown_optimizer_is_refused_with_the_names_there_are(start: Start) -> 
     assert "addam" in demo.errors()
     assert "adamw" in demo.errors()
     demo.assert_nothing_is_left()
+
+
+def test_a_reader_that_goes_away_ends_the_demo(start: Start) -> None:
+    demo = start("demo", "--epochs", "200")
+    demo.line_with("Starting")
+    demo.hang_up()
+    assert demo.wait() == 1
+    demo.assert_nothing_is_left()

@@ -100,6 +100,8 @@ class _Demo:
         except (ChildFailed, HermosisError) as error:
             if not self.stopping.is_set():
                 print(f"hermosis demo: {error}", file=sys.stderr)
+        except SystemExit:  # rich's answer to a reader that has gone
+            pass
         except Exception:
             if not self.stopping.is_set():
                 traceback.print_exc()
