@@ -92,7 +92,7 @@ class Bench:
         **commit: Any,
     ) -> Coroutine[Any, Any, Answer]:
         """Counts a gradient at once; await the result for its fate."""
-        worker = session.worker(worker_id)
+        worker = session.workers.get(worker_id) or session.join(worker_id)
         assembler = self.engine.intake.begin_gradient(session, worker, sequence, Dtype.FLOAT32)
         fill(assembler, gradient)
         base = session.step if base_step is None else base_step

@@ -443,9 +443,9 @@ def test_names_and_counts_are_limited(play: Play) -> None:
         with pytest.raises(QuotaExceeded, match="sessions"):
             await bench.session(5)
         for number in range(3):
-            session.worker(f"w{number}")
+            session.join(f"w{number}")
         with pytest.raises(QuotaExceeded, match="workers"):
-            session.worker("one too many")
+            session.join("one too many")
 
     play(scenario, max_sessions=2, max_workers=3)
 

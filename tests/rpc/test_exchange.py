@@ -282,3 +282,20 @@ def test_an_import_fences_off_the_streams_that_knew_the_old_state(server: Any, t
         stream.send(Request(close=gradient_pb2.CloseHandle()), opening(session, generation=2), *whole(ones, 2, 1))
         assert stream.next().opened.next_sequence == 2
         assert stream.next().result.step == 2
+
+
+def test_whoever_only_looked_is_no_worker_of_the_session(server: Any, tools: Any) -> None:
+    session = server.create(4, "sgd")
+
+    def workers() -> list[str]:
+        request = session_pb2.ListWorkersRequest(session_id=session.session_id)
+        return [worker.worker_id for worker in server.sessions.ListWorkers(request, timeout=10).workers]
+
+    with tools.Dialogue(server, [opening(session, worker="looks"), Request(pull=gradient_pb2.PullParameters())]) as s:
+        s.next(), s.next()
+        assert workers() == ["looks"]
+    tools.poll(lambda: workers() == [])
+    with pytest.raises(grpc.RpcError):
+        server.push(session, np.ones(3), 1, worker_id="refused")
+    server.push(session, np.ones(4), 1, worker_id="works")
+    assert workers() == ["works"]

@@ -81,8 +81,8 @@ class Session:
             raise InternalError("a session without memory was used; this is a bug in hermosis")
         return self.resident
 
-    def worker(self, worker_id: str) -> WorkerRecord:
-        """The record of a worker, made on first sight.
+    def join(self, worker_id: str) -> WorkerRecord:
+        """The record of a worker that opened a stream or a call; give it back to `leave`.
 
         Raises:
           QuotaExceeded: the session has as many workers as it may.
@@ -92,7 +92,14 @@ class Session:
             if len(self.workers) >= self.max_workers:
                 raise QuotaExceeded(f"session {self.session_id} has {self.max_workers} workers, the most it may have")
             record = self.workers[worker_id] = WorkerRecord(worker_id)
+        record.streams += 1
         return record
+
+    def leave(self, worker: WorkerRecord) -> None:
+        """Forgets a worker that has gone and never contributed; one that did is remembered, for its repeats."""
+        worker.streams -= 1
+        if not worker.streams and not worker.sequence and self.workers.get(worker.worker_id) is worker:
+            del self.workers[worker.worker_id]
 
     def require_ready(self) -> None:
         """Raises SessionNotReady unless gradients are taken."""

@@ -74,7 +74,7 @@ class ExchangeStream:
             for task in self._waiting:
                 task.cancel()
             for link in self._links.values():
-                self._close(link)
+                link.close()
 
     async def _read(self, requests: AsyncIterator[gradient_pb2.ExchangeRequest]) -> None:
         async for request in requests:
@@ -135,7 +135,6 @@ class ExchangeStream:
             return
         self._refused_handles.discard(handle)
         self._links[handle] = link
-        link.worker.streams += 1
         session = link.session
         self._send(
             Response(
@@ -272,11 +271,7 @@ class ExchangeStream:
         self._refused_handles.discard(handle)
         link = self._links.pop(handle, None)
         if link is not None:
-            self._close(link)
-
-    def _close(self, link: Link) -> None:
-        link.release()
-        link.worker.streams -= 1
+            link.close()
 
     def _window_of(self, link: Link) -> int:
         """Payload that one exchange of this session has under way: the gradient, and what is sent back."""

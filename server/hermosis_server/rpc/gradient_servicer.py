@@ -1,6 +1,7 @@
 """GradientService: one method a call. Translate in, call the engine, translate out."""
 
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 from hermosis.v1 import gradient_pb2, gradient_pb2_grpc
@@ -27,8 +28,8 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
             yield response
 
     async def Push(self, request: gradient_pb2.PushRequest, context: Any) -> gradient_pb2.PushResponse:
-        link = link_for_call(self._engine, request, reply=Reply.NONE)
-        answer = await self._contribute(link, request.gradient)
+        with closing(link_for_call(self._engine, request, reply=Reply.NONE)) as link:
+            answer = await self._contribute(link, request.gradient)
         return gradient_pb2.PushResponse(result=gradient_codec.step_result(answer.result))
 
     async def Pull(self, request: gradient_pb2.PullRequest, context: Any) -> gradient_pb2.PullResponse:
@@ -45,20 +46,18 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
         )
 
     async def Step(self, request: gradient_pb2.StepRequest, context: Any) -> gradient_pb2.StepResponse:
-        link = link_for_call(self._engine, request.push, reply=request.reply, reply_dtype=request.reply_dtype)
-        if link.wish.reply is not Reply.NONE:
-            size = link.session.spec.layout.parameter_count * link.wish.dtype.itemsize
-            gradient_codec.require_fits(size, self._limit_bytes)
-        answer = await self._contribute(link, request.push.gradient)
+        wish = {"reply": request.reply, "reply_dtype": request.reply_dtype}
+        with closing(link_for_call(self._engine, request.push, **wish)) as link:
+            if link.wish.reply is not Reply.NONE:
+                size = link.session.spec.layout.parameter_count * link.wish.dtype.itemsize
+                gradient_codec.require_fits(size, self._limit_bytes)
+            answer = await self._contribute(link, request.push.gradient)
         fields = gradient_codec.whole_vector(answer.vector, limit_bytes=self._limit_bytes)
         return gradient_pb2.StepResponse(result=gradient_codec.step_result(answer.result), **fields)
 
     async def _contribute(self, link: Link, gradient: gradient_pb2.WholeGradient) -> Answer:
-        try:
-            link.receive(self._engine, gradient_codec.whole_gradient(gradient, link.gradient_dtype))
-            return await link.commit(self._engine, gradient_codec.commit(gradient.commit))
-        finally:
-            link.release()
+        link.receive(self._engine, gradient_codec.whole_gradient(gradient, link.gradient_dtype))
+        return await link.commit(self._engine, gradient_codec.commit(gradient.commit))
 
     @property
     def _limit_bytes(self) -> int:

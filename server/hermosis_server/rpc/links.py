@@ -39,12 +39,13 @@ class Link:
     gradients: dict[int, Assembler] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
 
-    def release(self) -> None:
-        """Forgets the gradients on their way: a worker that has gone leaves nothing behind."""
+    def close(self) -> None:
+        """Forgets the gradients on their way: a worker that has gone leaves nothing behind. To be called once."""
         for gradient in self.gradients.values():
             gradient.release()
         self.gradients.clear()
         self.refused.clear()
+        self.session.leave(self.worker)
 
     def refuse(self, sequence: int) -> None:
         """Drops a gradient on its way and ignores the rest of it.
@@ -100,7 +101,7 @@ def open_link(
     reply_dtype: int,
     gradient_dtype: int,
 ) -> Link:
-    """Checks what a worker asks for; the numbers are those of the wire.
+    """Checks what a worker asks for; the numbers are those of the wire. The caller closes the link.
 
     Raises:
       SessionNotFound, StaleGeneration, LayoutMismatch, InvalidRequest, QuotaExceeded, Unsupported.
@@ -130,12 +131,14 @@ def open_link(
             "this server keeps sessions in memory only, so nothing it says can be DURABLE; ask for APPLIED",
             field="ack_level",
         )
+    wire_dtype = enums.dtype(gradient_dtype, field="gradient_dtype")
+    wish = ReplyWish(reply=wanted, dtype=enums.dtype(reply_dtype, field="reply_dtype"))
     return Link(
         session=session,
-        worker=session.worker(worker_id),
+        worker=session.join(worker_id),  # last: whoever joins must leave
         generation=session.generation,
-        gradient_dtype=enums.dtype(gradient_dtype, field="gradient_dtype"),
-        wish=ReplyWish(reply=wanted, dtype=enums.dtype(reply_dtype, field="reply_dtype")),
+        gradient_dtype=wire_dtype,
+        wish=wish,
         ack_level=level,
     )
 
