@@ -203,18 +203,20 @@ def install(extra: str) -> None:
         text=True,
         close_fds=False,
     )
-    assert pip.stdout is not None
     try:
-        for line in pip.stdout:
-            last.append(line)
-            download = re.match(r"\s*Downloading (?:\S*/)?([\w.]+)-(\d[\w.+]*)\S* \(([^)]+)\)", line)
-            if download and not download[3].endswith("kB"):
-                say("  downloading {} {}, {}".format(*download.groups()))
-            elif line.startswith("Installing collected packages"):
-                say(f"  unpacking {line.count(',') + 1} packages")
+        assert pip.stdout is not None
+        with pip.stdout:
+            for line in pip.stdout:
+                last.append(line)
+                download = re.match(r"\s*Downloading (?:\S*/)?([\w.]+)-(\d[\w.+]*)\S* \(([^)]+)\)", line)
+                if download and not download[3].endswith("kB"):
+                    say("  downloading {} {}, {}".format(*download.groups()))
+                elif line.startswith("Installing collected packages"):
+                    say(f"  unpacking {line.count(',') + 1} packages")
+    except BaseException:
+        pip.terminate()
+        raise
     finally:
-        if pip.poll() is None and sys.exc_info()[0] is not None:
-            pip.terminate()
         pip.wait()
     if pip.returncode:
         sys.exit(f"{''.join(last)}\npip failed, see above. Without a network, point pip at packages on disk.")

@@ -4,37 +4,18 @@ import sys
 
 __all__ = ["main"]
 
-# Which extra of the distribution brings a package.
-_EXTRAS = {
-    "typer": "server",
-    "rich": "server",
-    "torch": "server",
-    "pydantic": "server",
-    "pydantic_settings": "server",
-    "structlog": "server",
-    "grpc_health": "server",
-    "grpc_reflection": "server",
-    "fastapi": "sidecar",
-    "uvicorn": "sidecar",
-    "prometheus_client": "sidecar",
-    "sklearn": "demo",
-    "matplotlib": "demo",
-}
-
 
 def main() -> None:
     """Runs the command line; a package that is missing is named with the command that installs it."""
+    from hermosis_server.cli.extras import cure
+
     try:
         from hermosis_server.cli.root import app
 
         app(prog_name="hermosis")
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
+        advice = cure(error)
+        if advice is None:
             raise
-        print(
-            f"hermosis: this command needs the package {package}, which is not installed. Install it with:\n"
-            f"  pip install 'hermosis[{_EXTRAS[package]}]'",
-            file=sys.stderr,
-        )
+        print(f"hermosis: {advice}", file=sys.stderr)
         sys.exit(1)

@@ -6,6 +6,7 @@ import typer
 
 from hermosis_server import __version__
 from hermosis_server.cli import sessions
+from hermosis_server.cli.extras import DEMO, SERVER, SIDECAR, require
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -59,6 +60,7 @@ def up(
     """
     from hermosis_server.cli.up import run
 
+    require(*SERVER, *SIDECAR)
     raise typer.Exit(run(port=port, page_port=page_port, data_folder=data_folder, device=device))
 
 
@@ -113,6 +115,7 @@ def demo(
     A server, its page and the workers are real processes on free loopback ports, with a data folder that is thrown
     away; Ctrl-C ends all of them. The same recipe then runs locally in one process from the same start.
     """
+    require(*SERVER, *SIDECAR, *DEMO)
     from hermosis_server.demo.show import DemoSettings, run
 
     settings = DemoSettings(

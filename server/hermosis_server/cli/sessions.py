@@ -26,14 +26,11 @@ app = typer.Typer(
 @contextlib.contextmanager
 def connected(address: str) -> "Iterator[Client]":
     """A client of the server; its errors end the command with one line that names them."""
-    from hermosis_client import Client, ConnectionFailed, HermosisError
+    from hermosis_client import Client, HermosisError
 
     try:
         with Client(address, timeout_s=10.0) as client:
             yield client
-    except ConnectionFailed as error:
-        typer.echo(f"hermosis: {error}\nIs a server running there? `hermosis up` starts one.", err=True)
-        raise typer.Exit(1) from None
     except HermosisError as error:
         typer.echo(f"hermosis: {type(error).__name__}: {error}", err=True)
         raise typer.Exit(1) from None
@@ -130,8 +127,11 @@ def create(
 
     if (source is None) == (not shape):
         raise typer.BadParameter("give either --shape or --from")
-    with connected(address) as client:
+    try:
         arrays = dict(np.load(source, allow_pickle=False)) if source else None
+    except (OSError, ValueError, TypeError) as error:
+        raise typer.BadParameter(f"--from {source}: not a readable .npz file ({error})") from None
+    with connected(address) as client:
         session = client.create_session(
             arrays or dict(_shape(one) for one in shape or ()),
             Recipe(optimizer, **dict(_setting(one) for one in setting or ())),
