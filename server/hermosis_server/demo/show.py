@@ -130,7 +130,7 @@ class _Demo:
             session.initialise(digits.flat_parameters(model).numpy())
             console.print(
                 f"Training {session.layout.parameter_count} weights on {len(training)} pictures of handwritten digits "
-                f"with {_text(self._recipe)}, {settings.workers} worker processes …"
+                f"with {_text(self._recipe)} and {_counted(settings.workers, 'worker process', 'worker processes')} …"
             )
             total_steps = settings.epochs * digits.steps_per_epoch(len(training))
             self._train(client, session, total_steps, lambda weights: digits.accuracy_with(model, weights, test))
@@ -143,7 +143,7 @@ class _Demo:
         picture = Path(settings.results) / f"digits-{settings.optimizer}.png"
         plot.save(picture, f"{_text(self._recipe)}, {settings.workers} workers", readings)
         console.print(
-            f"\ntest accuracy        {accuracy:.2%} with {settings.workers} remote workers, "
+            f"\ntest accuracy        {accuracy:.2%} with {_counted(settings.workers, 'remote worker', 'remote workers')}, "
             f"{accuracy_alone:.2%} in one process ({len(test)} pictures that neither has seen)\n"
             f"largest difference   {abs(remote - alone).max():.2g} between the two weight vectors\n"
             f"speed                {_speed(readings)}\n"
@@ -242,3 +242,7 @@ def _speed(readings: Sequence[TelemetryReading]) -> str:
         f"{last.step} steps in {elapsed_s:.1f} s: {steps_per_s:.0f} steps/s, {each / 1e3:.0f} kB of gradients and "
         f"weights a step, {steps_per_s * each / 1e6:.1f} MB/s"
     )
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
