@@ -142,8 +142,9 @@ class _Demo:
         accuracy, accuracy_alone = (digits.accuracy_with(model, weights, test) for weights in (remote, alone))
         picture = Path(settings.results) / f"digits-{settings.optimizer}.png"
         plot.save(picture, f"{_text(self._recipe)}, {settings.workers} workers", readings)
+        workers = _counted(settings.workers, "remote worker", "remote workers")
         console.print(
-            f"\ntest accuracy        {accuracy:.2%} with {_counted(settings.workers, 'remote worker', 'remote workers')}, "
+            f"\ntest accuracy        {accuracy:.2%} with {workers}, "
             f"{accuracy_alone:.2%} in one process ({len(test)} pictures that neither has seen)\n"
             f"largest difference   {abs(remote - alone).max():.2g} between the two weight vectors\n"
             f"speed                {_speed(readings)}\n"
