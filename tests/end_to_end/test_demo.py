@@ -48,23 +48,19 @@ def test_demo_learns_agrees_with_one_process_and_leaves_a_plot(start: Start, tmp
     assert list(demo.temporary.glob("hermosis*")) == []
 
 
-@pytest.mark.parametrize("moment", ["Starting", "Training", "steps/s"])
-def test_ctrl_c_at_any_moment_leaves_nothing(start: Start, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGINT, "Starting"), (signal.SIGTERM, "Training"), (signal.SIGINT, "steps/s")],
+    ids=["ctrl-c-starting", "kill-training", "ctrl-c-stepping"],
+)
+def test_ctrl_c_and_kill_at_any_moment_leave_nothing(start: Start, number: signal.Signals, moment: str) -> None:
     demo = start("demo", "--epochs", "200")
     demo.line_with(moment)
-    os.kill(demo.process.pid, signal.SIGINT)
+    os.kill(demo.process.pid, number)
     assert demo.wait() == 130
     demo.assert_nothing_is_left()
     assert list(demo.temporary.glob("hermosis*")) == []
     assert demo.errors() == ""
-
-
-def test_polite_kill_leaves_nothing(start: Start) -> None:
-    demo = start("demo", "--epochs", "200")
-    demo.line_with("steps/s")
-    os.kill(demo.process.pid, signal.SIGTERM)
-    assert demo.wait() == 130
-    demo.assert_nothing_is_left()
 
 
 @pytest.mark.parametrize("moment", ["Starting", "steps/s"])

@@ -120,14 +120,14 @@ class _Demo:
         model = digits.network()
         address = server.address(START_S)
         page = self._start("page", "hermosis_sidecar", "--server", address, "--port", "0")
-        page_address = page.address(START_S)
-        console.print(f"  server   {address}\n  page     {page_address}")
 
-        with Client(address, timeout_s=10.0) as client:
+        with Client(address) as client:
             session = client.create_session(
                 dict(model.named_parameters()), self._recipe, session_id="digits", workers=settings.workers
             )
             session.initialise(digits.flat_parameters(model).numpy())
+            page_address = page.address(START_S)
+            console.print(f"  server   {address}\n  page     {page_address}")
             console.print(
                 f"Training {session.layout.parameter_count} weights on {len(training)} pictures of handwritten digits "
                 f"with {_text(self._recipe)} and {_counted(settings.workers, 'worker process', 'worker processes')} …"
@@ -178,13 +178,13 @@ class _Demo:
             for number in range(settings.workers)
         ]
         failed: list[Child] = []
-        waiter = threading.Thread(target=self._wait_for, args=(workers, failed, watch), daemon=True)
+        waiter = threading.Thread(target=self._wait_for, args=(workers, failed, watch, client), daemon=True)
         waiter.start()
         try:
             with watch, display(self._console, total_steps) as shown:
                 self._follow(watch, session, shown, total_steps, accuracy_of)
-        except HermosisError:
-            if not failed:  # Without a server nobody answers: its end is the news, not the silence.
+        except (HermosisError, RuntimeError):
+            if not failed:  # Otherwise it is only that the client was closed: the end of a process is the news.
                 raise
         if failed:
             raise failed[0].failure()
@@ -207,8 +207,8 @@ class _Demo:
             steps_per_s, bytes_per_s = rates.after(reading)
             shown.show(Moment(reading=reading, accuracy=accuracy, steps_per_s=steps_per_s, bytes_per_s=bytes_per_s))
 
-    def _wait_for(self, workers: Sequence[Child], failed: list[Child], watch: Watch) -> None:
-        """Ends the watch when the workers are done, or when any process ends that should not."""
+    def _wait_for(self, workers: Sequence[Child], failed: list[Child], watch: Watch, client: Client) -> None:
+        """Ends the watch when the workers are done, and all calls when any process ends that should not."""
         left = set(workers)
         while left and not failed:
             child = self._ended.get()
@@ -216,6 +216,8 @@ class _Demo:
             if child not in workers or child.wait() != 0:
                 failed.append(child)
         watch.close()
+        if failed:
+            client.close()
 
     def _keep(self) -> None:
         self._console.print("Server and page stay up until Ctrl-C.")
