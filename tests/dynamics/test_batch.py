@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hermosis_server.dynamics import Hamiltonian, RowMap, resolve
+from hermosis_server.dynamics import rows as rows_module
 from hermosis_server.dynamics.rows import THREADED_ELEMENTS, row_peaks, row_products, row_squares
 
 from .batches import Batch, batch_of, draw, roster
@@ -78,6 +79,18 @@ def threads() -> Iterator[None]:
 def test_large_sessions_on_two_threads_keep_their_bits_too(name: str, row_elements: int, device: torch.device) -> None:
     """Sizes past the grain at which torch begins to share one operation, and one row, between threads."""
     compare_alone([ROSTER[name]] * 3, (70_001, 5, 33_000), row_elements, torch.float32, device)
+
+
+@pytest.mark.parametrize("name", ROSTER)
+def test_tiles_leave_no_trace(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (1000, 5, 300)
+    results = []
+    for elements in (1, 130, 1 << 20):
+        monkeypatch.setattr(rows_module, "TILE_ELEMENTS", elements)
+        monkeypatch.setattr(rows_module, "DEVICE_TILE_ELEMENTS", elements)
+        positions = draw(1, *sizes, dtype=torch.float32, device=device)
+        results.append(run(batch_of(ROSTER[name], positions), [positions, positions], [1.0, 2.0, 3.0], [1.0] * 3))
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize("name", ROSTER)

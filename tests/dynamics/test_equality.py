@@ -14,7 +14,7 @@ def test_recipe_equals_torch_over_200_steps(case: Case, dtype: torch.dtype, devi
     assert difference(case, dtype, ours=True, scheduled=False, device=device) <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.settings], ids=str)
+@pytest.mark.parametrize("case", {case.recipe + str(sorted(case.settings)): case for case in CASES}.values(), ids=str)
 def test_recipe_equals_torch_under_a_learning_rate_schedule(case: Case, device: torch.device) -> None:
     assert difference(case, torch.float64, ours=True, scheduled=True, device=device) <= TOLERANCE[torch.float64]
 
