@@ -59,10 +59,7 @@ def run(settings: DemoSettings) -> int:
             status = waited_for(statuses)
         except KeyboardInterrupt:
             status = 0 if demo.kept.is_set() else 130
-        demo.stopping.set()
-        # Last come, first gone: the end of the workers ends the watch, and a server without calls stops at once.
-        for child in reversed(demo.children):
-            child.close()
+        demo.end()
         body.join(UNWIND_S)
     if status == 130:
         console.print("Stopped; nothing is left running.")
@@ -78,32 +75,46 @@ class _Demo:
     """What goes on behind.
 
     Attributes:
-      children: processes that were started.
-      stopping: set when they are being stopped; what goes wrong from then on is of no interest.
+      stopping: set when processes are being stopped; what goes wrong from then on is of no interest.
       kept:     set when all is done and server and page are only kept up.
     """
 
     def __init__(self, settings: DemoSettings, console: Console, folder: Path) -> None:
-        self.children: list[Child] = []
-        self.stopping = threading.Event()
         self.kept = threading.Event()
         self._settings = settings
         self._console = console
         self._folder = folder
+        self._children: list[Child] = []
+        self._starting = threading.Lock()
+        self._starting = threading.Lock()
+        self._stopping = False
         self._ended: queue.SimpleQueue[Child] = queue.SimpleQueue()
         self._recipe = Recipe(settings.optimizer, **settings_for(settings.optimizer, settings.lr))
+
+    def end(self) -> None:
+        """Stops the processes that were started; no other is started from here on."""
+        with self._starting:  # One that is just being started is waited for, or it would be forgotten.
+            self.stopping.set()
+        # Last come, first gone: the end of the workers ends the watch, and a server without calls stops at once.
+        for child in reversed(self._children):
+            child.close()
+
+    def stop_starting(self) -> None:
+        """From now on no process is started, and what goes wrong is of no interest: they are being stopped."""
+        with self._starting:
+            self._stopping = True
 
     def outcome(self) -> int:
         """The exit status of a run, with what went wrong on standard error."""
         try:
             return self.run()
         except (ChildFailed, HermosisError) as error:
-            if not self.stopping.is_set():
+            if not self._stopping:
                 print(f"hermosis demo: {error}", file=sys.stderr)
         except SystemExit:  # rich's answer to a reader that has gone
             pass
         except Exception:
-            if not self.stopping.is_set():
+            if not self._stopping:
                 traceback.print_exc()
         return 1
 
@@ -158,11 +169,12 @@ class _Demo:
 
     def _start(self, name: str, module: str, *arguments: str) -> Child:
         ours = [] if module == WORKER else ["--until-stdin-closes"]
-        if self.stopping.is_set():
-            raise ChildFailed(f"no {name}: the demo is being stopped")
         log = self._folder / f"{name}.log"
-        child = Child(name, [module, *arguments, *ours], log=log, on_end=self._ended.put)
-        self.children.append(child)
+        with self._starting:
+            if self.stopping.is_set():
+                raise ChildFailed(f"no {name}: the demo is being stopped")
+            child = Child(name, [module, *arguments, *ours], log=log, on_end=self._ended.put)
+            self._children.append(child)
         return child
 
     def _train(
