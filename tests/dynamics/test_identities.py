@@ -251,7 +251,7 @@ MOTIONS = {
 def test_energy_defect_falls_fourfold_when_the_step_halves(name: str) -> None:
     defects = [
         max(abs(sample["energy_defect"]) * math.exp(sample["log_beta"]) for sample in drive(name, steps))
-        for steps in (80, 160, 320)
+        for steps in (60, 120, 240)
     ]
     for coarse, fine in itertools.pairwise(defects):
         assert 1.8 < math.log2(coarse / fine) < 2.3
@@ -260,7 +260,7 @@ def test_energy_defect_falls_fourfold_when_the_step_halves(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in MOTIONS if name.startswith("exponential")])
 def test_entropy_stays_put_at_zero_total_energy_up_to_the_step(name: str) -> None:
     """dS/dt = -(k/h) H for a homogeneous H, and U is anchored at H = 0: what is left is the scheme's own error."""
-    drifts = [abs(drive(name, steps)[-1]["entropy"]) for steps in (80, 160, 320)]
+    drifts = [abs(drive(name, steps)[-1]["entropy"]) for steps in (60, 120, 240)]
     for coarse, fine in itertools.pairwise(drifts):
         assert 0.8 < math.log2(coarse / fine) < 2.3
 
