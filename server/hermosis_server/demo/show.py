@@ -80,14 +80,13 @@ class _Demo:
     """
 
     def __init__(self, settings: DemoSettings, console: Console, folder: Path) -> None:
+        self.stopping = threading.Event()
         self.kept = threading.Event()
         self._settings = settings
         self._console = console
         self._folder = folder
         self._children: list[Child] = []
         self._starting = threading.Lock()
-        self._starting = threading.Lock()
-        self._stopping = False
         self._ended: queue.SimpleQueue[Child] = queue.SimpleQueue()
         self._recipe = Recipe(settings.optimizer, **settings_for(settings.optimizer, settings.lr))
 
@@ -99,22 +98,17 @@ class _Demo:
         for child in reversed(self._children):
             child.close()
 
-    def stop_starting(self) -> None:
-        """From now on no process is started, and what goes wrong is of no interest: they are being stopped."""
-        with self._starting:
-            self._stopping = True
-
     def outcome(self) -> int:
         """The exit status of a run, with what went wrong on standard error."""
         try:
             return self.run()
         except (ChildFailed, HermosisError) as error:
-            if not self._stopping:
+            if not self.stopping.is_set():
                 print(f"hermosis demo: {error}", file=sys.stderr)
         except SystemExit:  # rich's answer to a reader that has gone
             pass
         except Exception:
-            if not self._stopping:
+            if not self.stopping.is_set():
                 traceback.print_exc()
         return 1
 
