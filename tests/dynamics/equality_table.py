@@ -130,7 +130,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="torch device to step on; default cpu")
     device = torch.device(parser.parse_args().device)
     print(
-        f"Largest difference from torch.optim {torch.__version__} in float64: {STEPS} steps, {SCHEDULED_STEPS} with a schedule"
+        f"Largest difference from torch.optim {torch.__version__} in float64: "
+        f"{STEPS} steps, {SCHEDULED_STEPS} with a schedule"
     )
     print(f"{'':<88}{'float64':>20}{'float32':>30}")
     print(f"{'recipe':<88}{'lr constant':>12}{'schedule':>10}{'constant':>10}{'schedule':>10}{'torch own':>10}")

@@ -24,7 +24,7 @@ from hermosis_server.processes import Child, ChildFailed, sigterm_as_interrupt, 
 WORKER = "hermosis_server.demo.worker"
 ACCURACY_EVERY_S = 0.5
 START_S = 120.0
-UNWIND_S = 5.0
+UNWIND_S = 1.0
 GOAL = 0.97
 GOAL_RECIPE, GOAL_EPOCHS = "hermosis", 20
 
