@@ -29,6 +29,7 @@ class Bath:
     bare: float = 0.0
     thermal: float = 0.0
     decoupled: float = 0.0
+    follows_speed: bool = False
 
     @property
     def kern(self) -> float:
@@ -124,7 +125,7 @@ class Oracle:
         effort = self.kappa(x, beta) + self.slope(x, beta)
         u += d * (float(x @ v) - effort / b.h)
         s -= d / b.h * beta * effort
-        w = p.w * (1 - d / b.h * b.decoupled) - d * v
+        w = p.w * (1 - d / b.h * b.decoupled * (f if b.follows_speed else 1)) - d * v
         self.steps += 1
         self.point = Point(
             w,

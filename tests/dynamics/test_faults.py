@@ -133,7 +133,8 @@ def test_fully_cooled_limit_stops_the_session_and_nothing_else(device: torch.dev
     hamiltonian = Hamiltonian(learning_rate=0.1, kinetic=Relativistic(max_step=0.1, rest_cooling=1.0, rest_energy=1.0))
     batch = batch_of(hamiltonian, draw(1, *SIZES, dtype=torch.float32, device=device))
     batch.state.scalars[:, SCALARS.index("log_beta")] = 1e4
-    advance = batch.step(batch.rows_of(draw(2, *SIZES, dtype=torch.float32, device=device)), [1.0, 1.0, 1.0])
+    gradients = [vector * 1e30 for vector in draw(2, *SIZES, dtype=torch.float32, device=device)]
+    advance = batch.step(batch.rows_of(gradients), [1.0, 1.0, 1.0])
     sample = sample_of(advance)
     assert advance.state_finite.all()
     assert sample.braking < 1e-140

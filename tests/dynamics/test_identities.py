@@ -308,6 +308,17 @@ def test_step_is_exactly_symplectic(kinetic: str) -> None:
     assert float(torch.linalg.det(jacobian)) == pytest.approx(wanted, rel=1e-8)
 
 
+def test_looking_ahead_at_a_normalised_momentum_looks_ahead_at_its_unit_too() -> None:
+    hamiltonian = Hamiltonian(learning_rate=0.3, normalise=True, lookahead=True, first_kick=0.5)
+    batch = batch_of(hamiltonian, start())
+    x, a = torch.zeros(SIZE, dtype=torch.float64), 0.0
+    for step, gradient in enumerate(gradients(4)):
+        increment = batch.vectors_of(batch.step(batch.rows_of([gradient])).increment)[0]
+        x, a = (0.5 * gradient, 0.5) if step == 0 else (0.9 * x + 0.1 * gradient, 0.9 * a + 0.1)
+        wanted = -0.3 * (0.9 * x + 0.1 * gradient) / (0.9 * a + 0.1)
+        torch.testing.assert_close(increment, wanted, rtol=1e-13, atol=1e-15)
+
+
 @pytest.mark.parametrize("power", [each / 8 for each in range(1, 9)])
 @pytest.mark.parametrize("inside", [False, True])
 def test_metric_is_the_stated_power_of_the_second_moment(power: float, inside: bool) -> None:

@@ -120,6 +120,16 @@ def test_weight_decay_of_each_kind_follows_the_oracle(
     compare(*pair(hamiltonian, bath, device), rtol=1e-11)
 
 
+def test_decay_that_follows_the_speed_is_braked_with_it(device: torch.device) -> None:
+    hamiltonian = Hamiltonian(
+        learning_rate=0.05,
+        kinetic=Relativistic(speed_limit=0.7),
+        weight_decay=WeightDecay(decoupled=0.3, follows_speed=True),
+    )
+    bath = Bath(gamma=-math.log(0.9), tau=1.0, h=20.0, z=0.1, chi=0.7, decoupled=0.3, follows_speed=True)
+    compare(*pair(hamiltonian, bath, device))
+
+
 def test_hermosis_recipe_is_relativistic_ema_in_an_exponential_bath(device: torch.device) -> None:
     hamiltonian = resolve("hermosis", {"lr": 0.03, "max_step": 0.01})
     bath = Bath(gamma=-math.log(0.9), tau=1.0, h=1 / 0.03, z=0.1, chi=0.01 / 0.03)
