@@ -95,6 +95,12 @@ def test_values_that_contradict_each_other_are_refused(name: str, values: dict[s
     assert refusal.value.field == "optimizer.recipe.parameters" + blamed
 
 
+def test_choice_takes_its_words_and_no_others() -> None:
+    parameter = Parameter(name="p", kind="choice", default="a", description="d", choices=("a", "b"))
+    assert [value for value in ("a", "b", "c", 1.0, True) if parameter.allows(value)] == ["a", "b"]
+    assert parameter.wanted == "one of a, b"
+
+
 def test_integers_are_numbers() -> None:
     assert resolve("sgd", {"lr": 1}).learning_rate == 1.0
 

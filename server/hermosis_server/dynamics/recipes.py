@@ -69,9 +69,6 @@ class Parameters:
     def flag(self, name: str) -> bool:
         return bool(self._values[name])
 
-    def choice(self, name: str) -> str:
-        return str(self._values[name])
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeSpec:
