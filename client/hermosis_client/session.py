@@ -281,7 +281,7 @@ class Session:
         def attempt(_: float) -> ExportedState:
             request = session_pb2.ExportSessionRequest(session_id=self.session_id)
             try:
-                return state.received(self._connection.sessions.ExportSession(request), self.layout.parameter_count)
+                return state.received(self._connection.sessions.ExportSession(request))
             except grpc.RpcError as error:
                 raise self._connection.typed(error) from None
 

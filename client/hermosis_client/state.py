@@ -20,7 +20,8 @@ class ExportedState:
 
     Attributes:
       head:    numbers, sequence table and digest, as the bytes of a hermosis.v1 SessionState; opaque.
-      buffers: the vectors (P,) that the optimizer keeps, such as "parameters" and "momentum".
+      buffers: the vectors that the optimizer keeps: (P,) such as "parameters" and "momentum", and the matrices of a
+               full or Kronecker metric, side by side.
     """
 
     head: bytes
@@ -37,7 +38,7 @@ class ExportedState:
         return _State.FromString(self.head).state_digest
 
 
-def received(messages: Iterable[session_pb2.ExportSessionResponse], parameter_count: int) -> ExportedState:
+def received(messages: Iterable[session_pb2.ExportSessionResponse]) -> ExportedState:
     """Puts an export together.
 
     Raises:
@@ -49,18 +50,28 @@ def received(messages: Iterable[session_pb2.ExportSessionResponse], parameter_co
     for message in messages:
         if message.WhichOneof("part") == "state":
             head = message.state
-            buffers = {_name(buffer): np.empty(parameter_count, np.float32) for buffer in head.buffers}
+            if len(head.buffers) != len(head.buffer_elements):
+                raise CorruptState("the export tells the length of some buffers only; the server is of another version")
+            buffers = {
+                _name(buffer): np.empty(elements, np.float32)
+                for buffer, elements in zip(head.buffers, head.buffer_elements, strict=True)
+            }
             filled = dict.fromkeys(buffers, 0)
             continue
         chunk = message.chunk
         name = _name(chunk.buffer)
         payload = chunk.payload  # Once: every access builds a new object.
         end = chunk.offset + len(payload) // 4
-        if filled.get(name) != chunk.offset or end > parameter_count or wire.checksum(payload) != chunk.crc32:
+        if (
+            filled.get(name) != chunk.offset
+            or end > buffers[name].size
+            or len(payload) % 4
+            or wire.checksum(payload) != chunk.crc32
+        ):
             raise CorruptState(f"the export came damaged at element {chunk.offset} of {name}; export it again")
         decode_into(payload, wire.Dtype.FLOAT32, buffers[name][chunk.offset : end])
         filled[name] = end
-    if head is None or any(end != parameter_count for end in filled.values()):
+    if head is None or any(end != buffers[name].size for name, end in filled.items()):
         raise CorruptState("the export ended early; export it again")
     return ExportedState(head=head.SerializeToString(), buffers=buffers)
 

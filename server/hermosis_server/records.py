@@ -65,6 +65,10 @@ class StateBuffer(enum.IntEnum):
     MOMENTUM = 2
     SECOND_MOMENT = 3
     FIRST_MOMENT = 4
+    LEAD = 5
+    COVARIANCE = 6
+    EIGENVECTORS = 7
+    EIGENVALUES = 8
 
 
 class EnergySample(NamedTuple):
@@ -212,6 +216,7 @@ class StateScalars:
     unit_second_moment: float
     entropy: float
     reference_energy: float
+    published_cooling: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

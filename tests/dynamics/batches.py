@@ -1,18 +1,21 @@
 """Batches of sessions for tests: states from a seed, sliced and stepped."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hermosis_server.dynamics import (
+    MATRIX_BUFFERS,
     RECIPES,
+    SCALARS,
     Advance,
     Constant,
     Diagonal,
     Exponential,
+    Family,
     Force,
     ForceMode,
     Hamiltonian,
@@ -23,9 +26,14 @@ from hermosis_server.dynamics import (
     WeightDecay,
     advance_,
     initial_scalars,
+    publish_,
     resolve,
+    spans_of,
 )
-from hermosis_server.records import EnergySample, StateBuffer
+from hermosis_server.records import EnergySample
+
+
+Shapes = Sequence[tuple[int, ...]]
 
 
 @dataclass
@@ -33,46 +41,59 @@ class Batch:
     """Sessions of one family in rows of `row_elements`."""
 
     hamiltonians: list[Hamiltonian]
-    sizes: list[int]
-    row_elements: int
+    family: Family
     state: PhaseState
     coefficients: Tensor
     rows: RowMap
 
-    @property
-    def row_counts(self) -> list[int]:
-        return [-(-size // self.row_elements) for size in self.sizes]
-
     def rows_of(self, vectors: Sequence[Tensor]) -> Tensor:
         """Flat vectors, one a session, laid into zero-padded rows."""
-        like = self.state.momentum
-        flat = torch.zeros(like.numel(), dtype=like.dtype, device=like.device)
-        offset = 0
-        for vector, count in zip(vectors, self.row_counts, strict=True):
-            flat[offset : offset + vector.numel()] = vector
-            offset += count * self.row_elements
-        return flat.view(-1, self.row_elements)
+        rows = torch.zeros_like(self.state.momentum)
+        for vector, places, spans in zip(vectors, self.rows.pieces(rows), self.rows.spans, strict=True):
+            for place, part in zip(places, vector.split(list(spans)), strict=True):
+                place.copy_(part)
+        return rows
 
     def vectors_of(self, rows: Tensor) -> list[Tensor]:
         """The inverse of rows_of."""
-        pieces = torch.split(rows, self.row_counts)
-        return [piece.reshape(-1)[:size] for piece, size in zip(pieces, self.sizes, strict=True)]
+        return [torch.cat(places) for places in self.rows.pieces(rows)]
+
+    def position(self, session: int = 0) -> Tensor:
+        """(P,) what one session publishes."""
+        assert self.state.position is not None
+        return self.vectors_of(self.state.position)[session]
+
+    def scalar(self, name: str, session: int = 0) -> float:
+        return float(self.state.scalars[session, SCALARS.index(name)])
 
     def step(
-        self, gradient: Tensor, loss: Sequence[float] | None = None, lr_scale: Sequence[float] | None = None
+        self,
+        gradient: Tensor,
+        loss: Sequence[float] | None = None,
+        lr_scale: Sequence[float] | None = None,
+        *,
+        act: Callable[..., Advance] = advance_,
     ) -> Advance:
+        """One act of a step; `update_` in place of `advance_` leaves out publishing."""
         def numbers(values: Sequence[float] | None, default: float) -> Tensor:
-            values = [default] * len(self.sizes) if values is None else list(values)
+            values = [default] * len(self.hamiltonians) if values is None else list(values)
             return torch.tensor(values, dtype=torch.float64, device=gradient.device)
 
-        return advance_(
+        return act(
             self.state,
             gradient,
             numbers(loss, math.nan),
-            family=self.hamiltonians[0].family,
+            family=self.family,
             coefficients=self.coefficients,
             lr_scale=numbers(lr_scale, 1.0),
             rows=self.rows,
+        )
+
+
+    def publish(self, lr_scale: float = 1.0) -> Tensor:
+        scales = torch.full_like(self.state.scalars[:, 0], lr_scale)
+        return publish_(
+            self.state, family=self.family, coefficients=self.coefficients, lr_scale=scales, rows=self.rows
         )
 
 
@@ -82,28 +103,35 @@ def batch_of(
     *,
     row_elements: int = 64,
     on_worker: bool = False,
+    shapes: Shapes | None = None,
 ) -> Batch:
-    """Fresh sessions at the given flat positions."""
+    """Fresh sessions at the given flat positions; each is one vector unless `shapes`, which all of them have."""
     if isinstance(hamiltonians, Hamiltonian):
         hamiltonians = [hamiltonians] * len(positions)
-    sizes = [position.numel() for position in positions]
-    row_counts = [-(-size // row_elements) for size in sizes]
     device, dtype = positions[0].device, positions[0].dtype
-    family = hamiltonians[0].family
-    assert all(hamiltonian.family == family for hamiltonian in hamiltonians)
+    each_shapes = [shapes or [(position.numel(),)] for position in positions]
+    family = hamiltonians[0].family(each_shapes[0])
+    assert all(
+        hamiltonian.family(shapes) == family for hamiltonian, shapes in zip(hamiltonians, each_shapes, strict=True)
+    )
+    spans = [spans_of([math.prod(shape) for shape in shapes], by_tensor=family.by_tensor) for shapes in each_shapes]
 
     def table(rows: list[Sequence[float]]) -> Tensor:
         return torch.tensor([list(row) for row in rows], dtype=torch.float64, device=device)
 
-    kinds = [*family.buffers, *([] if on_worker else [StateBuffer.PARAMETERS])]
-    buffers = {kind: torch.zeros(sum(row_counts), row_elements, dtype=dtype, device=device) for kind in kinds}
+    rows = RowMap(spans, row_elements, device)
+    buffers = {
+        kind: torch.zeros(len(spans), sum(layout), dtype=dtype, device=device)
+        if kind in MATRIX_BUFFERS
+        else torch.zeros(sum(rows.row_counts), row_elements, dtype=dtype, device=device)
+        for kind, layout in family.buffers(spans[0], holds_parameters=not on_worker).items()
+    }
     batch = Batch(
         hamiltonians=hamiltonians,
-        sizes=sizes,
-        row_elements=row_elements,
+        family=family,
         state=PhaseState.from_buffers(buffers, table([initial_scalars(each) for each in hamiltonians])),
-        coefficients=table([each.coefficients() for each in hamiltonians]),
-        rows=RowMap(row_counts, sizes, device),
+        coefficients=table([each.numbers() for each in hamiltonians]),
+        rows=rows,
     )
     if batch.state.position is not None:
         batch.state.position.copy_(batch.rows_of(positions))

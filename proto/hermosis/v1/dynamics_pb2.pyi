@@ -88,7 +88,7 @@ class _MetricKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MetricKind
     METRIC_KIND_FULL: _MetricKind.ValueType  # 3
     """METRIC_KIND_FULL: the whole second moment."""
     METRIC_KIND_KRONECKER: _MetricKind.ValueType  # 4
-    """METRIC_KIND_KRONECKER: a left and a right factor a matrix."""
+    """METRIC_KIND_KRONECKER: a left and a right factor a matrix; vectors and large matrices are DIAGONAL."""
 
 class MetricKind(_MetricKind, metaclass=_MetricKindEnumTypeWrapper):
     """MetricKind is the geometry of parameter space."""
@@ -102,7 +102,7 @@ METRIC_KIND_DIAGONAL: MetricKind.ValueType  # 2
 METRIC_KIND_FULL: MetricKind.ValueType  # 3
 """METRIC_KIND_FULL: the whole second moment."""
 METRIC_KIND_KRONECKER: MetricKind.ValueType  # 4
-"""METRIC_KIND_KRONECKER: a left and a right factor a matrix."""
+"""METRIC_KIND_KRONECKER: a left and a right factor a matrix; vectors and large matrices are DIAGONAL."""
 Global___MetricKind: _TypeAlias = MetricKind  # noqa: Y015
 
 class _MetricPlace:
@@ -168,9 +168,9 @@ class _IntegrationSchemeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Int
     INTEGRATION_SCHEME_SYMPLECTIC_EULER: _IntegrationScheme.ValueType  # 1
     """INTEGRATION_SCHEME_SYMPLECTIC_EULER: kick, then drift; order 1."""
     INTEGRATION_SCHEME_LEAPFROG: _IntegrationScheme.ValueType  # 2
-    """INTEGRATION_SCHEME_LEAPFROG: half drift, kick, half drift; order 2."""
+    """INTEGRATION_SCHEME_LEAPFROG: half drift, kick, half drift; order 2. Workers get the point between the half drifts."""
     INTEGRATION_SCHEME_CONFORMAL: _IntegrationScheme.ValueType  # 3
-    """INTEGRATION_SCHEME_CONFORMAL: half cooling on either side of a leapfrog; order 2."""
+    """INTEGRATION_SCHEME_CONFORMAL: half cooling on either side of a leapfrog; order 2. Workers get the same point."""
 
 class IntegrationScheme(_IntegrationScheme, metaclass=_IntegrationSchemeEnumTypeWrapper):
     """IntegrationScheme is the order in which the exact flows are composed."""
@@ -180,9 +180,9 @@ INTEGRATION_SCHEME_UNSPECIFIED: IntegrationScheme.ValueType  # 0
 INTEGRATION_SCHEME_SYMPLECTIC_EULER: IntegrationScheme.ValueType  # 1
 """INTEGRATION_SCHEME_SYMPLECTIC_EULER: kick, then drift; order 1."""
 INTEGRATION_SCHEME_LEAPFROG: IntegrationScheme.ValueType  # 2
-"""INTEGRATION_SCHEME_LEAPFROG: half drift, kick, half drift; order 2."""
+"""INTEGRATION_SCHEME_LEAPFROG: half drift, kick, half drift; order 2. Workers get the point between the half drifts."""
 INTEGRATION_SCHEME_CONFORMAL: IntegrationScheme.ValueType  # 3
-"""INTEGRATION_SCHEME_CONFORMAL: half cooling on either side of a leapfrog; order 2."""
+"""INTEGRATION_SCHEME_CONFORMAL: half cooling on either side of a leapfrog; order 2. Workers get the same point."""
 Global___IntegrationScheme: _TypeAlias = IntegrationScheme  # noqa: Y015
 
 class _ParameterKind:
@@ -532,7 +532,7 @@ class LinearProfile(_message.Message):
 
     RATE_FIELD_NUMBER: _builtins.int
     rate: _builtins.float
-    """rate is alpha; negative heats the session; zero is constant."""
+    """rate is alpha, growth of beta per unit of time; negative heats the session; zero is constant."""
     def __init__(
         self,
         *,
@@ -554,21 +554,27 @@ class PowerProfile(_message.Message):
 
     EXPONENT_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
+    REFERENCE_LOG_BETA_FIELD_NUMBER: _builtins.int
     exponent: _builtins.float
     """exponent is p; must not be zero."""
     age: _builtins.float
-    """age is t0, the time at which the profile starts; must be positive."""
+    """age is t0, the time that has passed before the profile starts; must be positive."""
+    reference_log_beta: _builtins.float
+    """reference_log_beta is ln(beta) at that age; absent means that of the session's start, or of the edit that sets it."""
     def __init__(
         self,
         *,
         exponent: _builtins.float = ...,
         age: _builtins.float = ...,
+        reference_log_beta: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reference_log_beta", b"_reference_log_beta", "reference_log_beta", b"reference_log_beta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "exponent", b"exponent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference_log_beta", b"_reference_log_beta", "age", b"age", "exponent", b"exponent", "reference_log_beta", b"reference_log_beta"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__reference_log_beta: _TypeAlias = _typing.Literal["reference_log_beta"]  # noqa: Y015
+    _WhichOneofArgType__reference_log_beta: _TypeAlias = _typing.Literal["_reference_log_beta", b"_reference_log_beta"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reference_log_beta) -> _WhichOneofReturnType__reference_log_beta | None: ...
 
 Global___PowerProfile: _TypeAlias = PowerProfile  # noqa: Y015
 
@@ -581,7 +587,7 @@ class TabulatedProfile(_message.Message):
     KNOTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def knots(self) -> _containers.RepeatedCompositeFieldContainer[Global___ThermalKnot]:
-        """knots in increasing time; at least two."""
+        """knots in increasing time, on the session's clock; at least two. They decide where beta starts."""
 
     def __init__(
         self,
@@ -631,7 +637,7 @@ class PolynomialProfile(_message.Message):
     TERMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolynomialTerm]:
-        """terms of the sum; at least one."""
+        """terms of the sum; at least one. U starts at zero."""
 
     def __init__(
         self,
@@ -884,7 +890,7 @@ class Metric(_message.Message):
     epsilon: _builtins.float
     """epsilon keeps the metric finite; absent means 1e-8; must be positive."""
     power: _builtins.float
-    """power is the exponent of the moment; absent means 0.5."""
+    """power is the exponent of the moment, a multiple of 1/8 in (0, 1]; absent means 0.5."""
     epsilon_inside: _builtins.bool
     """epsilon_inside adds epsilon to the moment before the power, not after."""
     centered: _builtins.bool
@@ -898,7 +904,7 @@ class Metric(_message.Message):
     refresh_steps: _builtins.int
     """refresh_steps between eigen-decompositions of FULL and KRONECKER; zero means every step."""
     max_side: _builtins.int
-    """max_side is the largest matrix side a KRONECKER factor is kept for; zero means the server's limit."""
+    """max_side is the largest matrix side a KRONECKER factor is kept for; zero means 1024."""
     def __init__(
         self,
         *,
@@ -1011,7 +1017,7 @@ class Integrator(_message.Message):
     scheme: Global___IntegrationScheme.ValueType
     """scheme; unspecified means SYMPLECTIC_EULER."""
     alpha: _builtins.float
-    """alpha in [0, 1] is how much of the first half drift CONFORMAL keeps; absent means 1."""
+    """alpha in [0, 1] is how much of the first half drift CONFORMAL keeps; absent means 1, and the others know no other."""
     def __init__(
         self,
         *,

@@ -228,7 +228,7 @@ class Commit(_message.Message):
     base_step: _builtins.int
     """base_step is the step of the parameters that the gradient was computed at."""
     loss: _builtins.float
-    """loss at those parameters; absent means unknown."""
+    """loss at those parameters; absent means unknown, which a POLYNOMIAL thermal profile refuses."""
     sample_count: _builtins.int
     """sample_count the gradient is the mean of; zero means unknown. When every contribution of a round states one, the
     round's mean is weighted by it.

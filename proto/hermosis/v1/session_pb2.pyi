@@ -39,9 +39,17 @@ class _StateBufferEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StateBuff
     """STATE_BUFFER_SECOND_MOMENT is the thermal average of squared gradients."""
     STATE_BUFFER_FIRST_MOMENT: _StateBuffer.ValueType  # 4
     """STATE_BUFFER_FIRST_MOMENT is the thermal average of gradients that a centered metric keeps."""
+    STATE_BUFFER_LEAD: _StateBuffer.ValueType  # 5
+    """STATE_BUFFER_LEAD is how far the published parameters are ahead of the end of the last step, where that must be known."""
+    STATE_BUFFER_COVARIANCE: _StateBuffer.ValueType  # 6
+    """STATE_BUFFER_COVARIANCE is the factors of a FULL or KRONECKER metric, tensor by tensor, left before right."""
+    STATE_BUFFER_EIGENVECTORS: _StateBuffer.ValueType  # 7
+    """STATE_BUFFER_EIGENVECTORS is those of the factors when they were last decomposed."""
+    STATE_BUFFER_EIGENVALUES: _StateBuffer.ValueType  # 8
+    """STATE_BUFFER_EIGENVALUES is those of the factors when they were last decomposed."""
 
 class StateBuffer(_StateBuffer, metaclass=_StateBufferEnumTypeWrapper):
-    """StateBuffer is one of the per-parameter vectors of an optimizer state."""
+    """StateBuffer is one of the long vectors of an optimizer state; the first five have an element a parameter."""
 
 STATE_BUFFER_UNSPECIFIED: StateBuffer.ValueType  # 0
 """STATE_BUFFER_UNSPECIFIED is never sent."""
@@ -53,6 +61,14 @@ STATE_BUFFER_SECOND_MOMENT: StateBuffer.ValueType  # 3
 """STATE_BUFFER_SECOND_MOMENT is the thermal average of squared gradients."""
 STATE_BUFFER_FIRST_MOMENT: StateBuffer.ValueType  # 4
 """STATE_BUFFER_FIRST_MOMENT is the thermal average of gradients that a centered metric keeps."""
+STATE_BUFFER_LEAD: StateBuffer.ValueType  # 5
+"""STATE_BUFFER_LEAD is how far the published parameters are ahead of the end of the last step, where that must be known."""
+STATE_BUFFER_COVARIANCE: StateBuffer.ValueType  # 6
+"""STATE_BUFFER_COVARIANCE is the factors of a FULL or KRONECKER metric, tensor by tensor, left before right."""
+STATE_BUFFER_EIGENVECTORS: StateBuffer.ValueType  # 7
+"""STATE_BUFFER_EIGENVECTORS is those of the factors when they were last decomposed."""
+STATE_BUFFER_EIGENVALUES: StateBuffer.ValueType  # 8
+"""STATE_BUFFER_EIGENVALUES is those of the factors when they were last decomposed."""
 Global___StateBuffer: _TypeAlias = StateBuffer  # noqa: Y015
 
 @_typing.final
@@ -775,6 +791,7 @@ class StateScalars(_message.Message):
     UNIT_SECOND_MOMENT_FIELD_NUMBER: _builtins.int
     ENTROPY_FIELD_NUMBER: _builtins.int
     REFERENCE_ENERGY_FIELD_NUMBER: _builtins.int
+    PUBLISHED_COOLING_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """step is how many steps have been applied."""
     clock: _builtins.float
@@ -791,6 +808,8 @@ class StateScalars(_message.Message):
     """entropy is S; NaN means undefined."""
     reference_energy: _builtins.float
     """reference_energy is the energy that the defect is measured against; NaN means undefined."""
+    published_cooling: _builtins.float
+    """published_cooling is the growth of ln(beta) since the last step ended, by the half step that CONFORMAL publishes after."""
     def __init__(
         self,
         *,
@@ -802,10 +821,11 @@ class StateScalars(_message.Message):
         unit_second_moment: _builtins.float = ...,
         entropy: _builtins.float = ...,
         reference_energy: _builtins.float = ...,
+        published_cooling: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "entropy", b"entropy", "internal_energy", b"internal_energy", "log_beta", b"log_beta", "reference_energy", b"reference_energy", "step", b"step", "unit_momentum", b"unit_momentum", "unit_second_moment", b"unit_second_moment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "entropy", b"entropy", "internal_energy", b"internal_energy", "log_beta", b"log_beta", "published_cooling", b"published_cooling", "reference_energy", b"reference_energy", "step", b"step", "unit_momentum", b"unit_momentum", "unit_second_moment", b"unit_second_moment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -861,6 +881,7 @@ class SessionState(_message.Message):
     BUFFERS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     STATE_DIGEST_FIELD_NUMBER: _builtins.int
+    BUFFER_ELEMENTS_FIELD_NUMBER: _builtins.int
     layout_digest: _builtins.bytes
     """layout_digest the state belongs to."""
     state_digest: _builtins.bytes
@@ -881,6 +902,10 @@ class SessionState(_message.Message):
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerSequence]:
         """workers is the sequence table."""
 
+    @_builtins.property
+    def buffer_elements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """buffer_elements is the length of each of buffers, in the same order."""
+
     def __init__(
         self,
         *,
@@ -890,10 +915,11 @@ class SessionState(_message.Message):
         buffers: _abc.Iterable[Global___StateBuffer.ValueType] | None = ...,
         workers: _abc.Iterable[Global___WorkerSequence] | None = ...,
         state_digest: _builtins.bytes = ...,
+        buffer_elements: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["optimizer", b"optimizer", "scalars", b"scalars"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffers", b"buffers", "layout_digest", b"layout_digest", "optimizer", b"optimizer", "scalars", b"scalars", "state_digest", b"state_digest", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_elements", b"buffer_elements", "buffers", b"buffers", "layout_digest", b"layout_digest", "optimizer", b"optimizer", "scalars", b"scalars", "state_digest", b"state_digest", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

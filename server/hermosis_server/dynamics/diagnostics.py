@@ -1,9 +1,10 @@
 r"""Energies of a step. Everything is divided by β, because H itself overflows as the session cools.
 
 .. math::
-    \mathcal E = \frac{1}{k}\left[\kappa + \frac{\lambda_0 k}{2\beta}|w|^2 + c^2\tilde L + h\gamma U\right], \qquad
-    \tilde L = L + \frac{\lambda_2}{2}|w|^2
+    \mathcal E = \frac{1}{k}\left[\kappa + \frac{\lambda_0 k}{2\beta}|w|^2 + c^2\tilde L\right] + \frac{E}{\beta}, \qquad
+    \tilde L = L + \frac{\lambda_2}{2}|w|^2, \qquad \frac{kE}{\beta} = h\,\frac{\varphi}{\beta}\,U
 
+U, S and the reference energy pass through a step flow by flow: `anchored`, `kicked`, `drifted`, `cooled`.
 NaN means undefined, and spreads by itself: without a loss there is no U, at momentum 0 there is no H.
 
 Source: docs/theory.md, section 9.
@@ -16,104 +17,219 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hermosis_server.dynamics.hamiltonian import Coefficients, Family
-from hermosis_server.dynamics.kinetic import Motion
-from hermosis_server.dynamics.phase_state import Scalars
+from hermosis_server.dynamics.cooling import LOG_BETA_LIMIT, Bath, Cooling, cool, thermal_energy
+from hermosis_server.dynamics.family import Coefficients, Family
+from hermosis_server.dynamics.norms import Carried
+from hermosis_server.dynamics.thermal import ProfileKind
 from hermosis_server.records import EnergySample
 
-# Above this ln β the entropy, which is in units of β, is given up.
-LOG_BETA_LIMIT = 700.0
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Which dynamics: what every flow below is given."""
+
+    family: Family
+    c: Coefficients[Tensor]
+    table: Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
-    """What a step measured on its way, each (S,) float64.
+class Heat(NamedTuple):
+    """The thermal numbers of a batch on their way through a step, each (S,)."""
 
-    Attributes:
-      loss:            L at the point of the gradient; not finite means not known.
-      position_square: |w|² there; None where no decay reads it.
-      before:          the momentum before the kick, in the metric of after it.
-      after:           the momentum that the drift saw.
-      square:          s of the latter.
-      pace:            d/h of the drift, which is lr_scale η.
-      log_beta:        ln β after the step.
-      beta:            its exponential, clipped.
-    """
-
-    loss: Tensor
-    position_square: Tensor | None
-    before: Motion
-    after: Motion
-    square: Tensor
-    pace: Tensor
     log_beta: Tensor
-    beta: Tensor
-
-
-class Balance(NamedTuple):
-    """The energies after a step, each (S,); those named as in records.EnergySample mean the same."""
-
+    clock: Tensor
     internal_energy: Tensor
     entropy: Tensor
     reference_energy: Tensor
-    kinetic_energy: Tensor
-    potential_energy: Tensor
-    thermal_energy: Tensor
-    energy_defect: Tensor
-    kinetic_loss: Tensor
-    smoothed_loss: Tensor
+    rate: Tensor  # φ/β
+
+    @property
+    def bath(self) -> Bath[Tensor]:
+        return Bath(self.log_beta, self.clock, self.internal_energy)
 
 
-def settle(c: Coefficients[Tensor], old: Scalars[Tensor], step: Passage, family: Family) -> Balance:
-    r"""Carries U, S and the reference energy over a step, and takes stock.
+class Kick(NamedTuple):
+    """The kick as energies see it, each (S,).
+
+    Attributes:
+      cooling:         of the kick; a conformal kick does not cool.
+      impulse_gain:    z.
+      energy_unit:     c² = z h/kern; NaN at momentum 0.
+      loss:            L̃ at the published point; NaN where unknown or infinite.
+      position_square: |q|² there, or zero where no decay reads it.
+    """
+
+    cooling: Cooling
+    impulse_gain: Tensor
+    energy_unit: Tensor
+    loss: Tensor
+    position_square: Tensor
+
+    @property
+    def smoothing(self) -> Tensor:
+        """kern·φ/β, which is 1 at momentum 0: z over this is c²β/(hφ), the weight of the loss in -U."""
+        rate = self.cooling.rate
+        return torch.where(rate.isinf(), 1.0, self.cooling.kernel * rate)
+
+
+def known_loss(c: Coefficients[Tensor], loss: Tensor, position_square: Tensor) -> Tensor:
+    """L̃ = L + λ₂|q|²/2; NaN for a loss that is not finite."""
+    return loss + (loss - loss) + c.thermal_decay / 2 * position_square
+
+
+def anchored(setting: Setting, heat: Heat, kick: Kick, kinetic: Tensor) -> tuple[Heat, Tensor]:
+    r"""Gives U, S and the reference energy a value where they have none, and tells 𝓔 before the kick.
+
+    U is anchored by its first finite loss at H = 0, which is :math:`U_0 = -(\kappa + c^2\tilde L)\beta/(h\varphi)`, and
+    at U = 0 where the profile has no rate. The reference energy is H/β at the anchor.
+    """
+    c = setting.c
+    lost = ~heat.internal_energy.isfinite()
+    fresh = lost | ~heat.reference_energy.isfinite()
+    rate = torch.where(fresh, kick.cooling.rate, heat.rate)
+    matter = kinetic + _bare(c, heat.log_beta, kick)
+    energy_anchor = torch.where(rate.isinf() | (rate == 0), 0.0, 1 / (c.action_unit * rate))
+    smoothing = kick.smoothing
+    loss_anchor = torch.where(smoothing == 0, 0.0, kick.impulse_gain / smoothing)
+    internal_energy = torch.where(lost, -(energy_anchor * matter + loss_anchor * kick.loss), heat.internal_energy)
+    warm = thermal_energy(setting.family, c, setting.table, heat.log_beta, rate, internal_energy)
+    energy = (matter + kick.energy_unit * kick.loss + warm) / c.information_unit
+    return (
+        heat._replace(
+            rate=rate,
+            internal_energy=internal_energy,
+            entropy=torch.where(fresh, 0.0, heat.entropy),
+            reference_energy=torch.where(fresh, energy, heat.reference_energy),
+        ),
+        energy,
+    )
+
+
+def kicked(setting: Setting, heat: Heat, kick: Kick, energy: Tensor, kinetic: Tensor) -> tuple[Heat, Tensor]:
+    r"""Carries the thermal numbers through the kick, and tells the energy defect.
 
     .. math::
-        U &\leftarrow r U - z\tilde L, \qquad U \leftarrow U + \tfrac{d}{h}[f s - \kappa - \dot\kappa], \qquad
-            \dot\kappa = \partial\kappa/\partial\ln\beta \\
-        \Delta S &= -\tau\beta_n(\gamma U_n + c^2\tilde L/h) - \tfrac{d}{h}\beta_+(\kappa + \dot\kappa) \\
-        \text{defect} &= \tfrac12[r\,\mathcal E_n + \mathcal E_{\text{kicked}}] - \mathcal E_{\text{reference}}
+        U \leftarrow a U - \tfrac{b}{\mathrm{kern}} z\tilde L, \qquad
+        \text{defect} = \tfrac12[r\,\mathcal E_n + \mathcal E_{\text{kicked}}] - \mathcal E_{\text{reference}}
 
-    A session whose U is undefined is anchored by its first finite loss: under an exponential profile at H = 0, which is
-    :math:`U_0 = -(\kappa + c^2\tilde L)/(h\gamma)`, under a constant one, which has no thermal energy, at U = 0. The
-    reference energy is H at the anchor and is carried as H/β, so it shrinks by r each step.
+    A knot of a tabulated profile, which depends on the clock, does work on H; that is counted into the reference.
+
+    Args:
+      energy:  𝓔 before.
+      kinetic: κ after.
     """
-    loss = step.loss + (step.loss - step.loss)  # the bracket is zero, or NaN for an infinite loss
-    matter_before, matter_after = step.before.kinetic, step.after.kinetic
-    bare: Tensor | None = None
-    if step.position_square is not None:
-        loss = loss + c.thermal_decay / 2 * step.position_square
-        if family.bare_decay:
-            bare = c.information_unit * c.bare_decay / 2 * step.position_square / step.beta
-            matter_before, matter_after = matter_before + bare / c.retention, matter_after + bare
-
-    unanchored = old.internal_energy - old.internal_energy != 0
-    anchor = -(c.energy_anchor * matter_before + c.loss_anchor * loss)
-    heat = torch.where(unanchored, anchor, old.internal_energy)
-    potential = c.energy_unit * loss
-    surroundings = potential + c.thermal_unit * heat
-    energy_before = (matter_before + surroundings) / c.information_unit
-    reference = c.retention * torch.where(unanchored, energy_before, old.reference_energy) + (loss - loss)
-
-    kicked = c.retention * heat - c.impulse_gain * loss
-    energy_kicked = (matter_after + potential + c.thermal_unit * kicked) / c.information_unit
-    slope = step.after.beta_slope
-    effort = step.after.kinetic if slope is None else step.after.kinetic + slope
-    internal_energy = kicked + step.pace * (step.square * step.after.braking - effort)
-    produced = c.retention * c.learning_rate * surroundings + step.pace * effort
-    entropy = torch.where(unanchored, 0.0, old.entropy) - step.beta * produced
-    return Balance(
+    c, cooling = setting.c, kick.cooling
+    internal_energy = cooling.internal_energy
+    if internal_energy is None:
+        internal_energy = (
+            cooling.heat_retention * heat.internal_energy - cooling.heat_weight * kick.impulse_gain * kick.loss
+        )
+    potential = kick.energy_unit * kick.loss
+    family, table = setting.family, setting.table
+    warm = thermal_energy(family, c, table, heat.log_beta, heat.rate, heat.internal_energy)
+    warm_after = thermal_energy(family, c, table, cooling.log_beta, cooling.rate_after, internal_energy)
+    matter = kinetic + _bare(c, cooling.log_beta, kick)
+    energy_after = (matter + potential + warm_after) / c.information_unit
+    reference = cooling.retention * heat.reference_energy + (kick.loss - kick.loss)
+    energy = cooling.retention * energy
+    if family.profile is ProfileKind.TABULATED:
+        work = ((potential + warm_after) - cooling.retention * (potential + warm)) / c.information_unit
+        reference, energy = reference + work, energy + work
+    if cooling.entropy is not None:
+        produced = cooling.entropy
+    else:
+        impulse = _beta(cooling.log_beta) * kick.impulse_gain * kick.loss
+        total = _beta(heat.log_beta) * c.learning_rate * (potential + warm)  # C τ, with φU + βc²L/h = C
+        produced = -(cooling.homogeneity * (total - impulse) + impulse)
+    after = Heat(
+        log_beta=cooling.log_beta,
+        clock=heat.clock if family.conformal else heat.clock + c.cooling_duration,
         internal_energy=internal_energy,
-        entropy=torch.where(step.log_beta < LOG_BETA_LIMIT, entropy, math.nan),
+        entropy=heat.entropy + produced,
         reference_energy=reference,
-        kinetic_energy=step.after.kinetic / c.information_unit,
-        potential_energy=(potential if bare is None else potential + bare) / c.information_unit,
-        thermal_energy=c.thermal_unit * internal_energy / c.information_unit,
-        energy_defect=(c.retention * energy_before + energy_kicked) / 2 - reference,
-        kinetic_loss=step.after.kinetic / c.energy_unit,
-        smoothed_loss=torch.where(c.loss_anchor > 0, -internal_energy / c.loss_anchor, math.nan),
+        rate=cooling.rate_after,
     )
+    return after, (energy + energy_after) / 2 - reference
+
+
+def drifted(heat: Heat, carried: Carried, pace: Tensor) -> Heat:
+    r"""Carries the thermal numbers through a drift of duration d, with pace d/h.
+
+    .. math:: U \leftarrow U + \tfrac{d}{h}[h X\!\cdot\!v - (\kappa + \dot\kappa)], \qquad
+        S \leftarrow S - \tfrac{d}{h}\beta(\kappa + \dot\kappa), \qquad \dot\kappa = \partial\kappa/\partial\ln\beta
+    """
+    return heat._replace(
+        internal_energy=heat.internal_energy + pace * (carried.power - carried.effort),
+        entropy=heat.entropy - pace * _beta(heat.log_beta) * carried.effort,
+    )
+
+
+def cooled(setting: Setting, heat: Heat) -> tuple[Heat, Cooling]:
+    r"""Carries the thermal numbers through one stretch of cooling by itself.
+
+    .. math:: U \leftarrow a U, \qquad S \leftarrow S - g\,d\,\varphi U, \qquad g = d\ln\varphi/d\ln\beta
+    """
+    c, family, table = setting.c, setting.family, setting.table
+    cooling = cool(family, c, table, heat.bath)
+    internal_energy = cooling.internal_energy
+    if internal_energy is None:
+        internal_energy = cooling.heat_retention * heat.internal_energy
+    warm = thermal_energy(family, c, table, heat.log_beta, cooling.rate, heat.internal_energy)
+    reference = cooling.retention * heat.reference_energy
+    if family.profile is ProfileKind.TABULATED:
+        warm_before = thermal_energy(family, c, table, heat.log_beta, heat.rate, heat.internal_energy)
+        warm_after = thermal_energy(family, c, table, cooling.log_beta, cooling.rate_after, internal_energy)
+        reference = reference + (warm_after - cooling.retention * warm_before) / c.information_unit
+    produced = cooling.entropy
+    if produced is None:
+        produced = -cooling.homogeneity * c.cooling_duration * _beta(heat.log_beta) * warm / c.action_unit
+    after = Heat(
+        log_beta=cooling.log_beta,
+        clock=heat.clock + c.cooling_duration,
+        internal_energy=internal_energy,
+        entropy=heat.entropy + produced,
+        reference_energy=reference,
+        rate=cooling.rate_after,
+    )
+    return after, cooling
+
+
+def energies(setting: Setting, heat: Heat, kick: Kick, carried: Carried, parameter_counts: Tensor) -> dict[str, Tensor]:
+    """The energies at the end of a step, by their names in records.EnergySample."""
+    c = setting.c
+    unit = c.information_unit
+    potential = kick.energy_unit * kick.loss + _bare(c, heat.log_beta, kick)
+    warm = thermal_energy(setting.family, c, setting.table, heat.log_beta, heat.rate, heat.internal_energy)
+    smoothing = torch.where(heat.rate.isinf(), 1.0, kick.cooling.kernel * heat.rate)
+    return {
+        "internal_energy": heat.internal_energy,
+        "entropy": heat.entropy,
+        "kinetic_energy": carried.kinetic / unit,
+        "potential_energy": potential / unit,
+        "thermal_energy": warm / unit,
+        "total_energy": (carried.kinetic + potential + warm) / unit,
+        "kinetic_loss": carried.kinetic / kick.energy_unit,
+        "kinetic_temperature": 2 * carried.kinetic / unit / parameter_counts,
+        "smoothed_loss": torch.where(
+            smoothing > 0, -heat.internal_energy * smoothing / kick.impulse_gain, math.nan
+        ),
+        "log_beta": heat.log_beta,
+        "cooling_rate": heat.rate,
+        "braking": carried.braking,
+    }
 
 
 def sample_rows(sample: dict[str, Tensor]) -> Tensor:
     """(S, len(EnergySample._fields)) float64, a row a session, in the order of records.EnergySample."""
     return torch.stack([sample[name] for name in EnergySample._fields], dim=1)
+
+
+def _bare(c: Coefficients[Tensor], log_beta: Tensor, kick: Kick) -> Tensor:
+    """kλ₀|q|²/2β."""
+    pull = c.information_unit * c.bare_decay / 2 * kick.position_square
+    return pull * (-log_beta.clamp(-LOG_BETA_LIMIT, LOG_BETA_LIMIT)).exp()
+
+
+def _beta(log_beta: Tensor) -> Tensor:
+    """β while it is a number: the entropy is given up beyond."""
+    return torch.where(log_beta < LOG_BETA_LIMIT, log_beta, math.nan).exp()

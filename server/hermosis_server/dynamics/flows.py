@@ -28,6 +28,8 @@ def cooled_kick_(momentum: Tensor, impulse: Tensor, *, retention: Tensor, impuls
 
     .. math:: X \leftarrow r X + z\,y
 
+    With r = 1 it is the flow of the potential alone.
+
     Args:
       momentum:     (R, E) X; changed in place.
       impulse:      (R, E) y: the gradient, or G times it where the metric acts on the kick.
@@ -35,6 +37,18 @@ def cooled_kick_(momentum: Tensor, impulse: Tensor, *, retention: Tensor, impuls
       impulse_gain: (R, 1) z, the weight of this gradient.
     """
     momentum.mul_(retention).addcmul_(impulse, impulse_gain)
+
+
+def cool_(momentum: Tensor, *, retention: Tensor) -> None:
+    r"""Flow of the thermal energy alone.
+
+    .. math:: X \leftarrow r X
+
+    Args:
+      momentum:  (R, E) X; changed in place.
+      retention: (R, 1) r = β before / β after.
+    """
+    momentum.mul_(retention)
 
 
 def harmonic_kick_(momentum: Tensor, position: Tensor, *, stiffness: Tensor) -> None:
@@ -58,7 +72,7 @@ def drift_(increment: Tensor, direction: Tensor, *, reach: Tensor) -> None:
     Args:
       increment: (R, E) Δw; overwritten.
       direction: (R, E) G X; may be the increment itself.
-      reach:     (R, 1) d f/h, times ζ/A where the momentum is normalised.
+      reach:     (R, 1) d f/h, times ζ/A where the momentum is normalised; (R, E) where each coordinate has its own f.
     """
     torch.mul(direction, -reach, out=increment)
 
@@ -71,6 +85,19 @@ def decay_(increment: Tensor, position: Tensor, *, rate: Tensor) -> None:
     Args:
       increment: (R, E); changed in place.
       position:  (R, E) w before the step.
-      rate:      (R, 1) η λ_d, times lr_scale, and times f where the decay follows the speed.
+      rate:      (R, 1) or (R, E) η λ_d, times lr_scale, and times f where the decay follows the speed.
     """
     increment.addcmul_(position, -rate)
+
+
+def retrace_(increment: Tensor, lead: Tensor, *, share: Tensor) -> None:
+    r"""Takes back a share of the half drift that led to the published point (the α of the conformal scheme).
+
+    .. math:: \Delta w \leftarrow \Delta w - (1 - \alpha)\,(q - w)
+
+    Args:
+      increment: (R, E); changed in place.
+      lead:      (R, E) q - w.
+      share:     (R, 1) 1 - α.
+    """
+    increment.addcmul_(lead, -share)

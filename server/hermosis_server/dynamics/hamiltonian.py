@@ -2,34 +2,56 @@ r"""The Hamiltonian of a session: which optimizer it is, in physical settings.
 
 .. math::
     H = \frac{\beta}{k}\,\kappa(s, \beta) + \frac{\beta c^2}{k}\Bigl(L + \frac{\lambda_2}{2}|w|^2\Bigr)
-        + \frac{\lambda_0}{2}|w|^2 + \frac{h}{k}\gamma\,\beta U
+        + \frac{\lambda_0}{2}|w|^2 + E(U, \beta)
 
-`Hamiltonian` is what a user states, `Family` the code path it takes, `Coefficients` the numbers that path needs.
+`Hamiltonian` is what a user states; what a step needs of it is in family.py.
 
-Source: docs/theory.md, sections 1, 6 and 8.
+Source: docs/theory.md, sections 1, 6, 8 and 11.
 """
 
-import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
 
 from hermosis_server.dynamics.checks import number, refuse
-from hermosis_server.dynamics.kinetic import Classical, KineticEnergy, Relativistic
-from hermosis_server.dynamics.metric import POWER_UNIT, Diagonal, Euclidean, Metric, MetricPlace
-from hermosis_server.dynamics.thermal import Exponential, Force, ForceMode, ThermalProfile, ThermalStep
-from hermosis_server.errors import InvalidHyperparameter, Unsupported
-from hermosis_server.records import StateBuffer
+from hermosis_server.dynamics.family import Coefficients, Family, Scheme
+from hermosis_server.dynamics.kinetic import (
+    Classical,
+    KineticEnergy,
+    NormKind,
+    NormScope,
+    Quartic,
+    Relativistic,
+    Truncated,
+    VelocityRegularised,
+    kind_of,
+)
+from hermosis_server.dynamics.metric import (
+    POWER_UNIT,
+    Diagonal,
+    Euclidean,
+    Full,
+    Kronecker,
+    Metric,
+    MetricPlace,
+    Moments,
+    blocks_of,
+)
+from hermosis_server.dynamics.thermal import (
+    Constant,
+    Exponential,
+    Force,
+    ForceMode,
+    Linear,
+    Polynomial,
+    Power,
+    Tabulated,
+    ThermalProfile,
+    table_of,
+)
+from hermosis_server.errors import InvalidHyperparameter
 
-T = TypeVar("T")
-
-
-class Scheme(enum.StrEnum):
-    """The order in which the exact flows are composed."""
-
-    SYMPLECTIC_EULER = "symplectic_euler"
-    LEAPFROG = "leapfrog"
-    CONFORMAL = "conformal"
+Shapes = Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,103 +77,31 @@ class WeightDecay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """Everything structural about a Hamiltonian. Sessions of equal family and dtype step in one launch."""
-
-    relativistic: bool
-    rest_cooling: bool
-    diagonal: bool
-    power_units: int  # the metric's power in eighths
-    epsilon_inside: bool
-    centered: bool
-    normalise_metric: bool
-    metric_on_kick: bool
-    normalise: bool
-    lookahead: bool
-    first_kick: bool
-    bare_decay: bool
-    thermal_decay: bool
-    decoupled_decay: bool
-    decay_follows_speed: bool
-
-    @property
-    def buffers(self) -> tuple[StateBuffer, ...]:
-        """The (R, E) buffers a session of this family needs, apart from its parameters."""
-        return (
-            StateBuffer.MOMENTUM,
-            *((StateBuffer.SECOND_MOMENT,) if self.diagonal else ()),
-            *((StateBuffer.FIRST_MOMENT,) if self.centered else ()),
-        )
-
-    @property
-    def drifts_along_momentum(self) -> bool:
-        """Whether velocity and momentum are parallel: no metric and no look ahead between them."""
-        return not self.lookahead and (self.metric_on_kick or not self.diagonal)
-
-    @property
-    def needs_parameters(self) -> bool:
-        """Whether a step reads the parameters, so that workers cannot hold them."""
-        return self.bare_decay or self.thermal_decay or self.decoupled_decay
-
-
-class Coefficients(NamedTuple, Generic[T]):
-    """The numbers of one session that its steps use; float64.
-
-    Where a limit does not exist the number is NaN, and so is every energy made of it.
-    """
-
-    step_duration: T  # τ
-    learning_rate: T  # η = τ/h
-    action_unit: T  # h
-    information_unit: T  # k
-    initial_log_beta: T
-    retention: T  # r
-    cooling_rate: T  # γ; infinite at momentum 0
-    log_beta_step: T  # γτ
-    impulse_gain: T  # z
-    energy_unit: T  # c² = z h/kern; NaN at momentum 0
-    thermal_unit: T  # hγ; NaN at momentum 0
-    loss_anchor: T  # z/(1-r) = c²/(hγ), which is ζ for an EMA force; 0 under a constant profile
-    energy_anchor: T  # 1/(hγ); 0 at momentum 0 and under a constant profile
-    gradient_gain: T  # ζ
-    initial_unit_momentum: T  # A before the first kick, such that it weighs first_kick after it
-    speed_limit: T  # χ at the initial β
-    rest_cooling: T  # ν
-    rest_energy: T  # ρ
-    second_moment_decay: T  # ρ₂
-    second_moment_gain: T  # q₂
-    epsilon: T
-    bare_decay: T  # λ₀
-    thermal_decay: T  # λ₂
-    decoupled_decay: T  # λ_d
-
-
-COEFFICIENTS: tuple[str, ...] = Coefficients._fields
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Hamiltonian:
     """A session's dynamics and the scheme that integrates it; the defaults are plain EMA momentum.
 
     Attributes:
       learning_rate:    η = τ/h; positive.
       step_duration:    τ; positive. Only γτ and η are seen by the parameters.
-      information_unit: k; positive. Scales energies; seen by the parameters only through bare decay.
-      initial_beta:     β at the start; positive. Seen by the parameters only through bare decay.
+      information_unit: k; positive. Scales energies; seen by the parameters only through bare decay and feedback.
+      initial_beta:     β at the start; positive. Seen by the parameters only through bare decay, a limit that cools,
+                        and profiles that are not exponential. A tabulated profile has its own start.
       thermal:          the profile of β.
       kinetic:          how momentum moves the parameters.
+      norm_scope:       over what its norm is taken.
+      norm_kind:        which norm that is.
       metric:           the geometry of parameter space.
       force:            how strongly a gradient kicks.
       weight_decay:     none unless stated.
       normalise:        drifts with (ζ/A) X, the thermal average of the gradients (Adam's bias correction).
-      lookahead:        drifts with the momentum one kick ahead (torch's nesterov flag).
+      lookahead:        drifts with the momentum one kick ahead (torch's nesterov flag); symplectic Euler only.
       first_kick:       weight of the very first gradient, or None for the same as every other. torch's dampening
                         leaves its first gradient undamped.
-      integrator:       symplectic_euler is the one carried out so far.
+      integrator:       the scheme.
+      kept_drift:       α in [0, 1], how much of its first half drift the conformal scheme keeps.
 
     Raises:
       InvalidHyperparameter: a setting is out of range or contradicts another; `field` names it.
-      Unsupported:           a scheme that is not carried out yet.
     """
 
     learning_rate: float
@@ -160,6 +110,8 @@ class Hamiltonian:
     initial_beta: float = 1.0
     thermal: ThermalProfile = field(default_factory=Exponential)
     kinetic: KineticEnergy = field(default_factory=Classical)
+    norm_scope: NormScope = NormScope.SESSION
+    norm_kind: NormKind = NormKind.METRIC
     metric: Metric = field(default_factory=Euclidean)
     force: Force = field(default_factory=Force)
     weight_decay: WeightDecay = field(default_factory=WeightDecay)
@@ -167,6 +119,7 @@ class Hamiltonian:
     lookahead: bool = False
     first_kick: float | None = None
     integrator: Scheme = Scheme.SYMPLECTIC_EULER
+    kept_drift: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "step_duration", "information_unit", "initial_beta"):
@@ -175,19 +128,16 @@ class Hamiltonian:
             raise refuse(
                 "learning_rate", f"got {self.learning_rate!r}, too small: step_duration/learning_rate overflows"
             )
-        if self.integrator is not Scheme.SYMPLECTIC_EULER:
-            raise Unsupported(
-                f"integrator {self.integrator} is not carried out by this server yet; use symplectic_euler",
-                field="optimizer.hamiltonian.integrator.scheme",
-            )
+        self._check_profile()
         self._check_force()
+        self._check_scheme()
+        self._check_norm()
         self._check_momentum_zero()
         if self.first_kick is not None:
             number("first_kick", self.first_kick, above=0)
-        if isinstance(self.kinetic, Relativistic):
-            limit = self.kinetic.limit(self.learning_rate)
-            if not (0 < limit < math.inf and limit * limit < math.inf):
-                raise refuse("kinetic_energy.relativistic.limit", f"got a speed limit of {limit!r}, out of float range")
+        for name, limit in (("relativistic.limit", self._speed_limit), ("truncated.speed_limit", self._speed_limit)):
+            if self.kinetic.kind in name and not (0 < limit < math.inf and 0 < limit * limit < math.inf):
+                raise refuse(f"kinetic_energy.{name}", f"got a speed limit of {limit!r}, out of float range")
         if self.learning_rate * self.weight_decay.decoupled >= 1:
             raise refuse(
                 "weight_decay.decoupled",
@@ -195,20 +145,57 @@ class Hamiltonian:
                 "parameters in one step; wanted learning_rate * decoupled below 1",
             )
 
-    def _check_force(self) -> None:
-        thermal, mode = self.thermal_step, self.force.mode
-        if mode is ForceMode.EMA and thermal.friction == 0:
-            raise refuse("force.mode", "got ema under a profile without friction, where it weighs nothing; say unit")
-        if mode is ForceMode.PHYSICAL and thermal.kernel == 0:
-            raise refuse("force.mode", "got physical at momentum_retention 0, where it weighs nothing; say ema or unit")
-        if not 0 < self.impulse_gain < math.inf:
+    def _check_profile(self) -> None:
+        thermal = self.thermal
+        if isinstance(thermal, Tabulated) and self.initial_beta != 1:
             raise refuse(
-                "force.gradient_gain", f"got {self.force.gradient_gain!r}: gradients would weigh 0 or infinity"
+                "initial_beta", f"got {self.initial_beta!r} with a tabulated profile, which says itself where it starts"
             )
+        if isinstance(thermal, Linear) and self.initial_beta + thermal.growth * self.step_duration <= 0:
+            raise refuse(
+                "thermal_profile.linear.rate",
+                f"got {thermal.growth!r}, which takes beta from {self.initial_beta!r} to zero within one step; "
+                "wanted more than -initial_beta/step_duration",
+            )
+
+    def _check_force(self) -> None:
+        mode = self.force.mode
+        if isinstance(self.thermal, Polynomial) and mode is not ForceMode.PHYSICAL:
+            raise refuse("force.mode", f"got {mode} with a polynomial profile, which needs the physical force")
+        if mode is ForceMode.EMA and not self.thermal.cools:
+            raise refuse(
+                "force.mode",
+                "got ema under a profile that does not cool at every step, where gradients weigh nothing or less; "
+                "say physical or unit",
+            )
+        if self._forgets_all and mode is ForceMode.PHYSICAL:
+            raise refuse("force.mode", "got physical at momentum_retention 0, where it weighs nothing; say ema or unit")
+        if self._forgets_all and mode is ForceMode.EMA and self.integrator is Scheme.CONFORMAL:
+            raise refuse("force.mode", "got ema at momentum_retention 0 with the conformal scheme, where it has no limit")
+        if isinstance(self.thermal, Exponential):
+            stretch = self.thermal.rate(self.step_duration) * self._cooling_duration
+            if mode is ForceMode.EMA and not self.force.gradient_gain * min(stretch, 1) >= 2.0**-1022:
+                raise refuse(
+                    "force.gradient_gain", f"got {self.force.gradient_gain!r}: gradients would weigh 0 under ema"
+                )
+
+    def _check_scheme(self) -> None:
+        number("integrator.alpha", self.kept_drift, least=0, most=1)
+        if self.kept_drift != 1 and self.integrator is not Scheme.CONFORMAL:
+            raise refuse("integrator.alpha", f"got {self.kept_drift!r} with {self.integrator}, which keeps all; say 1")
+        if self.lookahead and self.integrator is not Scheme.SYMPLECTIC_EULER:
+            raise refuse("lookahead", f"got it with {self.integrator}, wanted symplectic_euler, or conformal at alpha 0")
+
+    def _check_norm(self) -> None:
+        scope, path = self.norm_scope, "kinetic_energy.norm_scope"
+        if scope is NormScope.COORDINATE and isinstance(self.metric, Full | Kronecker):
+            raise refuse(path, "got COORDINATE with a metric that mixes coordinates, wanted SESSION or TENSOR")
+        if scope is NormScope.TENSOR and isinstance(self.metric, Full) and not self.metric.by_tensor:
+            raise refuse(path, "got TENSOR with a full metric that mixes tensors; wanted SESSION, or metric.scope TENSOR")
 
     def _check_momentum_zero(self) -> None:
         """At momentum 0 β is infinite after one step: whatever sees β itself would be switched off in silence."""
-        if self.thermal_step.retention > 0:
+        if not self._forgets_all:
             return
         for name, wanted, used in (
             ("kinetic_energy.relativistic.rest_cooling", "0", self._rest_cooling > 0),
@@ -219,80 +206,134 @@ class Hamiltonian:
                 raise refuse(name, f"got it at momentum_retention 0, where it has no meaning; wanted {wanted}")
 
     @property
+    def cautions(self) -> tuple[str, ...]:
+        """What is allowed, but probably not meant."""
+        if self.thermal.heats:
+            return ("the thermal profile heats the session: momentum grows by itself",)
+        return ()
+
+    @property
     def action_unit(self) -> float:
         """h = τ/η."""
         return self.step_duration / self.learning_rate
 
     @property
-    def thermal_step(self) -> ThermalStep:
-        """The profile over one step."""
-        return self.thermal.over(self.step_duration)
+    def initial_log_beta(self) -> float:
+        """ln β at the start."""
+        if isinstance(self.thermal, Tabulated):
+            return self.thermal.log_beta(0.0)
+        return math.log(self.initial_beta)
 
     @property
-    def impulse_gain(self) -> float:
-        """z, the weight of a gradient in the momentum."""
-        return self.force.impulse_gain(self.thermal_step, self.step_duration)
+    def _forgets_all(self) -> bool:
+        return isinstance(self.thermal, Exponential) and math.isinf(self.thermal.rate(self.step_duration))
+
+    @property
+    def _cooling_duration(self) -> float:
+        return self.step_duration / 2 if self.integrator is Scheme.CONFORMAL else self.step_duration
 
     @property
     def _rest_cooling(self) -> float:
         return self.kinetic.rest_cooling if isinstance(self.kinetic, Relativistic) else 0.0
 
     @property
-    def family(self) -> Family:
-        """The code path; two Hamiltonians of equal family differ in coefficients only."""
-        metric = self.metric if isinstance(self.metric, Diagonal) else None
-        decoupled = self.weight_decay.decoupled > 0
+    def _speed_limit(self) -> float:
+        if isinstance(self.kinetic, Relativistic):
+            return self.kinetic.limit(self.learning_rate)
+        return self.kinetic.speed_limit if isinstance(self.kinetic, Truncated) else math.inf
+
+    def family(self, shapes: Shapes) -> Family:
+        """The code path for tensors of these shapes; two Hamiltonians of equal family differ in coefficients only.
+
+        Raises:
+          InvalidHyperparameter: the metric cannot be had for tensors of this size.
+        """
+        metric, thermal, decay = self.metric, self.thermal, self.weight_decay
+        learned = metric if isinstance(metric, Moments) else None
+        matrix = metric if isinstance(metric, Full | Kronecker) else None
+        blocks = blocks_of(metric, shapes)
+        by_tensor = isinstance(metric, Kronecker) or (isinstance(metric, Full) and metric.by_tensor)
+        decoupled = decay.decoupled > 0
+        kinetic = kind_of(self.kinetic)
         return Family(
-            relativistic=isinstance(self.kinetic, Relativistic),
+            scheme=self.integrator,
+            keeps_lead=self.integrator is Scheme.CONFORMAL and self.kept_drift < 1,
+            profile=thermal.kind,
+            table_size=len(table_of(thermal)),
+            terms=tuple((term.internal_energy_power, term.beta_power) for term in thermal.terms)
+            if isinstance(thermal, Polynomial)
+            else (),
+            force=self.force.mode,
+            kinetic=kinetic,
             rest_cooling=self._rest_cooling > 0,
-            diagonal=metric is not None,
-            power_units=round(metric.power * POWER_UNIT) if metric else 0,
-            epsilon_inside=metric is not None and metric.epsilon_inside,
-            centered=metric is not None and metric.centered,
-            normalise_metric=metric is not None and metric.normalise,
-            metric_on_kick=metric is not None and metric.place is MetricPlace.KICK,
+            norm_scope=self.norm_scope,
+            euclidean_norm=self.norm_kind is NormKind.EUCLIDEAN,
+            diagonal=isinstance(metric, Diagonal) or None in blocks,
+            matrix=any(blocks),
+            blocks=blocks,
+            by_tensor=by_tensor or self.norm_scope is NormScope.TENSOR,
+            refresh_steps=matrix.refresh_steps if matrix else 1,
+            power_units=round(learned.power * POWER_UNIT) if learned else 0,
+            epsilon_inside=learned is not None and learned.epsilon_inside,
+            centered=isinstance(metric, Diagonal) and metric.centered,
+            normalise_metric=learned is not None and learned.normalise,
+            metric_on_kick=learned is not None and learned.place is MetricPlace.KICK,
             normalise=self.normalise,
             lookahead=self.lookahead,
             first_kick=self.first_kick is not None,
-            bare_decay=self.weight_decay.bare > 0,
-            thermal_decay=self.weight_decay.thermal > 0,
+            bare_decay=decay.bare > 0,
+            thermal_decay=decay.thermal > 0,
             decoupled_decay=decoupled,
-            decay_follows_speed=decoupled and self.weight_decay.follows_speed,
+            decay_follows_speed=decoupled and decay.follows_speed,
         )
 
     def coefficients(self) -> Coefficients[float]:
         """The numbers of `COEFFICIENTS`, in that order."""
-        thermal, gain, h = self.thermal_step, self.impulse_gain, self.action_unit
-        metric = self.metric if isinstance(self.metric, Diagonal) else Diagonal()
-        kinetic = self.kinetic if isinstance(self.kinetic, Relativistic) else None
-        forgets_all = math.isinf(thermal.cooling_rate)
-        thermal_unit = math.nan if forgets_all else h * thermal.cooling_rate
+        thermal, stretch = self.thermal, self._cooling_duration
+        metric = self.metric if isinstance(self.metric, Moments) else Diagonal()
+        kinetic = self.kinetic
+        rate, retention = 0.0, 1.0
+        if isinstance(thermal, Constant | Exponential):
+            rate = thermal.rate(self.step_duration)
+            retention = thermal.retention(stretch, self.step_duration)
+        friction = -math.expm1(-rate * stretch)
         return Coefficients(
             step_duration=self.step_duration,
             learning_rate=self.learning_rate,
-            action_unit=h,
+            action_unit=self.action_unit,
             information_unit=self.information_unit,
-            initial_log_beta=math.log(self.initial_beta),
-            retention=thermal.retention,
-            cooling_rate=thermal.cooling_rate,
-            log_beta_step=thermal.cooling_rate * self.step_duration,
-            impulse_gain=gain,
-            energy_unit=math.nan if forgets_all else gain * h / thermal.kernel,
-            thermal_unit=thermal_unit,
-            loss_anchor=gain / thermal.friction if thermal.friction > 0 else 0.0,
-            energy_anchor=1 / thermal_unit if thermal_unit > 0 else 0.0,
+            initial_log_beta=self.initial_log_beta,
+            cooling_duration=stretch,
+            retention=retention,
+            friction=friction,
+            cooling_rate=rate,
+            kernel=friction / rate if rate > 0 else stretch,
+            log_beta_gain=rate * stretch,
+            profile_growth=thermal.growth if isinstance(thermal, Linear) else 0.0,
+            profile_exponent=thermal.exponent if isinstance(thermal, Power) else 1.0,
+            profile_age=thermal.age if isinstance(thermal, Power) else 1.0,
+            profile_log_beta=thermal.reference_log_beta
+            if isinstance(thermal, Power) and thermal.reference_log_beta is not None
+            else self.initial_log_beta,
             gradient_gain=self.force.gradient_gain,
-            initial_unit_momentum=0.0 if self.first_kick is None else (self.first_kick - gain) / thermal.retention,
-            speed_limit=kinetic.limit(self.learning_rate) if kinetic else math.inf,
+            first_kick=0.0 if self.first_kick is None else self.first_kick,
+            speed_limit=self._speed_limit,
             rest_cooling=self._rest_cooling,
-            rest_energy=kinetic.rest_energy if kinetic else 0.0,
+            rest_energy=kinetic.rest_energy if isinstance(kinetic, Relativistic) else 0.0,
+            stiffness=kinetic.stiffness if isinstance(kinetic, Quartic | VelocityRegularised) else 0.0,
+            braking_cap=kinetic.cap if isinstance(kinetic, VelocityRegularised) else 0.0,
             second_moment_decay=metric.second_moment_decay,
             second_moment_gain=metric.gain,
             epsilon=metric.epsilon,
             bare_decay=self.weight_decay.bare,
             thermal_decay=self.weight_decay.thermal,
             decoupled_decay=self.weight_decay.decoupled,
+            kept_drift=self.kept_drift,
         )
+
+    def numbers(self) -> tuple[float, ...]:
+        """A session's row of the table that `advance_` takes: the coefficients, then those of its profile."""
+        return (*self.coefficients(), *table_of(self.thermal))
 
 
 def check_parameters_on_worker(hamiltonian: Hamiltonian) -> None:

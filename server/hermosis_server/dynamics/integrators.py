@@ -1,32 +1,53 @@
 r"""Schemes: flows composed into steps.
 
-Symplectic Euler is first order: potential and thermal energy together, then the kinetic energy.
-
 .. math::
-    X \leftarrow r X + z\,y, \quad A \leftarrow r A + z, \quad U \leftarrow r U - z\tilde L, \qquad
-    w \leftarrow w - d v, \quad U \leftarrow U + d\,[X\!\cdot\!v - (\kappa + \partial_{\ln\beta}\kappa)/h]
+    \text{symplectic Euler} &\quad B(\tau)\;K(\tau) \\
+    \text{leapfrog}         &\quad K(\tau/2)\;B(\tau)\;K(\tau/2) \\
+    \text{conformal}        &\quad E(\tau/2)\;K(\tau/2)\;V(\tau)\;K(\tau/2)\;E(\tau/2)
+
+B is potential and thermal energy together, V the potential alone, E the thermal energy alone, K the kinetic energy. A
+gradient belongs to the point that is reached just before B or V. So a step has two acts: `publish_` goes from the end of
+a step to that point, `update_` from there to the end of the step. A session rests where it is published. `advance_`
+updates and publishes the next point at once: both half drifts go in the same direction, and one pass does both.
 
 Rules that hold for every scheme:
-- In place, on the tensors' device, with no look at a value from the host.
+- In place, on the tensors' device, with no look at a value from the host (but for matrix metrics).
 - A session's bits do not depend on the batch: element-wise arithmetic, row sums and trees of rows.py, nothing else.
-- Parameters and momentum never depend on the loss or on U.
+- Parameters and momentum never depend on the loss or on U (but under a profile that feeds the loss back).
 - The new position is the old one plus the increment, so a worker who adds increments has the server's bits.
+
+Source: docs/theory.md, section 6.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hermosis_server.dynamics.diagnostics import LOG_BETA_LIMIT, Passage, sample_rows, settle
-from hermosis_server.dynamics.flows import cooled_kick_, decay_, drift_, harmonic_kick_, start_
-from hermosis_server.dynamics.hamiltonian import Coefficients, Family, Hamiltonian
-from hermosis_server.dynamics.kinetic import Motion, classical_motion, relativistic_motion
-from hermosis_server.dynamics.metric import diagonal_metric, update_moments_
+from hermosis_server.dynamics.cooling import LOG_BETA_LIMIT, Cooling, cool
+from hermosis_server.dynamics.diagnostics import (
+    Heat,
+    Kick,
+    Setting,
+    anchored,
+    cooled,
+    drifted,
+    energies,
+    kicked,
+    known_loss,
+    sample_rows,
+)
+from hermosis_server.dynamics.family import COEFFICIENTS, Coefficients, Family, Scheme
+from hermosis_server.dynamics.flows import cool_, cooled_kick_, decay_, drift_, harmonic_kick_, retrace_, start_
+from hermosis_server.dynamics.geometry import Geometry, MetricColumns
+from hermosis_server.dynamics.hamiltonian import Hamiltonian
+from hermosis_server.dynamics.matrix_metric import MatrixNumbers
+from hermosis_server.dynamics.norms import Drift, Moment, Norms, Partials, norms_of
 from hermosis_server.dynamics.phase_state import PhaseState, Scalars
-from hermosis_server.dynamics.rows import RowMap, row_peaks, row_products, row_squares, tiles
+from hermosis_server.dynamics.rows import RowMap, row_peaks, row_squares, tiles
+from hermosis_server.dynamics.thermal import ForceMode
 from hermosis_server.errors import InternalError
 
 
@@ -35,7 +56,7 @@ class Advance:
     """What one step did.
 
     Attributes:
-      increment:       (R, E) change of the parameters, to be added to them in the same dtype.
+      increment:       (R, E) change of the published parameters, to be added to them in the same dtype.
       gradient_finite: (S,) bool: no NaN, no infinity in the gradient.
       state_finite:    (S,) bool: none in the new state or the increment.
       sample:          (S, len(EnergySample._fields)) float64; NaN means undefined.
@@ -45,6 +66,23 @@ class Advance:
     gradient_finite: Tensor
     state_finite: Tensor
     sample: Tensor
+
+
+def update_(
+    state: PhaseState,
+    gradient: Tensor,
+    loss: Tensor,
+    *,
+    family: Family,
+    coefficients: Tensor,
+    lr_scale: Tensor,
+    rows: RowMap,
+) -> Advance:
+    """Ends the step that a gradient belongs to, from where it was published; `publish_` then begins the next.
+
+    Takes and gives what `advance_` does.
+    """
+    return _advance_(state, gradient, loss, family, coefficients, lr_scale, rows, publish=False)
 
 
 def advance_(
@@ -57,15 +95,15 @@ def advance_(
     lr_scale: Tensor,
     rows: RowMap,
 ) -> Advance:
-    """One step of symplectic Euler for a batch of sessions of one family.
+    """`update_` and `publish_` in one pass over the rows, for a batch of sessions of one family.
 
     Args:
-      state:        the sessions; changed in place, also where a result is not finite: hand in copies.
-      gradient:     (R, E) at the current position, in the dtype of the state; padding is zero.
-      loss:         (S,) float64 at the current position; NaN where it is not known.
+      state:        the sessions, as published; changed in place, also where a result is not finite: hand in copies.
+      gradient:     (R, E) at the published position, in the dtype of the state; padding is zero.
+      loss:         (S,) float64 at the published position; NaN where it is not known.
       family:       of every session in the batch.
-      coefficients: (S, len(COEFFICIENTS)) float64.
-      lr_scale:     (S,) float64, multiplies the duration of the drift only, so schedules leave friction alone.
+      coefficients: (S, n) float64, each row what `Hamiltonian.numbers` gives.
+      lr_scale:     (S,) float64, multiplies the duration of the drifts only, so schedules leave friction alone.
       rows:         which rows are whose.
 
     Raises:
@@ -73,150 +111,403 @@ def advance_(
 
     Source: docs/theory.md, section 6.
     """
+    return _advance_(state, gradient, loss, family, coefficients, lr_scale, rows, publish=True)
+
+
+def publish_(
+    state: PhaseState, *, family: Family, coefficients: Tensor, lr_scale: Tensor, rows: RowMap
+) -> Tensor:
+    """Goes from the end of a step to the point that the next gradient belongs to.
+
+    Args:
+      state: the sessions as `update_` leaves them; changed in place.
+      The others as for `advance_`.
+
+    Returns:
+      (R, E) the change of the parameters.
+    """
+    increment = torch.zeros_like(state.momentum)
+    if family.scheme is Scheme.SYMPLECTIC_EULER:
+        return increment
+    batch = _Batch.of(state, family, coefficients, rows)
+    setting, c, old, norms = batch.setting, batch.setting.c, batch.old, batch.norms
+    heat = batch.heat(cool(family, c, setting.table, old.bath).rate_before)
+    left = torch.ones_like(old.clock)
+    if family.conformal:
+        heat, cooling = cooled(setting, heat)
+        left = cooling.retention
+        cool_(state.momentum, retention=rows.sessions.spread(left, dtype=increment.dtype)[:, 0])
+    unit_momentum = old.unit_momentum * left
+    raising = torch.ones_like(left)
+    if family.normalise:  # a session that has not stepped has no momentum to raise
+        raising = torch.where(unit_momentum == 0, 1.0, c.gradient_gain / unit_momentum)
+    unit_second_moment = torch.where(old.unit_second_moment == 0, 1.0, old.unit_second_moment)
+
+    inverse = batch.geometry(unit_second_moment, renew=False).held(state, batch.metric_columns(unit_second_moment))
+    direction = state.momentum if inverse is None else inverse.times(state.momentum)
+    moment, pace = norms.moment(raising, heat.log_beta), lr_scale * c.learning_rate / 2
+    measured = norms.measure(state.momentum, direction, EVERYTHING, moment)
+    norms.prepare(measured, moment, moment, Drift(0 * pace, pace * raising, 0 * pace))
+    pull, partials = norms.pull(state.momentum, direction, EVERYTHING)
+    drift_(increment, direction, reach=pull.lead)
+    heat = drifted(heat, norms.published(partials), pace)
+    if state.lead is not None:
+        state.lead.copy_(increment)
+    if state.position is not None:
+        state.position.add_(increment)
+    batch.keep(heat, unit_momentum=unit_momentum, published_cooling=heat.log_beta - old.log_beta)
+    return increment
+
+
+def initial_scalars(hamiltonian: Hamiltonian) -> Scalars[float]:
+    """The scalars of a session that is published for the first time, in the order of `SCALARS`."""
+    undefined = float("nan")
+    family = hamiltonian.family(())
+    log_beta = hamiltonian.initial_log_beta
+    scalars = Scalars(
+        step=0.0,
+        clock=0.0,
+        log_beta=log_beta,
+        internal_energy=0.0 if family.needs_loss else undefined,
+        unit_momentum=0.0,
+        unit_second_moment=0.0,
+        entropy=undefined,
+        reference_energy=undefined,
+        published_cooling=0.0,
+    )
+    if not family.conformal:
+        return scalars
+    # Momentum is zero, so publishing is half a cooling and no drift.
+    one = Scalars(*torch.tensor([scalars], dtype=torch.float64).unbind(1))
+    c, table = _split(torch.tensor([hamiltonian.numbers()], dtype=torch.float64))
+    cooling = cool(family, c, table, one.bath)
+    return scalars._replace(
+        clock=float(c.cooling_duration),
+        log_beta=float(cooling.log_beta),
+        internal_energy=scalars.internal_energy if cooling.internal_energy is None else float(cooling.internal_energy),
+        published_cooling=float(cooling.gain),
+    )
+
+
+EVERYTHING = slice(None)
+
+
+def _split(coefficients: Tensor) -> tuple[Coefficients[Tensor], Tensor]:
+    """A table of `Hamiltonian.numbers` as coefficients, each (S,), and the rest."""
+    count = len(COEFFICIENTS)
+    return Coefficients(*coefficients[:, :count].unbind(1)), coefficients[:, count:]
+
+
+class _Columns(NamedTuple):
+    """What the kick needs of each row's session, each (R, 1)."""
+
+    retention: Tensor
+    impulse_gain: Tensor
+    first: Tensor
+    started: Tensor
+    stiffness: Tensor
+    thermal_decay: Tensor
+    metric_decay: Tensor
+    metric_gain: Tensor
+    epsilon: Tensor
+    unit_second_moment: Tensor
+
+    @property
+    def metric(self) -> MetricColumns:
+        return MetricColumns(self.metric_decay, self.metric_gain, self.epsilon, self.unit_second_moment)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A batch with its numbers taken apart."""
+
+    state: PhaseState
+    setting: Setting
+    old: Scalars[Tensor]
+    rows: RowMap
+    norms: Norms
+
+    @classmethod
+    def of(cls, state: PhaseState, family: Family, coefficients: Tensor, rows: RowMap) -> "_Batch":
+        c, table = _split(coefficients)
+        norms = norms_of(family, c, rows, state.momentum.dtype)
+        return cls(state, Setting(family, c, table), Scalars(*state.scalars.unbind(1)), rows, norms)
+
+    def heat(self, rate: Tensor) -> Heat:
+        """The thermal numbers as they stand; `rate` is φ/β just before now."""
+        old = self.old
+        return Heat(*old.bath, old.entropy, old.reference_energy, rate)
+
+    def geometry(self, unit_second_moment: Tensor, *, renew: bool) -> Geometry:
+        family, c = self.setting.family, self.setting.c
+        due = [False] * len(self.rows.spans)
+        if renew and family.matrix:
+            due = [int(step) % family.refresh_steps == 0 for step in self.old.step.tolist()]
+        numbers = MatrixNumbers(
+            decay=c.second_moment_decay,
+            gain=c.second_moment_gain,
+            epsilon=c.epsilon,
+            unit_moment=unit_second_moment if family.normalise_metric else None,
+            power_units=family.power_units,
+            epsilon_inside=family.epsilon_inside,
+        )
+        return Geometry(family, self.rows, numbers, self.state.matrices if family.matrix else None, due)
+
+    def metric_columns(self, unit_second_moment: Tensor) -> MetricColumns:
+        c, dtype = self.setting.c, self.state.momentum.dtype
+        table = self.rows.sessions.spread(
+            c.second_moment_decay, c.second_moment_gain, c.epsilon, unit_second_moment, dtype=dtype
+        )
+        return MetricColumns(*table.unbind(1))
+
+    def keep(self, heat: Heat, **changed: Tensor) -> None:
+        """Writes the scalars back."""
+        new = self.old._replace(
+            clock=heat.clock,
+            log_beta=heat.log_beta,
+            internal_energy=heat.internal_energy,
+            entropy=heat.entropy,
+            reference_energy=heat.reference_energy,
+            **changed,
+        )
+        self.state.scalars.copy_(torch.stack(tuple(new), dim=1))
+
+
+def _advance_(
+    state: PhaseState,
+    gradient: Tensor,
+    loss: Tensor,
+    family: Family,
+    coefficients: Tensor,
+    lr_scale: Tensor,
+    rows: RowMap,
+    *,
+    publish: bool,
+) -> Advance:
     if state.position is None and family.needs_parameters:
         raise InternalError("weight decay without parameters; this is a bug in hermosis")
-    c = Coefficients(*coefficients.unbind(1))
-    old = Scalars(*state.scalars.unbind(1))
-    bath = _bath(c, old.log_beta, family)
-    dtype = state.momentum.dtype
+    batch = _Batch.of(state, family, coefficients, rows)
+    setting, c, old, norms = batch.setting, batch.setting.c, batch.old, batch.norms
+
+    # The bath over the kick, and the weight of the gradient in it.
+    cooling = _kick_cooling(batch, loss)
+    gain = _impulse_gain(batch, cooling)
     first = old.step == 0
-    unit_momentum = torch.where(first, c.initial_unit_momentum, old.unit_momentum) * c.retention + c.impulse_gain
+    started = (c.first_kick - gain) / cooling.retention if family.first_kick else torch.zeros_like(gain)
+    unit_momentum = torch.where(first, started, old.unit_momentum) * cooling.retention + gain
     unit_second_moment = old.unit_second_moment * c.second_moment_decay + c.second_moment_gain
-    stiffness = c.information_unit * c.bare_decay * c.learning_rate / bath.beta
+    raising = torch.ones_like(gain)
+    if family.normalise:
+        raising = c.gradient_gain / (unit_momentum * cooling.retention + gain if family.lookahead else unit_momentum)
+    stiffness = c.information_unit * c.bare_decay * c.learning_rate
+    stiffness = stiffness * (-cooling.log_beta.clamp(-LOG_BETA_LIMIT, LOG_BETA_LIMIT)).exp()
 
     # Kick all rows; the increment holds the direction of the drift until its length is known.
     increment = torch.empty_like(state.momentum)
-    runs = tiles(increment)
-    table = rows.spread(*c, first, unit_second_moment, stiffness, dtype=dtype)
-    kicked = [_kick_(state.rows(run), gradient[run], increment[run], table[run], family) for run in runs]
-    gradient_square, before, momentum_square, square, position_square = rows.totals(*_joined(kicked))
+    drifting = torch.empty_like(increment) if family.lookahead else state.momentum
+    runs = [EVERYTHING] if family.matrix else tiles(increment)
+    table = rows.sessions.spread(
+        cooling.retention, gain, first.to(gain.dtype), started, stiffness, c.thermal_decay,
+        c.second_moment_decay, c.second_moment_gain, c.epsilon, unit_second_moment, dtype=gradient.dtype,
+    )  # fmt: skip
+    geometry = batch.geometry(unit_second_moment, renew=True)
+    before_kick, after_kick = norms.moment(raising, old.log_beta), norms.moment(raising, cooling.log_beta)
+    kicks = [
+        _kick_(
+            _Piece(state.rows(run), gradient[run], increment[run], drifting[run], run),
+            _Columns(*table[run].unbind(1)),
+            geometry,
+            norms,
+            before_kick,
+            after_kick,
+        )
+        for run in runs
+    ]
+    first_square, momentum_square, position_square = rows.sessions.totals(*_joined(plain for plain, _, _ in kicks))
+    before_rows, after_rows = _joined(before for _, before, _ in kicks), _joined(after for _, _, after in kicks)
 
-    # What the kinetic energy makes of the norms of whole sessions.
+    # The thermal numbers, up to the end of the step.
+    before, after = norms.carried(before_rows, before_kick), norms.carried(after_rows, after_kick)
     pace = lr_scale * c.learning_rate
-    reach = pace
-    if family.normalise:
-        drifting_unit = unit_momentum * c.retention + c.impulse_gain if family.lookahead else unit_momentum
-        raising = c.gradient_gain / drifting_unit
-        before, square, reach = before * raising, square * raising, reach * raising
-    motion_before = _motion(before, c, bath.heat_before, family)
-    motion = _motion(square, c, bath.heat, family)
-    decay = pace * c.decoupled_decay
-    if family.decay_follows_speed:
-        decay = decay * motion.braking
-
-    # Drift all rows.
-    table = rows.spread(reach * motion.braking, decay, dtype=dtype)
-    drifted = [_drift_(state.rows(run), increment[run], table[run], family) for run in runs]
-    increment_square, peaks = rows.totals(*_joined(drifted))
-
-    step = Passage(
-        loss=loss,
+    drift = pace if family.scheme is Scheme.SYMPLECTIC_EULER else pace / 2
+    kick = Kick(
+        cooling=cooling,
+        impulse_gain=gain,
+        energy_unit=torch.where(cooling.kernel > 0, gain * c.action_unit / cooling.kernel, torch.nan),
+        loss=known_loss(c, loss, position_square),
         position_square=position_square,
-        before=motion_before,
-        after=motion,
-        square=square,
-        pace=pace,
-        log_beta=bath.log_beta,
-        beta=bath.beta,
     )
-    balance = settle(c, old, step, family)
-    new = Scalars(
-        step=old.step + 1,
-        clock=old.clock + c.step_duration,
-        log_beta=bath.log_beta,
-        internal_energy=balance.internal_energy,
-        unit_momentum=unit_momentum,
-        unit_second_moment=unit_second_moment,
-        entropy=balance.entropy,
-        reference_energy=balance.reference_energy,
-    )
-    sample = {
-        **balance._asdict(),
+    heat, energy = anchored(setting, batch.heat(cooling.rate_before), kick, before.kinetic)
+    heat, defect = kicked(setting, heat, kick, energy, after.kinetic)
+    heat = drifted(heat, after, drift)
+    left = torch.ones_like(gain)
+    if family.conformal:
+        heat, cooled_by = cooled(setting, heat)
+        left = left * cooled_by.retention
+    sample = energies(setting, heat, kick, after, rows.parameter_counts)
+    sample |= {
         "loss": loss,
-        "total_energy": balance.kinetic_energy + balance.potential_energy + balance.thermal_energy,
-        "kinetic_temperature": 2 * balance.kinetic_energy / rows.parameter_counts,
-        "log_beta": bath.log_beta,
-        "retention": c.retention,
-        "cooling_rate": c.cooling_rate,
-        "braking": motion.braking,
-        "step_norm": increment_square.sqrt(),
-        "gradient_norm": gradient_square.sqrt(),
+        "energy_defect": defect,
+        "retention": (-old.published_cooling).exp() * cooling.retention * left,
+        "gradient_norm": first_square.sqrt(),
         "momentum_norm": momentum_square.sqrt(),
         "learning_rate": pace,
     }
-    state.scalars.copy_(torch.stack(tuple(new), dim=1))
+
+    # Publishing drifts in the same direction once more, after the momentum has cooled.
+    published_cooling, again = torch.zeros_like(gain), torch.zeros_like(pace)
+    if publish and family.scheme is not Scheme.SYMPLECTIC_EULER:
+        again = drift
+    if publish and family.conformal:
+        heat, cooled_by = cooled(setting, heat)
+        left, published_cooling = left * cooled_by.retention, cooled_by.gain
+    lasting = torch.ones_like(left) if family.normalise else left
+    next_moment = norms.moment(raising, heat.log_beta, left=left)
+    paces = Drift(drift * raising, again * raising * lasting, pace * c.decoupled_decay)
+    norms.prepare(after_rows, after_kick, next_moment, paces)
+
+    # Drift all rows.
+    table = rows.sessions.spread(left, 1 - c.kept_drift, dtype=gradient.dtype)
+    drifts = [
+        _drift_(_Piece(state.rows(run), gradient[run], increment[run], drifting[run], run), table[run], family, norms)
+        for run in runs
+    ]
+    increment_square, peaks = rows.sessions.totals(*_joined(plain for plain, _ in drifts))
+    heat = drifted(heat, norms.published(_joined(partials for _, partials in drifts)), again)
+
+    batch.keep(
+        heat,
+        step=old.step + 1,
+        unit_momentum=unit_momentum * left,
+        unit_second_moment=unit_second_moment,
+        published_cooling=published_cooling,
+    )
+    sample["step_norm"] = increment_square.sqrt()
+    checks = momentum_square + increment_square + peaks + 0 * left
+    if family.needs_loss:
+        checks = checks + heat.internal_energy
+    if state.matrices is not None:
+        checks = checks + state.matrices.peaks()
     return Advance(
         increment=increment,
-        gradient_finite=gradient_square.isfinite(),
-        state_finite=(momentum_square + increment_square + peaks).isfinite(),
+        gradient_finite=first_square.isfinite(),
+        state_finite=checks.isfinite(),
         sample=sample_rows(sample),
     )
 
 
+def _kick_cooling(batch: _Batch, loss: Tensor) -> Cooling:
+    """What the bath does while the gradient acts: a whole stretch, or nothing in the conformal scheme."""
+    family, c, old = batch.setting.family, batch.setting.c, batch.old
+    if family.conformal:
+        rate = cool(family, c, batch.setting.table, old.bath)
+        one, nothing = torch.ones_like(old.clock), torch.zeros_like(old.clock)
+        return Cooling(
+            log_beta=old.log_beta,
+            gain=nothing,
+            retention=one,
+            friction=nothing,
+            kernel=c.step_duration,
+            heat_retention=one,
+            heat_weight=one,
+            rate=rate.rate,
+            rate_after=rate.rate,
+            rate_before=rate.rate_before,
+            homogeneity=nothing,
+        )
+    drive: Tensor | None = None
+    if family.needs_loss:
+        square = torch.zeros_like(loss)
+        if family.thermal_decay and batch.state.position is not None:
+            (square,) = batch.rows.sessions.totals(row_squares(batch.state.position))
+        drive = c.gradient_gain / c.step_duration * known_loss(c, loss, square)
+    return cool(family, c, batch.setting.table, old.bath, drive)
+
+
+def _impulse_gain(batch: _Batch, cooling: Cooling) -> Tensor:
+    """z, the weight of the gradient: docs/theory.md, section 6."""
+    c = batch.setting.c
+    match batch.setting.family.force:
+        case ForceMode.UNIT:
+            return c.gradient_gain
+        case ForceMode.PHYSICAL:
+            return c.gradient_gain * cooling.kernel / c.step_duration
+        case ForceMode.EMA:
+            if batch.setting.family.conformal:  # -2ζ ln r of the half cooling before the kick
+                return 2 * c.gradient_gain * batch.old.published_cooling
+            return c.gradient_gain * cooling.friction
+
+
+class _Piece(NamedTuple):
+    """Some rows of a batch: their state, gradient, increment, the momentum that drifts, and which they are."""
+
+    state: PhaseState
+    gradient: Tensor
+    increment: Tensor
+    drifting: Tensor
+    run: slice
+
+
 def _kick_(
-    state: PhaseState, gradient: Tensor, direction: Tensor, table: Tensor, family: Family
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Kicks some rows and leaves the direction of their drift, G X, in `direction`, unless it is the momentum itself.
+    piece: _Piece, columns: _Columns, geometry: Geometry, norms: Norms, before_kick: Moment, after_kick: Moment
+) -> tuple[Partials, Partials, Partials]:
+    """Kicks some rows and leaves the direction of their drift, G X, in the increment, unless it is the momentum itself.
 
     The metric is an external field: it learns from the gradient, then stands still through kick and drift.
 
-    Args:
-      table: (R, n, 1) coefficients by row, then `first`, `unit_second_moment` and the stiffness of bare decay.
-
     Returns:
-      Row sums of |g|², X·GX before the kick, |X|² after it, X·GX of the momentum that drifts, and |w|².
+      Row sums of |g|², |X|² and |w|²; then what the norms measure before the kick, and of the momentum that drifts.
     """
-    *columns, first, unit_second_moment, stiffness = table.unbind(1)
-    c = Coefficients(*columns)
+    state, family = piece.state, geometry.family
     position, momentum = state.position, state.momentum
-    force = gradient
+    force = piece.gradient
     if family.thermal_decay and position is not None:
-        force = torch.addcmul(gradient, position, c.thermal_decay)
-    metric: Tensor | None = None
-    if state.second_moment is not None:
-        update_moments_(
-            state.second_moment, state.first_moment, force, decay=c.second_moment_decay, gain=c.second_moment_gain
-        )
-        metric = diagonal_metric(
-            state.second_moment,
-            state.first_moment,
-            unit_moment=unit_second_moment if family.normalise_metric else None,
-            epsilon=c.epsilon,
-            power_units=family.power_units,
-            epsilon_inside=family.epsilon_inside,
-        )
+        force = torch.addcmul(piece.gradient, position, columns.thermal_decay)
+    metric = geometry.learned(state, force, columns.metric)
     impulse = force
     if family.metric_on_kick and metric is not None:
-        impulse, metric = force / metric, None
+        impulse, metric = metric.times(force), None
     if family.first_kick:
-        start_(momentum, impulse, first=first, unit_momentum=c.initial_unit_momentum)
+        start_(momentum, impulse, first=columns.first, unit_momentum=columns.started)
 
-    before = row_squares(momentum) if metric is None else row_products(momentum, momentum / metric)
-    cooled_kick_(momentum, impulse, retention=c.retention, impulse_gain=c.impulse_gain)
+    raised = momentum if metric is None else metric.times(momentum)
+    before = norms.measure(momentum, raised, piece.run, before_kick)
+    cooled_kick_(momentum, impulse, retention=columns.retention, impulse_gain=columns.impulse_gain)
     if family.bare_decay and position is not None:
-        harmonic_kick_(momentum, position, stiffness=stiffness)
-    after = row_squares(momentum)
-
-    drifting, square = momentum, after
+        harmonic_kick_(momentum, position, stiffness=columns.stiffness)
+    drifting = piece.drifting
     if family.lookahead:
-        drifting = direction.copy_(momentum)
-        cooled_kick_(drifting, impulse, retention=c.retention, impulse_gain=c.impulse_gain)
-    if metric is not None:
-        velocity = drifting / metric
-        square = row_products(drifting, velocity)
-        direction.copy_(velocity)
-    elif family.lookahead:
-        square = row_squares(drifting)
-    weight = row_squares(position) if family.needs_parameters and position is not None else torch.zeros_like(after)
-    return row_squares(gradient), before, after, square, weight
+        drifting.copy_(momentum)
+        cooled_kick_(drifting, impulse, retention=columns.retention, impulse_gain=columns.impulse_gain)
+    raised = drifting if metric is None else piece.increment.copy_(metric.times(drifting))
+    after = norms.measure(drifting, raised, piece.run, after_kick)
+    squares = row_squares(momentum)
+    weight = row_squares(position) if family.needs_parameters and position is not None else torch.zeros_like(squares)
+    return (row_squares(piece.gradient), squares, weight), before, after
 
 
-def _drift_(state: PhaseState, increment: Tensor, table: Tensor, family: Family) -> tuple[Tensor, Tensor]:
-    """Drifts some rows, in the direction that `_kick_` left; row sums of |Δw|² and of what is finite if they are."""
-    reach, decay = table.unbind(1)
-    drift_(increment, state.momentum if family.drifts_along_momentum else increment, reach=reach)
+def _drift_(piece: _Piece, table: Tensor, family: Family, norms: Norms) -> tuple[Partials, Partials]:
+    """Drifts some rows in the direction that `_kick_` left, and cools their momentum.
+
+    Returns:
+      Row sums of |Δw|² and of what is finite if the state is; then what the norms measure at the published point.
+    """
+    state, increment = piece.state, piece.increment
+    left, taken_back = table.unbind(1)
+    direction = increment if family.has_metric_on_drift else piece.drifting
+    pull, partials = norms.pull(piece.drifting, direction, piece.run)
+    lead = direction * -pull.lead if state.lead is not None else None
+    drift_(increment, direction, reach=pull.reach)
     if family.decoupled_decay and state.position is not None:
-        decay_(increment, state.position, rate=decay)
+        base = state.position
+        if state.lead is not None:
+            base = base - taken_back * state.lead
+        decay_(increment, base, rate=pull.decay)
+    if state.lead is not None and lead is not None:
+        retrace_(increment, state.lead, share=taken_back)
+        state.lead.copy_(lead)
+    if family.conformal:
+        cool_(state.momentum, retention=left)
     square = row_squares(increment)
     peaks = torch.zeros_like(square)
     if state.position is not None:
@@ -224,52 +515,9 @@ def _drift_(state: PhaseState, increment: Tensor, table: Tensor, family: Family)
         peaks = peaks + row_peaks(state.position)
     if state.second_moment is not None:
         peaks = peaks + state.second_moment.amax(dim=1)  # the first moment is finite where the second is
-    return square, peaks
+    return (square, peaks), partials
 
 
-def _joined(partials: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    return [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*partials, strict=True)]
-
-
-class _Bath(NamedTuple):
-    """The thermal mass over a step, each (S,): `beta` after it, clipped; `heat` (β/β₀)^ν before and after."""
-
-    log_beta: Tensor
-    beta: Tensor
-    heat_before: Tensor | None
-    heat: Tensor | None
-
-
-def _bath(c: Coefficients[Tensor], log_beta: Tensor, family: Family) -> _Bath:
-    limit = LOG_BETA_LIMIT
-    after = log_beta + c.log_beta_step
-    beta = after.clamp(-limit, limit).exp()
-    if not family.rest_cooling:
-        return _Bath(after, beta, None, None)
-    before, heat = (
-        (c.rest_cooling * (value - c.initial_log_beta)).clamp(-limit, limit).exp() for value in (log_beta, after)
-    )
-    return _Bath(after, beta, before, heat)
-
-
-def _motion(square: Tensor, c: Coefficients[Tensor], heat: Tensor | None, family: Family) -> Motion:
-    if not family.relativistic:
-        return classical_motion(square)
-    return relativistic_motion(
-        square, speed_limit=c.speed_limit, rest_cooling=c.rest_cooling, rest_energy=c.rest_energy, heat=heat
-    )
-
-
-def initial_scalars(hamiltonian: Hamiltonian) -> Scalars[float]:
-    """The scalars of a session before its first step, in the order of `SCALARS`."""
-    undefined = float("nan")
-    return Scalars(
-        step=0.0,
-        clock=0.0,
-        log_beta=hamiltonian.coefficients().initial_log_beta,
-        internal_energy=undefined,
-        unit_momentum=0.0,
-        unit_second_moment=0.0,
-        entropy=undefined,
-        reference_energy=undefined,
-    )
+def _joined(partials: Iterable[Partials]) -> Partials:
+    """Row partials of all pieces, side by side."""
+    return tuple(torch.cat(column) if len(column) > 1 else column[0] for column in zip(*partials, strict=True))

@@ -1,6 +1,8 @@
 """Hermosis: a torch.optim.Optimizer in the caller's own process, over the same flows and rows as the server."""
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hermosis_server.dynamics.hamiltonian import Family
+from hermosis_server.dynamics.family import Family
+from hermosis_server.dynamics.hamiltonian import Hamiltonian
 from hermosis_server.dynamics.integrators import advance_, initial_scalars
-from hermosis_server.dynamics.phase_state import PhaseState
+from hermosis_server.dynamics.phase_state import MATRIX_BUFFERS, PhaseState
 from hermosis_server.dynamics.recipes import RECIPES, Value, resolve
-from hermosis_server.dynamics.rows import RowMap
-from hermosis_server.errors import CorruptState, InvalidHyperparameter
+from hermosis_server.dynamics.rows import RowMap, Spans, pieces, row_count, spans_of
+from hermosis_server.errors import CorruptState, InvalidHyperparameter, InvalidRequest
 from hermosis_server.records import EnergySample, StateBuffer
 
 REFERENCE_LR = "reference_lr"
@@ -24,7 +27,9 @@ class Hermosis(Optimizer):
 
     Each parameter group moves as one session does: its norms run over the group, and its state is kept in rows. A step
     that meets NaN or infinity changes nothing in its group, as on the server. A parameter without a gradient is kicked
-    with zero, so friction and drift still act on it; torch would leave it alone.
+    with zero, so friction and drift still act on it; torch would leave it alone. The parameters are what the recipe
+    publishes: under leapfrog and conformal schemes a half drift ahead of the end of the last step, where the next
+    gradient belongs.
 
     Args:
       params:       as for any torch optimizer; float32 or float64, one dtype and device a group.
@@ -35,12 +40,14 @@ class Hermosis(Optimizer):
 
     Raises:
       InvalidHyperparameter: as `resolve`, or parameters that a group cannot hold.
+      InvalidRequest:        by `step`, where the recipe needs the loss and there is none.
     """
 
     def __init__(
         self, params: Iterable[Any], recipe: str = "hermosis", *, row_elements: int = 1024, **settings: Value
     ) -> None:
-        resolve(recipe, settings)
+        for caution in resolve(recipe, settings).cautions:
+            warnings.warn(f"recipe {recipe}: {caution}", stacklevel=2)
         self._recipe = RECIPES[recipe]
         self._row_elements = row_elements
         self._residents: list[_Resident] = []
@@ -68,7 +75,7 @@ class Hermosis(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group, resident in zip(self.param_groups, self._residents, strict=True):
-            resident.follow(self._recipe.name, self._settings(group))
+            resident.follow(self._recipe.name, self._settings(group), [tuple(p.shape) for p in group["params"]])
             resident.step(group["params"], loss, float(group["lr"]) / group[REFERENCE_LR])
         return loss
 
@@ -130,49 +137,57 @@ class _Resident:
                 + ", ".join(sorted({f"{p.dtype} on {p.device}" for p in params}))
                 + "; wanted float32 or float64, one dtype and one device a group"
             )
-        elements = sum(p.numel() for p in params)
-        row_count = max(1, -(-elements // row_elements))
         hamiltonian = resolve(recipe, settings)
-        family = hamiltonian.family
+        family = hamiltonian.family([tuple(p.shape) for p in params])
+        spans = spans_of([p.numel() for p in params], by_tensor=family.by_tensor)
 
-        def zeros() -> Tensor:
-            return torch.zeros(row_count, row_elements, dtype=first.dtype, device=first.device)
+        def zeros(kind: StateBuffer, layout: Spans) -> Tensor:
+            count, width = sum(row_count(span, row_elements) for span in layout), row_elements
+            if kind in MATRIX_BUFFERS:
+                count, width = 1, sum(layout)
+            return torch.zeros(count, width, dtype=first.dtype, device=first.device)
 
-        def numbers(values: Iterable[float]) -> Tensor:
-            return torch.tensor([list(values)], dtype=torch.float64, device=first.device)
-
-        kinds = [*family.buffers, *([StateBuffer.PARAMETERS] if family.needs_parameters else [])]
+        layouts = family.buffers(spans, holds_parameters=family.needs_parameters)
+        buffers = {kind: zeros(kind, layout) for kind, layout in layouts.items()}
         return cls(
             settings=settings,
             family=family,
-            coefficients=numbers(hamiltonian.coefficients()),
-            state=PhaseState.from_buffers({kind: zeros() for kind in kinds}, numbers(initial_scalars(hamiltonian))),
-            rows=RowMap([row_count], [max(1, elements)], first.device),
-            gradient=zeros(),
-            sample=numbers(EnergySample()).squeeze(0),
+            coefficients=_numbers(hamiltonian.numbers(), first.device),
+            state=PhaseState.from_buffers(buffers, _numbers(initial_scalars(hamiltonian), first.device)),
+            rows=RowMap([spans], row_elements, first.device),
+            gradient=zeros(StateBuffer.MOMENTUM, spans),
+            sample=_numbers(EnergySample(), first.device).squeeze(0),
         )
 
-    def follow(self, recipe: str, settings: dict[str, Value]) -> None:
+    def follow(self, recipe: str, settings: dict[str, Value], shapes: Sequence[tuple[int, ...]]) -> None:
         """Takes over settings that were changed in the parameter group since the last step."""
         if settings == self.settings:
             return
-        hamiltonian = resolve(recipe, settings)
-        if hamiltonian.family.buffers != self.family.buffers or (
-            hamiltonian.family.needs_parameters and self.state.position is None
+        hamiltonian: Hamiltonian = resolve(recipe, settings)
+        family, spans = hamiltonian.family(shapes), self.rows.spans[0]
+        kept = self.state.position is not None
+        if (
+            family.by_tensor != self.family.by_tensor
+            or family.needs_parameters > kept
+            or family.buffers(spans, holds_parameters=kept) != self.family.buffers(spans, holds_parameters=kept)
         ):
             raise InvalidHyperparameter(
                 "a change of this setting needs other state than the group has; make a new optimizer for it"
             )
-        self.settings, self.family = settings, hamiltonian.family
-        self.coefficients = torch.tensor([hamiltonian.coefficients()], dtype=torch.float64).to(self.coefficients.device)
+        self.settings, self.family = settings, family
+        self.coefficients = _numbers(hamiltonian.numbers(), self.coefficients.device)
 
     def step(self, params: list[Tensor], loss: float | Tensor | None, lr_scale: float) -> None:
-        _fill(self.gradient, [p.grad for p in params], params)
-        if self.state.position is not None:
-            _fill(self.state.position, list(params), params)
-        new = self.state.clone()
         device = self.coefficients.device
         known = torch.full((1,), torch.nan) if loss is None else torch.as_tensor(loss).detach().reshape(1)
+        if self.family.needs_loss and not math.isfinite(float(known)):
+            raise InvalidRequest(
+                "this recipe's thermal profile answers to the loss; pass it by step(loss=…) or a closure", field="loss"
+            )
+        self._fill(self.gradient, [p.grad for p in params], params)
+        if self.state.position is not None:
+            self._fill(self.state.position, list(params), params)
+        new = self.state.clone()
         advance = advance_(
             new,
             self.gradient,
@@ -187,11 +202,9 @@ class _Resident:
             torch.where(taken, new.buffers()[kind], rows, out=rows)
         torch.where(taken, new.scalars, self.state.scalars, out=self.state.scalars)
         self.sample = advance.sample[0]
-        increment = torch.where(taken, advance.increment, 0).view(-1)
-        offset = 0
-        for p in params:
-            p.add_(increment[offset : offset + p.numel()].view(p.shape))
-            offset += p.numel()
+        increments = self._places(torch.where(taken, advance.increment, 0), params)
+        for p, increment in zip(params, increments, strict=True):
+            p.add_(increment)
 
     def kept(self) -> dict[StateBuffer, Tensor]:
         """The buffers that outlive a step; the parameters live in the model."""
@@ -209,16 +222,27 @@ class _Resident:
             rows.copy_(phase[kind.name])
         self.state.scalars.copy_(phase["scalars"])
 
-
-def _fill(rows: Tensor, tensors: list[Tensor | None], like: list[Tensor]) -> None:
-    """Lays tensors side by side into rows; one that is None counts as zero."""
-    flat, offset = rows.view(-1), 0
-    for tensor, shape in zip(tensors, like, strict=True):
-        place = flat[offset : offset + shape.numel()]
-        if tensor is None:
-            place.zero_()
-        elif tensor.is_sparse:
-            raise InvalidHyperparameter("a sparse gradient; wanted a dense one, as of Embedding(sparse=False)")
+    def _places(self, rows: Tensor, like: list[Tensor]) -> list[Tensor]:
+        """Views of the rows, one for each parameter and of its shape."""
+        sizes = [p.numel() for p in like]
+        cut = pieces(rows, self.rows.spans[0])
+        if self.family.by_tensor:
+            full = iter(cut)
+            parts = [next(full) if size else rows.new_empty(0) for size in sizes]
         else:
-            place.copy_(tensor.reshape(-1))
-        offset += shape.numel()
+            parts = list(cut[0].split(sizes))
+        return [part.view(p.shape) for part, p in zip(parts, like, strict=True)]
+
+    def _fill(self, rows: Tensor, tensors: list[Tensor | None], like: list[Tensor]) -> None:
+        """Lays tensors side by side into rows; one that is None counts as zero."""
+        for place, tensor in zip(self._places(rows, like), tensors, strict=True):
+            if tensor is None:
+                place.zero_()
+            elif tensor.is_sparse:
+                raise InvalidHyperparameter("a sparse gradient; wanted a dense one, as of Embedding(sparse=False)")
+            else:
+                place.copy_(tensor)
+
+
+def _numbers(values: Iterable[float], device: torch.device) -> Tensor:
+    return torch.tensor([list(values)], dtype=torch.float64, device=device)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from hermosis_server.dynamics.family import Scheme
 from hermosis_server.dynamics.hamiltonian import Hamiltonian, WeightDecay
-from hermosis_server.dynamics.kinetic import Classical, Relativistic
-from hermosis_server.dynamics.metric import MINIMUM_EPSILON, Diagonal, MetricPlace
-from hermosis_server.dynamics.thermal import Exponential, Force, ForceMode
+from hermosis_server.dynamics.kinetic import Classical, NormKind, NormScope, Relativistic, VelocityRegularised
+from hermosis_server.dynamics.metric import MINIMUM_EPSILON, Diagonal, Full, MetricPlace
+from hermosis_server.dynamics.thermal import Exponential, Force, ForceMode, Power
 from hermosis_server.errors import InvalidHyperparameter
 
 Value = float | bool | str
@@ -68,6 +69,9 @@ class Parameters:
 
     def flag(self, name: str) -> bool:
         return bool(self._values[name])
+
+    def choice(self, name: str) -> str:
+        return str(self._values[name])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +142,8 @@ def _blamed(field: str, known: Mapping[str, Parameter]) -> str:
         ("weight_decay", "weight_decay"),
         ("relativistic", "max_step"),
         ("relativistic", "delta"),
+        ("relativistic", "information_unit"),
+        ("force.mode", "momentum"),
     ):
         if part in field and name in known:
             return f"{PATH}.{name}"
@@ -145,14 +151,7 @@ def _blamed(field: str, known: Mapping[str, Parameter]) -> str:
 
 
 def lr(default: float) -> Parameter:
-    return Parameter(
-        name="lr",
-        kind="number",
-        default=default,
-        minimum=0,
-        minimum_excluded=True,
-        description="learning rate, tau/h; schedules act on it through lr_scale",
-    )
+    return positive("lr", default, "learning rate, tau/h; schedules act on it through lr_scale")
 
 
 def momentum(default: float) -> Parameter:
@@ -166,21 +165,45 @@ def decay(name: str, default: float, description: str) -> Parameter:
 
 
 def weight_decay(default: float, description: str) -> Parameter:
-    return Parameter(name="weight_decay", kind="number", default=default, minimum=0, description=description)
+    return at_least_zero("weight_decay", default, description)
+
+
+def at_least_zero(name: str, default: float, description: str) -> Parameter:
+    return Parameter(name=name, kind="number", default=default, minimum=0, description=description)
+
+
+def positive(name: str, default: float, description: str) -> Parameter:
+    return Parameter(
+        name=name, kind="number", default=default, minimum=0, minimum_excluded=True, description=description
+    )
+
+
+def share(name: str, default: float, description: str) -> Parameter:
+    return Parameter(name=name, kind="number", default=default, minimum=0, maximum=1, description=description)
+
+
+def choice(name: str, words: tuple[str, ...], description: str) -> Parameter:
+    return Parameter(name=name, kind="choice", default=words[0], choices=words, description=description)
 
 
 def flag(name: str, description: str) -> Parameter:
     return Parameter(name=name, kind="flag", default=False, description=description)
 
 
-EPS = Parameter(
-    name="eps",
-    kind="number",
-    default=1e-8,
-    minimum=MINIMUM_EPSILON,
-    description="added to the root of the second moment; keeps the metric finite",
-)
+def eps(default: float) -> Parameter:
+    return Parameter(
+        name="eps",
+        kind="number",
+        default=default,
+        minimum=MINIMUM_EPSILON,
+        description="added to the root of the second moment; keeps the metric finite",
+    )
+
+
+EPS = eps(1e-8)
 L2 = "L2 penalty, a part of the potential: added to the gradient"
+DECOUPLED = "shrinks the parameters by lr * weight_decay each step, beside the Hamiltonian"
+MAX_STEP = positive("max_step", 0.1, "longest step of the whole model at lr_scale 1, in the euclidean norm")
 
 
 @recipe(
@@ -207,6 +230,24 @@ def sgd(settings: Parameters) -> Hamiltonian:
         force=Force(mode=ForceMode.UNIT, gradient_gain=1 - dampening if dampened else 1.0),
         first_kick=1.0 if dampened else None,
         lookahead=nesterov,
+        weight_decay=WeightDecay(thermal=settings.number("weight_decay")),
+    )
+
+
+@recipe(
+    lr(1e-2),
+    decay("momentum", 0.9, "retention of momentum over a step, exp(-gamma tau)"),
+    weight_decay(0.0, L2),
+    physics="Newtonian motion in an exponentially cooling bath that drifts with the momentum one kick ahead.",
+    source="torch.optim.SGD with nesterov; docs/theory.md, section 7",
+)
+def nesterov(settings: Parameters) -> Hamiltonian:
+    retention = settings.number("momentum")
+    return Hamiltonian(
+        learning_rate=settings.number("lr"),
+        thermal=Exponential(momentum_retention=retention),
+        force=Force(mode=ForceMode.UNIT),
+        lookahead=retention > 0,
         weight_decay=WeightDecay(thermal=settings.number("weight_decay")),
     )
 
@@ -243,7 +284,7 @@ def adam(settings: Parameters) -> Hamiltonian:
     BETA1,
     BETA2,
     EPS,
-    weight_decay(1e-2, "shrinks the parameters by lr * weight_decay each step, beside the Hamiltonian"),
+    weight_decay(1e-2, DECOUPLED),
     physics="Adam with a dilation of the parameters beside the Hamiltonian.",
     source="torch.optim.AdamW; docs/theory.md, sections 5 and 8",
 )
@@ -278,47 +319,155 @@ def rmsprop(settings: Parameters) -> Hamiltonian:
 
 @recipe(
     lr(1e-2),
-    momentum(0.9),
-    Parameter(
-        name="delta",
-        kind="number",
-        default=1.0,
-        minimum=0,
-        description="inverse square of the longest step of the whole model at lr_scale 1; 0 is plain momentum",
-    ),
-    physics="Relativistic motion in an exponentially cooling bath: no step is longer than 1/sqrt(delta).",
-    source="França et al., arXiv 1903.04100, first form: v = mu v - lr g, x += v/sqrt(1 + delta |v|^2)",
+    eps(1e-10),
+    weight_decay(0.0, L2),
+    physics="The limit of infinite friction in a metric whose own temperature stands still: it sums and never forgets.",
+    source="torch.optim.Adagrad with lr_decay 0; docs/theory.md, section 7",
 )
-def rgd(settings: Parameters) -> Hamiltonian:
-    delta = settings.number("delta")
+def adagrad(settings: Parameters) -> Hamiltonian:
     return Hamiltonian(
         learning_rate=settings.number("lr"),
-        thermal=Exponential(momentum_retention=settings.number("momentum")),
+        thermal=Exponential(momentum_retention=0.0),
         force=Force(mode=ForceMode.UNIT),
-        kinetic=Relativistic(max_step=delta**-0.5) if delta > 0 else Classical(),
+        metric=Diagonal(second_moment_decay=1.0, second_moment_gain=1.0, epsilon=settings.number("eps")),
+        weight_decay=WeightDecay(thermal=settings.number("weight_decay")),
     )
 
 
 @recipe(
     lr(1e-2),
     momentum(0.9),
-    Parameter(
-        name="max_step",
-        kind="number",
-        default=0.1,
-        minimum=0,
-        minimum_excluded=True,
-        description="longest step of the whole model at lr_scale 1, in the euclidean norm",
+    at_least_zero(
+        "delta", 1.0, "inverse square of the longest half drift of the whole model at lr_scale 1; 0 is plain momentum"
     ),
-    weight_decay(0.0, "shrinks the parameters by lr * weight_decay each step, beside the Hamiltonian"),
-    physics="The thermal average of the gradients drives relativistic motion whose speed limit does not cool "
-    "(rest_cooling 0); symplectic Euler.",
-    source="Learning Dynamics v0.1.0; docs/theory.md, sections 6 and 10",
+    share("alpha", 1.0, "how much of its first half drift a step keeps; 1 is conformal symplectic, 0 is Nesterov's"),
+    choice("form", ("conformal", "euler"), "as in the authors' code, or the first printed one: one whole drift a step"),
+    physics="Relativistic motion in an exponentially cooling bath: no half drift is longer than 1/sqrt(delta).",
+    source="França et al., arXiv 1903.04100, and the authors' relativistic2; docs/theory.md, section 7",
+)
+def rgd(settings: Parameters) -> Hamiltonian:
+    conformal = settings.choice("form") == "conformal"
+    if not conformal and settings.number("alpha") != 1:
+        raise InvalidHyperparameter(
+            f"alpha {settings.number('alpha'):g} in the euler form, which keeps its whole drift; wanted 1, or form "
+            "conformal",
+            field=f"{PATH}.alpha",
+        )
+    # Half a drift moves by half of lr times the momentum, so that the authors' velocity is -lr X/2.
+    halves = 2.0 if conformal else 1.0
+    delta = settings.number("delta")
+    return Hamiltonian(
+        learning_rate=settings.number("lr"),
+        thermal=Exponential(momentum_retention=settings.number("momentum")),
+        force=Force(mode=ForceMode.UNIT, gradient_gain=halves),
+        kinetic=Relativistic(max_step=halves * delta**-0.5) if delta > 0 else Classical(),
+        integrator=Scheme.CONFORMAL if conformal else Scheme.SYMPLECTIC_EULER,
+        kept_drift=settings.number("alpha"),
+    )
+
+
+@recipe(
+    lr(1e-3),
+    BETA1,
+    BETA2,
+    at_least_zero("beta3", 1.0, "how much the squared norm of the momentum brakes; 0 is AdamW"),
+    at_least_zero("lr_cutoff", 10.0, "bounds the braking: the step is never divided by more than 1 + lr_cutoff"),
+    EPS,
+    weight_decay(0.0, DECOUPLED + ", braked as the step is"),
+    choice("norm", ("model", "tensor"), "whether the whole model brakes together or each tensor by itself"),
+    physics="AdamW under a velocity-regularised kinetic energy that sees the euclidean norm of the raw momentum.",
+    source="VRAdam, arXiv 2505.13196, the authors' code; docs/theory.md, sections 4 and 7",
+)
+def vradam(settings: Parameters) -> Hamiltonian:
+    return Hamiltonian(
+        learning_rate=settings.number("lr"),
+        thermal=Exponential(momentum_retention=settings.number("beta1")),
+        kinetic=VelocityRegularised(stiffness=settings.number("beta3"), cap=settings.number("lr_cutoff")),
+        norm_scope=NormScope.TENSOR if settings.choice("norm") == "tensor" else NormScope.SESSION,
+        norm_kind=NormKind.EUCLIDEAN,
+        metric=Diagonal(second_moment_decay=settings.number("beta2"), epsilon=settings.number("eps"), normalise=True),
+        normalise=True,
+        weight_decay=WeightDecay(decoupled=settings.number("weight_decay"), follows_speed=True),
+    )
+
+
+@recipe(
+    lr(1e-2),
+    at_least_zero("gradient_window", 9.0, "T1, steps over which gradients are averaged; momentum is T1/(1 + T1)"),
+    positive("metric_window", 99.0, "T2, steps over which their products are averaged"),
+    eps(1e-4),
+    choice("metric", ("diagonal", "full"), "full keeps the square of the number of parameters, and turns with them"),
+    physics="Motion along covariant gradients: the metric is the gradients' own windowed second moment.",
+    source="Guskov and Vanchurin, Covariant Gradient Descent, arXiv 2504.05279; docs/theory.md, section 5",
+)
+def cgd(settings: Parameters) -> Hamiltonian:
+    first, second = settings.number("gradient_window"), settings.number("metric_window")
+    kind = Full if settings.choice("metric") == "full" else Diagonal
+    return Hamiltonian(
+        learning_rate=settings.number("lr"),
+        thermal=Exponential(momentum_retention=first / (1 + first)),
+        metric=kind(second_moment_decay=second / (1 + second), epsilon=settings.number("eps")),
+    )
+
+
+@recipe(
+    lr(1e-2),
+    positive("exponent", 3.0, "p: friction is p over the age; 3 is Nesterov's, 2 is faster and wilder at first"),
+    positive("age", 1.0, "age at the first step, in steps"),
+    weight_decay(0.0, L2),
+    physics="Newtonian motion in a bath whose mass grows as a power of the age, so that friction fades.",
+    source="Su, Boyd and Candès, A Differential Equation for Modeling Nesterov's Method; docs/theory.md, section 3",
+)
+def nesterov_ode(settings: Parameters) -> Hamiltonian:
+    return Hamiltonian(
+        learning_rate=settings.number("lr"),
+        thermal=Power(exponent=settings.number("exponent"), age=settings.number("age")),
+        force=Force(mode=ForceMode.PHYSICAL),
+        integrator=Scheme.CONFORMAL,
+        weight_decay=WeightDecay(thermal=settings.number("weight_decay")),
+    )
+
+
+@recipe(
+    lr(1e-2),
+    momentum(0.9),
+    MAX_STEP,
+    weight_decay(0.0, DECOUPLED),
+    physics="The thermal average of the gradients drives relativistic motion whose speed limit does not cool.",
+    source="Learning Dynamics v0.1.0; docs/theory.md, sections 6, 10 and 11",
 )
 def hermosis(settings: Parameters) -> Hamiltonian:
     return Hamiltonian(
         learning_rate=settings.number("lr"),
         thermal=Exponential(momentum_retention=settings.number("momentum")),
         kinetic=Relativistic(max_step=settings.number("max_step")),
+        integrator=Scheme.CONFORMAL if settings.number("momentum") > 0 else Scheme.SYMPLECTIC_EULER,
         weight_decay=WeightDecay(decoupled=settings.number("weight_decay")),
+    )
+
+
+@recipe(
+    lr(1e-2),
+    Parameter(
+        name="momentum",
+        kind="number",
+        default=0.9,
+        minimum=0,
+        minimum_excluded=True,
+        maximum=1,
+        maximum_excluded=True,
+        description="retention of momentum over a step, exp(-gamma tau)",
+    ),
+    positive("information_unit", 10.0, "k; the speed limit is k/beta in units of momentum, so it falls as beta grows"),
+    at_least_zero("weight_decay", 0.0, "the text's harmonic term, which fades as 1/beta"),
+    physics="The published text to the letter: the rest energy cools with the bath, and learning freezes in the end.",
+    source="Learning Dynamics v0.1.0; docs/theory.md, section 10",
+)
+def hermosis_literal(settings: Parameters) -> Hamiltonian:
+    return Hamiltonian(
+        learning_rate=settings.number("lr"),
+        information_unit=settings.number("information_unit"),
+        thermal=Exponential(momentum_retention=settings.number("momentum")),
+        kinetic=Relativistic(speed_limit=settings.number("information_unit"), rest_cooling=1.0, rest_energy=1.0),
+        weight_decay=WeightDecay(bare=settings.number("weight_decay")),
     )

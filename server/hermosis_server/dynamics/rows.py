@@ -1,8 +1,9 @@
 """Rows: how sessions share a batch, and sums that do not depend on who else is in it.
 
-A batch is S sessions in R rows of E elements. The rows of a session lie side by side in flat order, the last one padded
-with zeros. Floating-point sums depend on their order, so the order here is a fixed function of the session alone: first
-along each row, then over the session's rows as one binary tree.
+A batch is S sessions in rows of E elements. A session is one span of elements, or a span for each of its tensors where
+those must be told apart; a span begins on a row of its own, and its last row is padded with zeros. Floating-point sums
+depend on their order, so the order here is a fixed function of the session alone: first along each row, then over the
+rows as one binary tree.
 """
 
 from collections.abc import Sequence
@@ -20,36 +21,60 @@ THREADED_ELEMENTS = 32_768
 TILE_ELEMENTS = 1 << 18
 DEVICE_TILE_ELEMENTS = 1 << 26
 
+Spans = tuple[int, ...]  # elements of each span of a session, in order
 
-class RowMap:
-    """Which rows of a batch belong to which session.
+
+def spans_of(sizes: Sequence[int], *, by_tensor: bool) -> Spans:
+    """The spans of a session whose tensors have these sizes; an empty tensor has none."""
+    if not by_tensor:
+        return (sum(sizes),)
+    return tuple(size for size in sizes if size) or (0,)
+
+
+def row_count(span: int, row_elements: int) -> int:
+    """Rows of one span; at least one."""
+    return max(1, -(-span // row_elements))
+
+
+def pieces(rows: Tensor, spans: Spans) -> list[Tensor]:
+    """Views of one session's (R, E) rows, a flat one for each span, padding left out."""
+    views, top = [], 0
+    for span in spans:
+        count = row_count(span, rows.shape[1])
+        views.append(rows[top : top + count].reshape(-1)[:span])
+        top += count
+    return views
+
+
+class Grouping:
+    """Items in groups that lie side by side, such as rows of sessions.
 
     Attributes:
-      row_session:      (R,) int64 session of each row.
-      row_counts:       (S,) int64 rows of each session.
-      parameter_counts: (S,) int64 elements of each session, padding left out.
+      group: (items,) int64 group of each item.
+      size:  groups.
     """
 
-    def __init__(
-        self, row_counts: Sequence[int], parameter_counts: Sequence[int], device: torch.device | str = "cpu"
-    ) -> None:
-        if len(row_counts) != len(parameter_counts) or not row_counts or min(row_counts) < 1:
+    def __init__(self, counts: Sequence[int], device: torch.device | str) -> None:
+        if not counts or min(counts) < 1:
             raise InternalError("each session of a batch has at least one row; this is a bug in hermosis")
-        counts = torch.tensor(row_counts)
-        sessions = torch.repeat_interleave(torch.arange(len(row_counts)), counts)
-        self.row_counts = counts.to(device)
-        self.parameter_counts = torch.tensor(parameter_counts).to(device)
-        self.row_session = sessions.to(device)
-        self._one_row_each = sessions.numel() == counts.numel()
-        self._levels = [level.to(device) for level in _summation_tree(counts)]
+        table = torch.tensor(counts)
+        group = torch.repeat_interleave(torch.arange(len(counts)), table)
+        self.size = len(counts)
+        self.group = group.to(device)
+        self._one_each = group.numel() == table.numel()
+        self._levels = [level.to(device) for level in _summation_tree(table)]
 
     def spread(self, *values: Tensor, dtype: torch.dtype) -> Tensor:
-        """Numbers a session, n of (S,), as (R, n, 1) in the rows' dtype, rounded once; unbind(1) gives columns."""
+        """Numbers a group, n of (groups,), as (items, n, 1) in `dtype`, rounded once; unbind(1) gives columns."""
         table = torch.stack(values, dim=1).to(dtype).unsqueeze(2)
-        return table if self._one_row_each else table.index_select(0, self.row_session)
+        return table if self._one_each else table.index_select(0, self.group)
+
+    def each(self, value: Tensor) -> Tensor:
+        """A number a group, (groups,), as (items,)."""
+        return value if self._one_each else value.index_select(0, self.group)
 
     def totals(self, *partials: Tensor) -> tuple[Tensor, ...]:
-        """Sums row partials, each (R,) float64, to (S,): a binary tree over neighbours, the same in any batch."""
+        """Sums item partials, each (items,) float64, to (groups,): a binary tree, the same in any batch."""
         table = torch.stack(partials, dim=1)
         for gather in self._levels:
             padded = torch.cat([table, table.new_zeros(1, table.shape[1])])
@@ -58,6 +83,42 @@ class RowMap:
                 group = group[:, 0::2] + group[:, 1::2]
             table = group.squeeze(1)
         return table.unbind(1)
+
+
+class RowMap:
+    """Which rows of a batch belong to which session and to which span.
+
+    Args:
+      spans:        of each session.
+      row_elements: E.
+      device:       of the rows.
+
+    Attributes:
+      spans:            as given.
+      row_counts:       rows of each session.
+      sessions:         rows in sessions.
+      tensors:          rows in spans.
+      tensors_of:       spans in sessions.
+      parameter_counts: (S,) int64 elements of each session, padding left out; 1 where there are none.
+    """
+
+    def __init__(self, spans: Sequence[Spans], row_elements: int, device: torch.device | str = "cpu") -> None:
+        counts = [[row_count(span, row_elements) for span in each] for each in spans]
+        self.spans = tuple(spans)
+        self.row_counts = [sum(each) for each in counts]
+        self.sessions = Grouping(self.row_counts, device)
+        if all(len(each) == 1 for each in counts):
+            self.tensors = self.sessions
+        else:
+            self.tensors = Grouping([count for each in counts for count in each], device)
+        self.tensors_of = Grouping([len(each) for each in counts], device)
+        self.parameter_counts = torch.tensor([max(1, sum(each)) for each in spans]).to(device)
+
+    def pieces(self, rows: Tensor) -> list[list[Tensor]]:
+        """For each session, a flat view of each of its spans."""
+        return [
+            pieces(part, spans) for part, spans in zip(torch.split(rows, self.row_counts), self.spans, strict=True)
+        ]
 
 
 def _summation_tree(counts: Tensor) -> list[Tensor]:
@@ -92,7 +153,7 @@ def row_squares(rows: Tensor) -> Tensor:
 
 def row_products(left: Tensor, right: Tensor) -> Tensor:
     """(R,) float64 scalar product of each pair of rows."""
-    return _row_sums_(left.to(torch.float64, copy=True).mul_(right))
+    return row_sums(left.to(torch.float64, copy=True).mul_(right))
 
 
 def row_peaks(rows: Tensor) -> Tensor:
@@ -100,7 +161,7 @@ def row_peaks(rows: Tensor) -> Tensor:
     return rows.amax(dim=1).to(torch.float64) + rows.amin(dim=1)
 
 
-def _row_sums_(values: Tensor) -> Tensor:
+def row_sums(values: Tensor) -> Tensor:
     """Sum of each row of float64 values, in an order that knows nothing of the other rows; may change `values`."""
     if not _threads_share_rows(values):
         return values.sum(dim=1)

@@ -6,7 +6,6 @@ side by side in a slab, and a slab that nobody uses is given back. Only the devi
 `staging_buffer`, which touches no slab.
 """
 
-import math
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hermosis.wire import Dtype
+from hermosis_server.dynamics import Spans, pieces, row_count
 from hermosis_server.errors import InternalError, OutOfDeviceMemory
 from hermosis_server.records import StateBuffer
 
@@ -67,16 +67,23 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One session's rows: a run of `rows` rows for each of its buffers, holding `elements` elements each."""
+    """One session's rows: for each of its buffers a run of rows, and the spans of elements that are laid into them."""
 
-    elements: int
-    rows: int
     size_bytes: int
     runs: Mapping[StateBuffer, _Run]
+    spans: Mapping[StateBuffer, Spans]
 
     def view(self, buffer: StateBuffer) -> Tensor:
         """(rows, E) of the arena itself."""
         return self.runs[buffer].view
+
+    def elements(self, buffer: StateBuffer) -> int:
+        """Elements of a buffer, padding left out."""
+        return sum(self.spans[buffer])
+
+    def read(self, buffer: StateBuffer) -> Tensor:
+        """The elements of a buffer as one vector; a view where they lie in one piece."""
+        return unpadded(self.view(buffer), self.spans[buffer])
 
 
 class Arena:
@@ -95,17 +102,20 @@ class Arena:
         self.used_bytes = 0
         self._slabs: list[_Slab] = []
 
-    def bytes_for(self, elements: int, buffers: int) -> int:
-        """Bytes that a session of that many elements and buffers holds."""
-        return math.ceil(elements / self.row_elements) * self.row_elements * ELEMENT_BYTES * buffers
+    def bytes_for(self, spans: Spans) -> int:
+        """Bytes that a buffer of these spans holds."""
+        return self._rows(spans) * self.row_elements * ELEMENT_BYTES
 
-    def reserve(self, elements: int, buffers: Sequence[StateBuffer]) -> Slot:
+    def reserve(self, layouts: Mapping[StateBuffer, Spans]) -> Slot:
         """Takes zeroed rows for a session.
+
+        Args:
+          layouts: the session's buffers, and the spans of elements in each.
 
         Raises:
           OutOfDeviceMemory: the session would not fit; nothing was taken.
         """
-        wanted = self.bytes_for(elements, len(buffers))
+        wanted = sum(map(self.bytes_for, layouts.values()))
         free = self.limit_bytes - self.used_bytes
         if wanted > free:
             raise OutOfDeviceMemory(
@@ -113,11 +123,10 @@ class Arena:
                 "close a session or raise the server's device memory limit",
                 metadata={"free_bytes": str(free), "wanted_bytes": str(wanted)},
             )
-        rows = math.ceil(elements / self.row_elements)
         runs: dict[StateBuffer, _Run] = {}
         try:
-            for buffer in buffers:
-                runs[buffer] = self._take(rows)
+            for buffer, spans in layouts.items():
+                runs[buffer] = self._take(self._rows(spans))
         except torch.OutOfMemoryError as error:
             self._give(runs)
             raise OutOfDeviceMemory(
@@ -125,7 +134,7 @@ class Arena:
                 f"{self.limit_bytes} is not reached; lower the limit or close a session"
             ) from error
         self.used_bytes += wanted
-        return Slot(elements=elements, rows=rows, size_bytes=wanted, runs=runs)
+        return Slot(size_bytes=wanted, runs=runs, spans=dict(layouts))
 
     def release(self, slot: Slot) -> None:
         """Gives a session's rows back."""
@@ -141,8 +150,13 @@ class Arena:
         torch._foreach_copy_([slot.view(buffer) for slot in slots], list(values))
 
     def write(self, slot: Slot, buffer: StateBuffer, elements: Tensor) -> None:
-        """Sets a session's P elements from a flat tensor of any device and dtype."""
-        flat(slot.view(buffer), slot.elements).copy_(elements)
+        """Sets a buffer's elements from a flat tensor of any device and dtype."""
+        spans = slot.spans[buffer]
+        for place, part in zip(pieces(slot.view(buffer), spans), elements.split(list(spans)), strict=True):
+            place.copy_(part)
+
+    def _rows(self, spans: Spans) -> int:
+        return sum(row_count(span, self.row_elements) for span in spans)
 
     def _take(self, rows: int) -> _Run:
         for slab in self._slabs:
@@ -166,9 +180,10 @@ class Arena:
                 self._slabs = [slab for slab in self._slabs if slab is not run.slab]
 
 
-def flat(rows: Tensor, elements: int) -> Tensor:
-    """The first P elements of (rows, E) as one vector, without the padding of the last row."""
-    return rows.reshape(-1)[:elements]
+def unpadded(rows: Tensor, spans: Spans) -> Tensor:
+    """The elements of one session's (rows, E) as one vector, without the padding at the end of each span."""
+    cut = pieces(rows, spans)
+    return cut[0] if len(cut) == 1 else torch.cat(cut)
 
 
 def wire_bytes(vector: Tensor, dtype: Dtype) -> memoryview:

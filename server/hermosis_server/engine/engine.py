@@ -93,10 +93,11 @@ class Engine:
         )
         self._sessions[session_id] = session  # before the wait, so that nobody else gets the id
         on_server = spec.parameters_on is ParametersOn.SERVER
+        shapes = [tensor.shape for tensor in spec.layout.tensors]
         try:
             session.resident = await self._executor.run(
                 lambda arena: on_device.reserve(
-                    arena, hamiltonian, elements=spec.layout.parameter_count, holds_parameters=on_server
+                    arena, hamiltonian, shapes=shapes, holds_parameters=on_server
                 )
             )
         except BaseException:
@@ -128,8 +129,7 @@ class Engine:
         checks.check_lr_scale(edit.lr_scale, field="edit.lr_scale")
         checks.check_labels(edit.display_name or "", edit.labels or {})
         if edit.thermal is not None:
-            hamiltonian = on_device.with_profile(session.on_device.hamiltonian, edit.thermal)
-            await self._on_device(session, on_device.change_hamiltonian, hamiltonian)
+            hamiltonian = await self._on_device(session, on_device.change_profile, edit.thermal)
             session.spec = replace(session.spec, optimizer=hamiltonian)
         if edit.lr_scale is not None:
             session.lr_scale = edit.lr_scale
@@ -217,8 +217,9 @@ class Engine:
         session = self._resident_session(session_id)
         assemblers: dict[StateBuffer, Assembler] = {}
         try:
-            for buffer in session.on_device.slot.runs:
-                assemblers[buffer] = self.intake.assembler(session.spec.layout.parameter_count, Dtype.FLOAT32)
+            slot = session.on_device.slot
+            for buffer in slot.spans:
+                assemblers[buffer] = self.intake.assembler(slot.elements(buffer), Dtype.FLOAT32)
         except HermosisError:
             for assembler in assemblers.values():
                 assembler.release()

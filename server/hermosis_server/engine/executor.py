@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 
 from hermosis.wire import Dtype
-from hermosis_server.dynamics import PhaseState, RowMap, advance_
-from hermosis_server.engine.arena import Arena, flat, from_wire, wire_bytes
+from hermosis_server.dynamics import MATRIX_BUFFERS, PhaseState, RowMap, Spans, advance_, pieces
+from hermosis_server.engine.arena import Arena, Slot, from_wire, unpadded, wire_bytes
 from hermosis_server.engine.resident import Resident, digest
 from hermosis_server.engine.rounds import Contribution, weights
 from hermosis_server.engine.scheduler import Job, ReadyRound, StepQueue
@@ -134,22 +134,21 @@ def step_rounds(arena: Arena, rounds: list[ReadyRound]) -> list[StepDone]:
     started_s = time.monotonic()
     residents: list[Resident] = [ready.resident for ready in rounds]
     slots = [resident.slot for resident in residents]
-    buffers = list(slots[0].runs)
-    lengths = [slot.rows for slot in slots]
-    rows = _row_map(tuple(lengths), tuple(slot.elements for slot in slots), arena.device)
+    rows = _row_map(tuple(slot.spans[StateBuffer.MOMENTUM] for slot in slots), arena.row_elements, arena.device)
+    gathered = {buffer: arena.gather(slots, buffer) for buffer in slots[0].runs}
     state = PhaseState.from_buffers(
-        {buffer: arena.gather(slots, buffer) for buffer in buffers},
+        {buffer: _by_session(slots, buffer, rows) for buffer, rows in gathered.items()},
         _numbers([resident.scalars for resident in residents], arena),
     )
     gradient = torch.zeros_like(state.momentum)
-    for ready, part in zip(rounds, torch.split(gradient, lengths), strict=True):
-        _reduce(ready.contributions, part, ready.resident.slot.elements)
+    for ready, part in zip(rounds, torch.split(gradient, rows.row_counts), strict=True):
+        _reduce(ready.contributions, part, ready.resident.slot.spans[StateBuffer.MOMENTUM])
     advance = advance_(
         state,
         gradient,
         _numbers([ready.loss for ready in rounds], arena),
         family=residents[0].family,
-        coefficients=_numbers([resident.coefficients for resident in residents], arena),
+        coefficients=_numbers([resident.numbers for resident in residents], arena),
         lr_scale=_numbers([ready.lr_scale for ready in rounds], arena),
         rows=rows,
     )
@@ -159,11 +158,10 @@ def step_rounds(arena: Arena, rounds: list[ReadyRound]) -> list[StepDone]:
     outcomes = [_outcome(*pair) for pair in finite.tolist()]
 
     kept = [index for index, outcome in enumerate(outcomes) if outcome is Outcome.APPLIED]
-    new = {buffer: torch.split(tensor, lengths) for buffer, tensor in state.buffers().items()}
-    increments = torch.split(advance.increment, lengths)
-    if kept:
-        for buffer in buffers:
-            arena.scatter([slots[index] for index in kept], buffer, [new[buffer][index] for index in kept])
+    increments = torch.split(advance.increment, rows.row_counts)
+    for buffer, values in gathered.items() if kept else ():
+        new = torch.split(values, [len(slot.view(buffer)) for slot in slots])
+        arena.scatter([slots[index] for index in kept], buffer, [new[index] for index in kept])
 
     before = [resident.step for resident in residents]
     for index in kept:
@@ -192,24 +190,32 @@ def step_rounds(arena: Arena, rounds: list[ReadyRound]) -> list[StepDone]:
 
 
 @functools.lru_cache(maxsize=256)
-def _row_map(lengths: tuple[int, ...], elements: tuple[int, ...], device: torch.device) -> RowMap:
+def _row_map(spans: tuple[Spans, ...], row_elements: int, device: torch.device) -> RowMap:
     """The same sessions meet in batch after batch; their map is made once."""
-    return RowMap(lengths, elements, device=device)
+    return RowMap(spans, row_elements, device)
+
+
+def _by_session(slots: list[Slot], buffer: StateBuffer, rows: torch.Tensor) -> torch.Tensor:
+    """Gathered rows as dynamics sees them: the buffers of a matrix metric are a line a session, without padding."""
+    if buffer not in MATRIX_BUFFERS:
+        return rows
+    return rows.view(len(slots), -1)[:, : slots[0].elements(buffer)]
 
 
 def _numbers(values: Sequence[object], arena: Arena) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64, device=arena.device)
 
 
-def _reduce(contributions: list[Contribution], rows: torch.Tensor, elements: int) -> None:
+def _reduce(contributions: list[Contribution], rows: torch.Tensor, spans: Spans) -> None:
     """Mean of the contributions into zeroed rows, in the order of worker ids: the same bits whoever came first."""
-    mean = flat(rows, elements)
+    places = pieces(rows, spans)
     for contribution, weight in zip(contributions, weights(contributions), strict=True):
         staging = contribution.gradient.staging
         if staging is None:
             raise InternalError("a repeated gradient was counted; this is a bug in hermosis")
-        vector = from_wire(staging.memory, contribution.gradient.dtype).to(mean.device, mean.dtype, non_blocking=True)
-        mean.add_(vector, alpha=weight)
+        vector = from_wire(staging.memory, contribution.gradient.dtype).to(rows.device, rows.dtype, non_blocking=True)
+        for place, part in zip(places, vector.split(list(spans)), strict=True):
+            place.add_(part, alpha=weight)
 
 
 def _outcome(gradient_finite: bool, state_finite: bool) -> Outcome:
@@ -234,13 +240,14 @@ def _vectors(ready: ReadyRound, increment: torch.Tensor, outcome: Outcome) -> di
     """What the workers asked for, each kind made once however many want it."""
     vectors: dict[ReplyWish, Vector] = {}
     resident: Resident = ready.resident
+    slot: Slot = resident.slot
     for wish in {contribution.wish for contribution in ready.contributions}:
         if wish.reply is Reply.PARAMETERS:
-            source = resident.slot.view(StateBuffer.PARAMETERS)
+            source = slot.read(StateBuffer.PARAMETERS)
         elif wish.reply is Reply.INCREMENT and outcome is Outcome.APPLIED:
-            source = increment
+            source = unpadded(increment, slot.spans[StateBuffer.MOMENTUM])
         else:
             continue
-        payload = wire_bytes(flat(source, resident.slot.elements), Dtype(wish.dtype))
+        payload = wire_bytes(source, Dtype(wish.dtype))
         vectors[wish] = Vector(step=resident.step, reply=wish.reply, dtype=wish.dtype, payload=payload)
     return vectors

@@ -3,12 +3,23 @@
 Every function here runs as a job of the executor, between two steps.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hermosis.wire import Dtype
-from hermosis_server.dynamics import SCALARS, Family, Hamiltonian, initial_scalars, state_digest
-from hermosis_server.engine.arena import Arena, Slot, flat, from_wire, wire_bytes
+from hermosis_server.dynamics import (
+    SCALARS,
+    Family,
+    Hamiltonian,
+    Power,
+    Scalars,
+    ThermalProfile,
+    initial_scalars,
+    spans_of,
+    state_digest,
+)
+from hermosis_server.engine.arena import Arena, Slot, from_wire, wire_bytes
 from hermosis_server.errors import CorruptState, InvalidRequest, SessionNotReady
 from hermosis_server.records import Reply, StateBuffer, StateScalars, Vector, WorkerSequence
 
@@ -18,15 +29,18 @@ class Resident:
     """Rows in the arena and the numbers that belong to them.
 
     Attributes:
+      shapes:  of the session's tensors.
+      numbers: coefficients, as dynamics takes them.
       scalars: float64 numbers in the order of dynamics.SCALARS; the first is the step.
       workers: the last applied contribution of each worker, changed together with the rows.
       initialised: whether parameters have been set.
     """
 
     slot: Slot
+    shapes: Sequence[tuple[int, ...]]
     hamiltonian: Hamiltonian
     family: Family
-    coefficients: tuple[float, ...]
+    numbers: tuple[float, ...]
     scalars: tuple[float, ...]
     workers: dict[str, WorkerSequence] = field(default_factory=dict)
     initialised: bool = False
@@ -50,19 +64,18 @@ class ExportedState:
     digest: bytes
 
 
-def buffers_of(family: Family, *, holds_parameters: bool) -> tuple[StateBuffer, ...]:
-    """The per-parameter vectors that a session keeps."""
-    return ((StateBuffer.PARAMETERS,) if holds_parameters else ()) + tuple(family.buffers)
-
-
-def reserve(arena: Arena, hamiltonian: Hamiltonian, *, elements: int, holds_parameters: bool) -> Resident:
+def reserve(
+    arena: Arena, hamiltonian: Hamiltonian, *, shapes: Sequence[tuple[int, ...]], holds_parameters: bool
+) -> Resident:
     """Takes rows for a session; raises OutOfDeviceMemory and takes nothing when they do not fit."""
-    family = hamiltonian.family
+    family = hamiltonian.family(shapes)
+    spans = spans_of([math.prod(shape) for shape in shapes], by_tensor=family.by_tensor)
     return Resident(
-        slot=arena.reserve(elements, buffers_of(family, holds_parameters=holds_parameters)),
+        slot=arena.reserve(family.buffers(spans, holds_parameters=holds_parameters)),
+        shapes=shapes,
         hamiltonian=hamiltonian,
         family=family,
-        coefficients=hamiltonian.coefficients(),
+        numbers=hamiltonian.numbers(),
         scalars=initial_scalars(hamiltonian),
     )
 
@@ -130,20 +143,26 @@ def adopt(arena: Arena, resident: Resident, state: ExportedState) -> None:
     resident.initialised = True
 
 
-def change_hamiltonian(arena: Arena, resident: Resident, hamiltonian: Hamiltonian) -> None:
-    """Goes on from the present state under other dynamics that keep the same buffers."""
+def change_profile(arena: Arena, resident: Resident, thermal: ThermalProfile) -> Hamiltonian:
+    """Goes on from the present state under another thermal profile; gives the dynamics as they are now.
+
+    Raises:
+      InvalidHyperparameter: the profile contradicts the rest; nothing changed.
+    """
+    scalars = Scalars(*resident.scalars)
+    if isinstance(thermal, Power) and thermal.reference_log_beta is None:
+        thermal = replace(thermal, reference_log_beta=scalars.log_beta)
+    hamiltonian = replace(resident.hamiltonian, thermal=thermal)
+    resident.family = hamiltonian.family(resident.shapes)
     resident.hamiltonian = hamiltonian
-    resident.family = hamiltonian.family
-    resident.coefficients = hamiltonian.coefficients()
-
-
-def with_profile(hamiltonian: Hamiltonian, thermal: object) -> Hamiltonian:
-    """The same dynamics under another thermal profile; validated as a whole again."""
-    return replace(hamiltonian, thermal=thermal)  # type: ignore[arg-type]
+    resident.numbers = hamiltonian.numbers()
+    if resident.family.needs_loss and not math.isfinite(scalars.internal_energy):
+        resident.scalars = scalars._replace(internal_energy=0.0)  # where such a profile begins
+    return hamiltonian
 
 
 def _read(resident: Resident, buffer: StateBuffer, dtype: Dtype) -> memoryview:
-    return wire_bytes(flat(resident.slot.view(buffer), resident.slot.elements), dtype)
+    return wire_bytes(resident.slot.read(buffer), dtype)
 
 
 def _named(scalars: tuple[float, ...]) -> StateScalars:

@@ -1,6 +1,7 @@
 """Session: one optimizer with its parameters, as the rpc thread sees it. Its numbers live with the device thread."""
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -160,6 +161,12 @@ class Session:
             raise InvalidRequest(
                 f"base_step {commit.base_step} is ahead of session {self.session_id}, which is at step {self.step}",
                 field="commit.base_step",
+            )
+        if self.on_device.family.needs_loss and not math.isfinite(commit.loss):
+            raise InvalidRequest(
+                f"loss is {commit.loss}, but the thermal profile of session {self.session_id} answers to it; "
+                "send a finite loss with every gradient",
+                field="commit.loss",
             )
         self._require_fresh(worker, commit)
         ticket = StepTicket(payload_crc32=gradient.checksum(), future=asyncio.get_running_loop().create_future())

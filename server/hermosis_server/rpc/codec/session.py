@@ -28,7 +28,7 @@ from hermosis_server.records import (
     TensorSpec,
     WorkerSequence,
 )
-from hermosis_server.rpc.codec import enums, optimizer
+from hermosis_server.rpc.codec import enums, hamiltonian, optimizer
 from hermosis_server.rpc.codec.telemetry import timestamp
 
 MAX_AXIS = 1 << 40
@@ -151,7 +151,7 @@ def edit(request: session_pb2.UpdateSessionRequest) -> SessionEdit:
     """The fields that the mask names."""
     readers: Mapping[str, Callable[[], object]] = {
         "lr_scale": lambda: request.edit.lr_scale,
-        "thermal_profile": lambda: optimizer.thermal_profile(request.edit.thermal_profile, "edit.thermal_profile"),
+        "thermal_profile": lambda: hamiltonian.thermal_profile(request.edit.thermal_profile),
         "display_name": lambda: request.edit.display_name,
         "labels": lambda: dict(request.edit.labels),
     }
@@ -210,6 +210,7 @@ def exported(record: Session, state: ExportedState, chunk_bytes: int) -> Iterato
             for entry in state.workers.values()
         ],
         state_digest=state.digest,
+        buffer_elements=[len(memory) // Dtype.FLOAT32.itemsize for memory in state.buffers.values()],
     )
     yield session_pb2.ExportSessionResponse(state=head)
     itemsize = Dtype.FLOAT32.itemsize

@@ -1,0 +1,228 @@
+r"""Norms: what the kinetic energy makes of a batch of momenta, whether it looks at sessions, tensors or coordinates.
+
+With the inverse metric G and the raising factor a = ζ/A of a normalised momentum (a = 1 elsewhere),
+
+.. math::
+    s = a\,X\!\cdot\!G X \;\text{(metric)} \quad\text{or}\quad X\!\cdot\!X \;\text{(euclidean)}, \qquad
+    \text{work} = a\,X\!\cdot\!G X, \qquad \text{power} = f\cdot\text{work} = h\,X\!\cdot\!v
+
+`GroupNorms` sums over rows first, then asks for the motion of each sum. `CoordinateNorms` asks for the motion of each
+element, in float64, and sums what it gets. Both take a step's norms at three moments: before the kick, after it, and
+once more when the next point is published, where momentum and mass have cooled in between.
+
+Source: docs/theory.md, section 4.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hermosis_server.dynamics.family import Coefficients, Family
+from hermosis_server.dynamics.kinetic import Limits, Motion, NormScope, motion
+from hermosis_server.dynamics.rows import RowMap, row_products, row_squares, row_sums
+
+HEAT_LIMIT = 700.0
+
+Partials = tuple[Tensor, ...]  # (R,) float64 sums of each row
+
+
+class Carried(NamedTuple):
+    """What the kinetic energy makes of a session's momentum, each (S,) float64.
+
+    Attributes:
+      kinetic: κ, summed over norm groups.
+      slope:   ∂κ/∂lnβ, likewise.
+      power:   h X·v, the momentum times its velocity.
+      braking: f; its mean over the session where groups have each their own.
+    """
+
+    kinetic: Tensor
+    slope: Tensor
+    power: Tensor
+    braking: Tensor
+
+    @property
+    def effort(self) -> Tensor:
+        """κ + ∂κ/∂lnβ."""
+        return self.kinetic + self.slope
+
+
+class Moment(NamedTuple):
+    """When norms are taken: factors of s and of work, and (β/β₀)^ν or None; each (S,)."""
+
+    square_factor: Tensor
+    work_factor: Tensor
+    heat: Tensor | None
+
+
+class Drift(NamedTuple):
+    """Lengths of the drifts of a step over learning rate and lr_scale, each (S,) float64.
+
+    Attributes:
+      pace:       d/h of the drift that ends the step, with the raising factor.
+      pace_again: that of the drift that publishes, likewise, as a factor of the direction before cooling.
+      decay:      of the parameters, without braking.
+    """
+
+    pace: Tensor
+    pace_again: Tensor
+    decay: Tensor
+
+
+class Pull(NamedTuple):
+    """How far rows go along their direction, (R, 1) or (R, E) in the rows' dtype: in all, the published part, decay."""
+
+    reach: Tensor
+    lead: Tensor
+    decay: Tensor
+
+
+class _Norms:
+    def __init__(self, family: Family, c: Coefficients[Tensor], rows: RowMap, dtype: torch.dtype) -> None:
+        self._family, self._c, self._rows, self._dtype = family, c, rows, dtype
+        self._limits = (c.speed_limit, c.rest_cooling, c.rest_energy, c.stiffness, c.braking_cap)
+
+    def moment(self, raising: Tensor, log_beta: Tensor, *, left: Tensor | None = None) -> Moment:
+        """The moment at which ln β is this.
+
+        Args:
+          raising: (S,) a.
+          left:    (S,) what cooling has left of the momentum since its norms were summed.
+        """
+        heat: Tensor | None = None
+        if self._family.rest_cooling:
+            grown = self._c.rest_cooling * (log_beta - self._c.initial_log_beta)
+            heat = grown.clamp(-HEAT_LIMIT, HEAT_LIMIT).exp()
+        one = torch.ones_like(log_beta)
+        remaining = one if left is None else left.square()
+        # A normalised momentum X/A does not change when both cool.
+        work = raising * (one if left is None else left if self._family.normalise else remaining)
+        return Moment(remaining if self._family.euclidean_norm else work, work, heat)
+
+
+class GroupNorms(_Norms):
+    """Norms over sessions or over tensors."""
+
+    def __init__(self, family: Family, c: Coefficients[Tensor], rows: RowMap, dtype: torch.dtype) -> None:
+        super().__init__(family, c, rows, dtype)
+        self._by_tensor = family.norm_scope is NormScope.TENSOR
+        self._groups = rows.tensors if self._by_tensor else rows.sessions
+
+    def measure(self, momentum: Tensor, raised: Tensor, run: slice, moment: Moment) -> Partials:
+        """(R,) X·X or X·GX, whichever the norm is, and X·GX."""
+        if raised is momentum:
+            square = row_squares(momentum)
+            return square, square
+        work = row_products(momentum, raised)
+        return (row_squares(momentum) if self._family.euclidean_norm else work), work
+
+    def carried(self, partials: Partials, moment: Moment) -> Carried:
+        """What sessions carry."""
+        return self._carried(self._groups.totals(*partials), moment)[0]
+
+    def prepare(self, partials: Partials, after: Moment, again: Moment, drift: Drift) -> None:
+        """Gets ready to pull: the norms of both drifts are known from those after the kick."""
+        totals = self._groups.totals(*partials)
+        _, braking = self._carried(totals, after)
+        self._again, braking_again = self._carried(totals, again)
+        lead = self._of_group(drift.pace_again) * braking_again
+        decay = self._of_group(drift.decay)
+        if self._family.decay_follows_speed:
+            decay = decay * braking
+        reach = self._of_group(drift.pace) * braking + lead
+        self._pulls = self._groups.spread(reach, lead, decay, dtype=self._dtype)
+
+    def pull(self, momentum: Tensor, raised: Tensor, run: slice) -> tuple[Pull, Partials]:
+        """How far some rows go, and what publishing still has to sum: nothing."""
+        return Pull(*self._pulls[run].unbind(1)), ()
+
+    def published(self, partials: Partials) -> Carried:
+        """What sessions carry as the next point is published."""
+        return self._again
+
+    def _carried(self, totals: tuple[Tensor, ...], moment: Moment) -> tuple[Carried, Tensor]:
+        square, work = totals
+        square = square * self._of_group(moment.square_factor)
+        work = work * self._of_group(moment.work_factor)
+        limits = Limits(*(self._of_group(limit) for limit in self._limits))
+        heat = None if moment.heat is None else self._of_group(moment.heat)
+        moving = motion(self._family.kinetic, square, limits, heat)
+        slope = torch.zeros_like(work) if moving.beta_slope is None else moving.beta_slope
+        sums = (moving.kinetic, slope, moving.braking * work)
+        if not self._by_tensor:
+            return Carried(*sums, moving.braking), moving.braking
+        *sums, work = self._rows.tensors_of.totals(*sums, work)
+        return Carried(*sums, _mean_braking(sums[2], work)), moving.braking
+
+    def _of_group(self, value: Tensor) -> Tensor:
+        return self._rows.tensors_of.each(value) if self._by_tensor else value
+
+
+class CoordinateNorms(_Norms):
+    """Each element by itself."""
+
+    def measure(self, momentum: Tensor, raised: Tensor, run: slice, moment: Moment) -> Partials:
+        """(R,) sums of κ, ∂κ/∂lnβ, power and work."""
+        return self._sums(*self._motion(momentum, raised, self._columns(moment)[run]))
+
+    def carried(self, partials: Partials, moment: Moment) -> Carried:
+        """What sessions carry."""
+        kinetic, slope, power, work = self._rows.sessions.totals(*partials)
+        return Carried(kinetic, slope, power, _mean_braking(power, work))
+
+    def prepare(self, partials: Partials, after: Moment, again: Moment, drift: Drift) -> None:
+        """Gets ready to pull."""
+        self._after, self._at_again = self._columns(after), self._columns(again)
+        self._moment = again
+        self._drift = self._rows.sessions.spread(*drift, dtype=torch.float64)
+
+    def pull(self, momentum: Tensor, raised: Tensor, run: slice) -> tuple[Pull, Partials]:
+        """How far some rows go, and what publishing sums."""
+        moving, _ = self._motion(momentum, raised, self._after[run])
+        again, work = self._motion(momentum, raised, self._at_again[run])
+        drift = Drift(*self._drift[run].unbind(1))
+        lead = drift.pace_again * again.braking
+        decay = drift.decay * moving.braking if self._family.decay_follows_speed else drift.decay
+        pull = Pull(drift.pace * moving.braking + lead, lead, decay)
+        return Pull(*(part.to(self._dtype) for part in pull)), self._sums(again, work)
+
+    def published(self, partials: Partials) -> Carried:
+        """What sessions carry as the next point is published."""
+        return self.carried(partials, self._moment)
+
+    def _columns(self, moment: Moment) -> Tensor:
+        """(R, n, 1) float64: the numbers of each row's session."""
+        heat = torch.ones_like(moment.work_factor) if moment.heat is None else moment.heat
+        return self._rows.sessions.spread(
+            moment.square_factor, moment.work_factor, heat, *self._limits, dtype=torch.float64
+        )
+
+    def _motion(self, momentum: Tensor, raised: Tensor, columns: Tensor) -> tuple[Motion, Tensor]:
+        """(R, E) the motion of each element, and its work."""
+        square_factor, work_factor, heat, *limits = columns.unbind(1)
+        wide = momentum.to(torch.float64)
+        product = wide * raised.to(torch.float64)
+        square = wide.square() if self._family.euclidean_norm else product
+        warm = heat if self._family.rest_cooling else None
+        return motion(self._family.kinetic, square * square_factor, Limits(*limits), warm), product * work_factor
+
+    @staticmethod
+    def _sums(moving: Motion, work: Tensor) -> Partials:
+        slope = torch.zeros_like(work) if moving.beta_slope is None else moving.beta_slope
+        power = moving.braking * work
+        return row_sums(moving.kinetic), row_sums(slope), row_sums(power), row_sums(work)
+
+
+Norms = GroupNorms | CoordinateNorms
+
+
+def norms_of(family: Family, c: Coefficients[Tensor], rows: RowMap, dtype: torch.dtype) -> Norms:
+    """How a batch takes its norms; `dtype` is that of its rows."""
+    kind = CoordinateNorms if family.norm_scope is NormScope.COORDINATE else GroupNorms
+    return kind(family, c, rows, dtype)
+
+
+def _mean_braking(power: Tensor, work: Tensor) -> Tensor:
+    """Braking over a session, weighed by what each group would do unbraked; 1 at rest."""
+    return torch.where(work > 0, power / work, 1.0)
