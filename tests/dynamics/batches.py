@@ -18,11 +18,24 @@ from hermosis_server.dynamics import (
     Family,
     Force,
     ForceMode,
+    Full,
     Hamiltonian,
+    Kronecker,
+    Linear,
     MetricPlace,
+    NormKind,
+    NormScope,
     PhaseState,
+    Polynomial,
+    Power,
+    Quartic,
     Relativistic,
     RowMap,
+    Scheme,
+    Tabulated,
+    Term,
+    Truncated,
+    VelocityRegularised,
     WeightDecay,
     advance_,
     initial_scalars,
@@ -31,7 +44,6 @@ from hermosis_server.dynamics import (
     spans_of,
 )
 from hermosis_server.records import EnergySample
-
 
 Shapes = Sequence[tuple[int, ...]]
 
@@ -75,6 +87,7 @@ class Batch:
         act: Callable[..., Advance] = advance_,
     ) -> Advance:
         """One act of a step; `update_` in place of `advance_` leaves out publishing."""
+
         def numbers(values: Sequence[float] | None, default: float) -> Tensor:
             values = [default] * len(self.hamiltonians) if values is None else list(values)
             return torch.tensor(values, dtype=torch.float64, device=gradient.device)
@@ -89,12 +102,9 @@ class Batch:
             rows=self.rows,
         )
 
-
     def publish(self, lr_scale: float = 1.0) -> Tensor:
         scales = torch.full_like(self.state.scalars[:, 0], lr_scale)
-        return publish_(
-            self.state, family=self.family, coefficients=self.coefficients, lr_scale=scales, rows=self.rows
-        )
+        return publish_(self.state, family=self.family, coefficients=self.coefficients, lr_scale=scales, rows=self.rows)
 
 
 def batch_of(
@@ -149,12 +159,15 @@ def draw(seed: int, *sizes: int, dtype: torch.dtype, device: torch.device) -> li
 
 
 def roster() -> dict[str, Hamiltonian]:
-    """One Hamiltonian of every structure that the step can take, by name."""
+    """One Hamiltonian of every structure that the step can take, by name; none keeps matrices."""
     members = {name: resolve(name, {}) for name in RECIPES}
     return members | {
-        "nesterov": resolve("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        "sgd nesterov": resolve("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
         "dampened": resolve("sgd", {"momentum": 0.9, "dampening": 0.5}),
         "rmsprop centered": resolve("rmsprop", {"momentum": 0.9, "centered": True}),
+        "rgd euler": resolve("rgd", {"form": "euler"}),
+        "rgd nesterov": resolve("rgd", {"alpha": 0.0, "delta": 3.0}),
+        "vradam tensor": resolve("vradam", {"norm": "tensor", "weight_decay": 0.1}),
         "cooling limit": Hamiltonian(
             learning_rate=0.1,
             initial_beta=2.0,
@@ -176,9 +189,98 @@ def roster() -> dict[str, Hamiltonian]:
             lookahead=True,
             first_kick=1.0,
         ),
-        "adagrad": Hamiltonian(
+        "adagrad on the kick": Hamiltonian(
             learning_rate=0.01,
             thermal=Exponential(momentum_retention=0.0),
             metric=Diagonal(second_moment_decay=1.0, second_moment_gain=1.0, power=1.0, place=MetricPlace.KICK),
+        ),
+        "linear leapfrog": Hamiltonian(
+            learning_rate=0.05,
+            thermal=Linear(growth=0.2),
+            integrator=Scheme.LEAPFROG,
+            weight_decay=WeightDecay(bare=0.1),
+        ),
+        "power by coordinate": Hamiltonian(
+            learning_rate=0.05,
+            thermal=Power(exponent=2.5, age=3.0),
+            force=Force(mode=ForceMode.PHYSICAL),
+            kinetic=Truncated(speed_limit=0.7),
+            norm_scope=NormScope.COORDINATE,
+            integrator=Scheme.CONFORMAL,
+            kept_drift=0.3,
+            weight_decay=WeightDecay(decoupled=0.2, thermal=0.1, follows_speed=True),
+        ),
+        "tabulated by tensor": Hamiltonian(
+            learning_rate=0.05,
+            thermal=Tabulated(knots=((0.0, 1.0), (1.5, 2.0), (3.25, 2.0), (4.0, 5.0))),
+            force=Force(mode=ForceMode.PHYSICAL),
+            kinetic=Quartic(stiffness=2.0),
+            norm_scope=NormScope.TENSOR,
+            metric=Diagonal(normalise=True),
+            normalise=True,
+            integrator=Scheme.LEAPFROG,
+        ),
+        "feedback": Hamiltonian(
+            learning_rate=0.05,
+            thermal=FEEDBACK,
+            force=Force(mode=ForceMode.PHYSICAL),
+            weight_decay=WeightDecay(thermal=0.1),
+        ),
+        "feedback conformal by coordinate": Hamiltonian(
+            learning_rate=0.05,
+            thermal=FEEDBACK,
+            force=Force(mode=ForceMode.PHYSICAL),
+            kinetic=VelocityRegularised(stiffness=0.5, cap=3.0),
+            norm_scope=NormScope.COORDINATE,
+            norm_kind=NormKind.EUCLIDEAN,
+            metric=Diagonal(),
+            integrator=Scheme.CONFORMAL,
+        ),
+        "lookahead by coordinate": Hamiltonian(
+            learning_rate=0.05,
+            kinetic=Relativistic(speed_limit=0.5, rest_cooling=0.3),
+            norm_scope=NormScope.COORDINATE,
+            metric=Diagonal(normalise=True),
+            lookahead=True,
+        ),
+    }
+
+
+# It cools faster while U is below zero, which is while the loss outweighs the kinetic energy; weak enough for large sessions.
+FEEDBACK = Polynomial(
+    terms=(
+        Term(coefficient=4.0, internal_energy_power=1, beta_power=1),
+        Term(coefficient=-1e-4, internal_energy_power=2),
+    )
+)
+SHAPES = ((3, 4), (5,), (), (2, 2, 3), (0, 2), (70,))
+
+
+def matrix_roster() -> dict[str, Hamiltonian]:
+    """One Hamiltonian of every structure that keeps matrices; for sessions of one shape."""
+    return {
+        "cgd full": resolve("cgd", {"metric": "full"}),
+        "full by tensor, conformal": Hamiltonian(
+            learning_rate=0.02,
+            kinetic=Relativistic(max_step=0.1),
+            norm_scope=NormScope.TENSOR,
+            metric=Full(by_tensor=True, normalise=True, epsilon=1e-3, power=0.25, refresh_steps=3),
+            normalise=True,
+            integrator=Scheme.CONFORMAL,
+            kept_drift=0.5,
+        ),
+        "kronecker": Hamiltonian(
+            learning_rate=0.02,
+            metric=Kronecker(normalise=True, epsilon=1e-3, second_moment_decay=0.9, refresh_steps=2),
+            normalise=True,
+            weight_decay=WeightDecay(decoupled=0.1),
+        ),
+        "kronecker on the kick": Hamiltonian(
+            learning_rate=0.02,
+            thermal=Exponential(momentum_retention=0.8),
+            kinetic=Relativistic(speed_limit=2.0),
+            norm_scope=NormScope.TENSOR,
+            metric=Kronecker(epsilon=1e-3, epsilon_inside=True, place=MetricPlace.KICK, max_side=4),
+            integrator=Scheme.LEAPFROG,
         ),
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from hermosis_server.dynamics import Hermosis
 from hermosis_server.dynamics.recipes import Value
@@ -40,6 +40,8 @@ class Case:
         settings: dict[str, Any] = dict(self.settings)
         if "beta1" in settings or "beta2" in settings:
             settings["betas"] = (settings.pop("beta1", 0.9), settings.pop("beta2", 0.999))
+        if self.recipe == "nesterov":
+            settings["nesterov"] = True
         return self.twin(params, **settings)
 
 
@@ -57,6 +59,8 @@ CASES = (
     case("sgd", SGD, lr=0.05, momentum=0.9, dampening=0.9, weight_decay=0.1),
     case("sgd", SGD, lr=0.02, momentum=0.9, nesterov=True),
     case("sgd", SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.1),
+    case("nesterov", SGD, lr=0.02, momentum=0.9),
+    case("nesterov", SGD, lr=0.02, momentum=0.8, weight_decay=0.1),
     case("adam", Adam),
     case("adam", Adam, lr=0.05, beta1=0.8, beta2=0.95, weight_decay=0.1),
     case("adam", Adam, lr=0.05, beta1=0.0, eps=1e-4),
@@ -67,6 +71,8 @@ CASES = (
     case("rmsprop", RMSprop, lr=2e-3, momentum=0.9),
     case("rmsprop", RMSprop, lr=2e-3, centered=True, eps=1e-4),
     case("rmsprop", RMSprop, lr=2e-3, momentum=0.9, centered=True, weight_decay=0.1, alpha=0.9, eps=1e-4),
+    case("adagrad", Adagrad, lr=0.3),
+    case("adagrad", Adagrad, lr=0.3, eps=1e-3, weight_decay=0.1),
 )
 
 

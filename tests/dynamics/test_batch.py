@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hermosis_server.dynamics import Hamiltonian, RowMap, resolve
+from hermosis_server.dynamics import MATRIX_BUFFERS, Hamiltonian, RowMap, resolve
 from hermosis_server.dynamics import rows as rows_module
 from hermosis_server.dynamics.rows import THREADED_ELEMENTS, row_peaks, row_products, row_squares
 
-from .batches import Batch, batch_of, draw, roster
+from .batches import SHAPES, Batch, Shapes, batch_of, draw, matrix_roster, roster
 
 ROSTER = roster()
+MATRICES = matrix_roster()
 SIZES = (1, 63, 64, 65, 1000, 4097, 2, 129)
 STEPS = 4
 
@@ -25,26 +26,37 @@ def run(batch: Batch, gradients: list[list[Tensor]], losses: list[float], scales
     increments = batch.vectors_of(advance.increment)
     return [
         [
-            *(batch.vectors_of(part)[session].cpu().numpy().tobytes() for part in batch.state.buffers().values()),
+            *(
+                (part[session] if kind in MATRIX_BUFFERS else batch.vectors_of(part)[session]).cpu().numpy().tobytes()
+                for kind, part in batch.state.buffers().items()
+            ),
             increments[session].cpu().numpy().tobytes(),
             batch.state.scalars[session].cpu().numpy().tobytes(),
             advance.sample[session].cpu().numpy().tobytes(),
         ]
-        for session in range(len(batch.sizes))
+        for session in range(len(batch.hamiltonians))
     ]
 
 
 def compare_alone(
-    hamiltonians: list[Hamiltonian], sizes: tuple[int, ...], row_elements: int, dtype: torch.dtype, device: torch.device
+    hamiltonians: list[Hamiltonian],
+    sizes: tuple[int, ...],
+    row_elements: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    shapes: Shapes | None = None,
 ) -> None:
     positions = draw(1, *sizes, dtype=dtype, device=device)
     gradients = [draw(10 + step, *sizes, dtype=dtype, device=device) for step in range(STEPS)]
     losses = [0.3 * session for session in range(len(sizes))]
     scales = [1 + 0.1 * session for session in range(len(sizes))]
-    together = run(batch_of(hamiltonians, positions, row_elements=row_elements), gradients, losses, scales)
+    together = run(
+        batch_of(hamiltonians, positions, row_elements=row_elements, shapes=shapes), gradients, losses, scales
+    )
     for session in range(len(sizes)):
         alone = run(
-            batch_of(hamiltonians[session], [positions[session]], row_elements=row_elements),
+            batch_of(hamiltonians[session], [positions[session]], row_elements=row_elements, shapes=shapes),
             [[vectors[session]] for vectors in gradients],
             [losses[session]],
             [scales[session]],
@@ -58,9 +70,19 @@ def test_batched_step_equals_one_session_at_a_time(name: str, dtype: torch.dtype
     compare_alone([ROSTER[name]] * len(SIZES), SIZES, 64, dtype, device)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", [*MATRICES, "vradam tensor", "tabulated by tensor"])
+def test_batched_step_of_many_tensors_equals_one_session_at_a_time(
+    name: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    hamiltonian = (MATRICES | ROSTER)[name]
+    size = sum(math.prod(shape) for shape in SHAPES)
+    compare_alone([hamiltonian] * 3, (size,) * 3, 8, dtype, device, shapes=SHAPES)
+
+
 def test_sessions_of_one_family_keep_their_own_settings_in_a_batch(device: torch.device) -> None:
     hamiltonians = [
-        resolve("hermosis", {"lr": 0.01 * (1 + each), "momentum": 0.1 * each, "max_step": 0.1 / (1 + each)})
+        resolve("hermosis", {"lr": 0.01 * (1 + each), "momentum": 0.1 * (1 + each), "max_step": 0.1 / (1 + each)})
         for each in range(len(SIZES))
     ]
     compare_alone(hamiltonians, SIZES, 64, torch.float32, device)
@@ -106,15 +128,15 @@ def test_one_thread_and_two_give_the_same_bits(name: str) -> None:
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("name", [name for name in ROSTER if not ROSTER[name].family.needs_parameters])
+@pytest.mark.parametrize("name", [name for name in ROSTER if not ROSTER[name].family(()).needs_parameters])
 def test_worker_that_adds_increments_has_the_servers_bits(name: str, device: torch.device) -> None:
     positions = draw(1, *SIZES, dtype=torch.float32, device=device)
     held, remote = batch_of(ROSTER[name], positions), batch_of(ROSTER[name], positions, on_worker=True)
     worker = held.rows_of(positions)
     for step in range(STEPS):
         gradient = held.rows_of(draw(step, *SIZES, dtype=torch.float32, device=device))
-        held.step(gradient)
-        worker += remote.step(gradient).increment
+        held.step(gradient, [1.0] * len(SIZES))
+        worker += remote.step(gradient, [1.0] * len(SIZES)).increment
     assert held.state.position is not None
     assert torch.equal(worker, held.state.position)
 
@@ -126,7 +148,9 @@ def test_increment_is_what_was_added_and_padding_stays_zero(name: str, device: t
     for step in range(STEPS):
         assert batch.state.position is not None
         before = batch.state.position.clone()
-        increment = batch.step(batch.rows_of(draw(step, *SIZES, dtype=torch.float32, device=device))).increment
+        increment = batch.step(
+            batch.rows_of(draw(step, *SIZES, dtype=torch.float32, device=device)), [1.0] * len(SIZES)
+        ).increment
         assert torch.equal(before + increment, batch.state.position)
     ones = batch.rows_of([torch.ones(size, device=device) for size in SIZES])
     for rows in [*batch.state.buffers().values(), increment]:
@@ -150,9 +174,9 @@ def test_row_sums_are_sums_whatever_the_width(width: int, device: torch.device) 
 
 @pytest.mark.parametrize("counts", [[1], [2], [64], [65], [1, 1, 1], [3, 1, 200], [4097, 1, 64]], ids=str)
 def test_totals_add_each_sessions_rows_and_nobody_elses(counts: list[int], device: torch.device) -> None:
-    rows = RowMap(counts, counts, device)
+    rows = RowMap([(count,) for count in counts], 1, device).sessions
     values = torch.randn(sum(counts), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     (total,) = rows.totals(values)
     wanted = torch.stack([piece.sum() for piece in torch.split(values, counts)])
     torch.testing.assert_close(total, wanted, rtol=1e-13, atol=1e-13)
-    assert rows.row_session.tolist() == [session for session, count in enumerate(counts) for _ in range(count)]
+    assert rows.group.tolist() == [session for session, count in enumerate(counts) for _ in range(count)]

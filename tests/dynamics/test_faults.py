@@ -74,7 +74,7 @@ def test_huge_finite_gradient_is_an_ordinary_gradient_under_a_speed_limit(name: 
         assert sample_of(advance).step_norm == pytest.approx(kinetic.max_step, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ROSTER)
+@pytest.mark.parametrize("name", [name for name in ROSTER if not name.startswith("feedback")])
 def test_parameters_never_depend_on_the_loss(name: str, device: torch.device) -> None:
     told, untold, odd = fresh(name, device), fresh(name, device), fresh(name, device)
     for step in range(4):
@@ -109,8 +109,14 @@ def test_missing_loss_leaves_its_energies_undefined_and_the_next_anchors_them_ag
     assert again["smoothed_loss"] == pytest.approx(2.0, rel=0.3)
 
 
+SEES_BETA = {
+    "cooling limit", "hermosis_literal", "lookahead by coordinate", "nesterov_ode", "power by coordinate",
+    "linear leapfrog",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("log_beta", [650.0, 699.95, 1e4])
-@pytest.mark.parametrize("name", [name for name in ROSTER if name not in ("constant",)])
+@pytest.mark.parametrize("name", [name for name in ROSTER if not name.startswith(("constant", "feedback"))])
 def test_old_cold_sessions_go_on_without_overflow(name: str, log_beta: float, device: torch.device) -> None:
     batch, young = fresh(name, device), fresh(name, device)
     batch.state.scalars[:, SCALARS.index("log_beta")] = log_beta
@@ -120,10 +126,11 @@ def test_old_cold_sessions_go_on_without_overflow(name: str, log_beta: float, de
         young.step(gradient, [1.0, 2.0, 3.0])
         assert advance.state_finite.all()
         sample = sample_of(advance)
-        assert math.isnan(sample.entropy) == (sample.log_beta >= 700 or math.isinf(sample.log_beta))
+        gone = sample.log_beta >= 700 or math.isinf(sample.log_beta) or name.startswith("tabulated")
+        assert math.isnan(sample.entropy) == gone
         assert math.isfinite(sample.internal_energy)
         assert math.isfinite(sample.kinetic_energy)
-    if name != "cooling limit":  # nothing else sees β itself
+    if name not in SEES_BETA:
         for kind, rows in batch.state.buffers().items():
             assert torch.equal(rows, young.state.buffers()[kind])
 
@@ -189,7 +196,7 @@ def test_step_never_waits_for_the_device(device: torch.device) -> None:
             batch.state,
             gradient,
             numbers,
-            family=batch.hamiltonians[0].family,
+            family=batch.family,
             coefficients=batch.coefficients,
             lr_scale=numbers,
             rows=batch.rows,

@@ -48,7 +48,7 @@ def flat(network: nn.Module) -> Tensor:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_a_network(recipe: str, device: torch.device) -> None:
     network = model(device)
-    lr = 0.1 if recipe in ("sgd", "rgd", "hermosis") else 0.01
+    lr = 0.1 if recipe in ("sgd", "nesterov", "rgd", "hermosis", "hermosis_literal", "adagrad") else 0.01
     optimizer = Hermosis(network.parameters(), recipe, lr=lr)
     first = train(network, optimizer, range(1))
     last = train(network, optimizer, range(1, 150))

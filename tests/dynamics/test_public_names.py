@@ -6,10 +6,11 @@ import sys
 from hermosis_server import dynamics
 
 NAMES = """
-    Advance COEFFICIENTS Classical Coefficients Constant Diagonal Euclidean Exponential Family Force ForceMode
-    Hamiltonian Hermosis KineticEnergy Metric MetricPlace Parameter Parameters PhaseState RECIPES RecipeSpec
-    Relativistic RowMap SCALARS Scalars Scheme ThermalProfile WeightDecay advance_ check_parameters_on_worker
-    initial_scalars resolve state_digest
+    Advance COEFFICIENTS Classical Coefficients Constant Diagonal Euclidean Exponential Family Force ForceMode Full
+    Hamiltonian Hermosis KineticEnergy Kronecker Linear MATRIX_BUFFERS Metric MetricPlace NormKind NormScope Parameter
+    Parameters PhaseState Polynomial Power Quartic RECIPES RecipeSpec Relativistic RowMap SCALARS Scalars Scheme Spans
+    Tabulated Term ThermalProfile Truncated VelocityRegularised WeightDecay advance_ check_parameters_on_worker
+    initial_scalars pieces publish_ resolve row_count spans_of state_digest update_
 """
 
 

@@ -10,11 +10,20 @@ from hermosis_server.dynamics import RECIPES, Hamiltonian, RecipeSpec, resolve
 from hermosis_server.dynamics.recipes import Parameter, Value
 from hermosis_server.errors import InvalidHyperparameter
 
-TWINS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
+TWINS = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
 
 
 def test_recipes_are_the_promised_ones() -> None:
-    assert list(RECIPES) == ["sgd", "adam", "adamw", "rmsprop", "rgd", "hermosis"]
+    assert list(RECIPES) == [
+        "sgd", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "rgd", "vradam", "cgd", "nesterov_ode", "hermosis",
+        "hermosis_literal",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", RECIPES.values(), ids=RECIPES)
@@ -66,8 +75,8 @@ def test_bounds_are_reached_by_every_number_that_may_reach_them(name: str) -> No
 
 
 def test_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InvalidHyperparameter, match="no recipe 'adagrad'; the recipes are sgd, adam") as refusal:
-        resolve("adagrad", {})
+    with pytest.raises(InvalidHyperparameter, match="no recipe 'lion'; the recipes are sgd, nesterov") as refusal:
+        resolve("lion", {})
     assert refusal.value.field == "optimizer.recipe.name"
 
 
@@ -87,6 +96,8 @@ def test_unknown_parameter_is_refused_with_the_known_ones() -> None:
         ("adam", {"lr": 1e-320}, ".lr"),
         ("hermosis", {"lr": 1e-200, "max_step": 1e200}, ".max_step"),
         ("rgd", {"delta": 5e-324}, ".delta"),
+        ("rgd", {"form": "euler", "alpha": 0.5}, ".alpha"),
+        ("hermosis_literal", {"information_unit": 1e200}, ".information_unit"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(name: str, values: dict[str, Value], blamed: str) -> None:

@@ -79,7 +79,9 @@ def decay_average(x: Tensor) -> Tensor:
     return torch.where(x == 0, 1.0, -torch.expm1(-x) / x)
 
 
-def cool(family: Family, c: Coefficients[Tensor], table: Tensor, bath: Bath[Tensor], drive: Tensor | None = None) -> Cooling:
+def cool(
+    family: Family, c: Coefficients[Tensor], table: Tensor, bath: Bath[Tensor], drive: Tensor | None = None
+) -> Cooling:
     r"""One stretch of `c.cooling_duration`.
 
     Args:

@@ -47,6 +47,11 @@ class Heat(NamedTuple):
     def bath(self) -> Bath[Tensor]:
         return Bath(self.log_beta, self.clock, self.internal_energy)
 
+    @property
+    def known_entropy(self) -> Tensor:
+        """S while β is a number."""
+        return torch.where(self.log_beta < LOG_BETA_LIMIT, self.entropy, math.nan)
+
 
 class Kick(NamedTuple):
     """The kick as energies see it, each (S,).
@@ -203,16 +208,14 @@ def energies(setting: Setting, heat: Heat, kick: Kick, carried: Carried, paramet
     smoothing = torch.where(heat.rate.isinf(), 1.0, kick.cooling.kernel * heat.rate)
     return {
         "internal_energy": heat.internal_energy,
-        "entropy": heat.entropy,
+        "entropy": heat.known_entropy,
         "kinetic_energy": carried.kinetic / unit,
         "potential_energy": potential / unit,
         "thermal_energy": warm / unit,
         "total_energy": (carried.kinetic + potential + warm) / unit,
         "kinetic_loss": carried.kinetic / kick.energy_unit,
         "kinetic_temperature": 2 * carried.kinetic / unit / parameter_counts,
-        "smoothed_loss": torch.where(
-            smoothing > 0, -heat.internal_energy * smoothing / kick.impulse_gain, math.nan
-        ),
+        "smoothed_loss": torch.where(smoothing > 0, -heat.internal_energy * smoothing / kick.impulse_gain, math.nan),
         "log_beta": heat.log_beta,
         "cooling_rate": heat.rate,
         "braking": carried.braking,

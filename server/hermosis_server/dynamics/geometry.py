@@ -42,9 +42,7 @@ class Geometry:
     def learned(self, state: PhaseState, force: Tensor, columns: MetricColumns) -> InverseMetric | None:
         """Learns from some rows of gradients, and gives G of those rows; None is euclidean."""
         if state.second_moment is not None:
-            update_moments_(
-                state.second_moment, state.first_moment, force, decay=columns.decay, gain=columns.gain
-            )
+            update_moments_(state.second_moment, state.first_moment, force, decay=columns.decay, gain=columns.gain)
         if self.matrix is not None:
             learn_(self.matrix, force, self.rows, self.family.blocks, self.numbers, renew=self.renew)
         return self.held(state, columns)

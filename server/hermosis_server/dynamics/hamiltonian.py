@@ -161,7 +161,7 @@ class Hamiltonian:
     def _check_force(self) -> None:
         mode = self.force.mode
         if isinstance(self.thermal, Polynomial) and mode is not ForceMode.PHYSICAL:
-            raise refuse("force.mode", f"got {mode} with a polynomial profile, which needs the physical force")
+            raise refuse("force.mode", f"got {mode} with a polynomial profile, wanted physical")
         if mode is ForceMode.EMA and not self.thermal.cools:
             raise refuse(
                 "force.mode",
@@ -171,7 +171,9 @@ class Hamiltonian:
         if self._forgets_all and mode is ForceMode.PHYSICAL:
             raise refuse("force.mode", "got physical at momentum_retention 0, where it weighs nothing; say ema or unit")
         if self._forgets_all and mode is ForceMode.EMA and self.integrator is Scheme.CONFORMAL:
-            raise refuse("force.mode", "got ema at momentum_retention 0 with the conformal scheme, where it has no limit")
+            raise refuse(
+                "force.mode", "got ema at momentum_retention 0 with conformal, where it has no limit; say unit"
+            )
         if isinstance(self.thermal, Exponential):
             stretch = self.thermal.rate(self.step_duration) * self._cooling_duration
             if mode is ForceMode.EMA and not self.force.gradient_gain * min(stretch, 1) >= 2.0**-1022:
@@ -184,14 +186,18 @@ class Hamiltonian:
         if self.kept_drift != 1 and self.integrator is not Scheme.CONFORMAL:
             raise refuse("integrator.alpha", f"got {self.kept_drift!r} with {self.integrator}, which keeps all; say 1")
         if self.lookahead and self.integrator is not Scheme.SYMPLECTIC_EULER:
-            raise refuse("lookahead", f"got it with {self.integrator}, wanted symplectic_euler, or conformal at alpha 0")
+            raise refuse(
+                "lookahead", f"got it with {self.integrator}, wanted symplectic_euler, or conformal at alpha 0"
+            )
 
     def _check_norm(self) -> None:
         scope, path = self.norm_scope, "kinetic_energy.norm_scope"
         if scope is NormScope.COORDINATE and isinstance(self.metric, Full | Kronecker):
             raise refuse(path, "got COORDINATE with a metric that mixes coordinates, wanted SESSION or TENSOR")
         if scope is NormScope.TENSOR and isinstance(self.metric, Full) and not self.metric.by_tensor:
-            raise refuse(path, "got TENSOR with a full metric that mixes tensors; wanted SESSION, or metric.scope TENSOR")
+            raise refuse(
+                path, "got TENSOR with a full metric that mixes tensors; wanted SESSION, or metric.scope TENSOR"
+            )
 
     def _check_momentum_zero(self) -> None:
         """At momentum 0 β is infinite after one step: whatever sees β itself would be switched off in silence."""

@@ -114,9 +114,7 @@ def advance_(
     return _advance_(state, gradient, loss, family, coefficients, lr_scale, rows, publish=True)
 
 
-def publish_(
-    state: PhaseState, *, family: Family, coefficients: Tensor, lr_scale: Tensor, rows: RowMap
-) -> Tensor:
+def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scale: Tensor, rows: RowMap) -> Tensor:
     """Goes from the end of a step to the point that the next gradient belongs to.
 
     Args:
@@ -266,7 +264,7 @@ class _Batch:
             clock=heat.clock,
             log_beta=heat.log_beta,
             internal_energy=heat.internal_energy,
-            entropy=heat.entropy,
+            entropy=heat.known_entropy,
             reference_energy=heat.reference_energy,
             **changed,
         )

@@ -116,9 +116,7 @@ class RowMap:
 
     def pieces(self, rows: Tensor) -> list[list[Tensor]]:
         """For each session, a flat view of each of its spans."""
-        return [
-            pieces(part, spans) for part, spans in zip(torch.split(rows, self.row_counts), self.spans, strict=True)
-        ]
+        return [pieces(part, spans) for part, spans in zip(torch.split(rows, self.row_counts), self.spans, strict=True)]
 
 
 def _summation_tree(counts: Tensor) -> list[Tensor]:

@@ -96,9 +96,7 @@ class Engine:
         shapes = [tensor.shape for tensor in spec.layout.tensors]
         try:
             session.resident = await self._executor.run(
-                lambda arena: on_device.reserve(
-                    arena, hamiltonian, shapes=shapes, holds_parameters=on_server
-                )
+                lambda arena: on_device.reserve(arena, hamiltonian, shapes=shapes, holds_parameters=on_server)
             )
         except BaseException:
             del self._sessions[session_id]
