@@ -103,7 +103,8 @@ class StepEnergies:
     before: float
     after: float
     mid: float  # H_mid/β₊ = ½ (r·before + after)
-    defect: float  # mid - H₀/β₊, H₀ being H just before the first kick
+    reference: float  # H₀/β₊, H₀ being H just before the first kick; the defect is mid - reference
+    drift: float  # mid less that of the first kick, over β₊: of second order whatever the start and the scheme
     kinetic_before: float
     kinetic_carried: float
     kinetic: float  # after the kick, at X itself even under lookahead; so are the next two
@@ -138,6 +139,7 @@ class Oracle:
         self._published: Vector | None = None
         self._half_retention = math.nan  # r of the first half step of conformal
         self._reference: tuple[float, float] | None = None  # H₀/β and ln β at the first kick with a loss
+        self._first_mid: tuple[float, float] | None = None  # H_mid/β and ln β there
         self._carried = math.nan
 
     @property
@@ -258,7 +260,8 @@ class Oracle:
         towards = tau if conformal else -tau
         after = self.energy(kappa, q, loss, c2, towards=towards)
         mid = (r * before + after) / 2
-        start, start_ell = self._reference or (math.nan, math.nan)
+        if self._first_mid is None and math.isfinite(mid):
+            self._first_mid = (mid, self.ell)
         self.energies = StepEnergies(
             c2=c2,
             retention=r,
@@ -267,7 +270,8 @@ class Oracle:
             before=before,
             after=after,
             mid=mid,
-            defect=mid - start * exp(start_ell - self.ell),
+            reference=self._scaled(self._reference),
+            drift=mid - self._scaled(self._first_mid),
             kinetic_before=kappa_before / o.k,
             kinetic_carried=self._carried if self.n else kappa_before / o.k,
             kinetic=kappa / o.k,
@@ -295,7 +299,11 @@ class Oracle:
         if rate and math.isfinite(rate):
             self.u = -(kappa + self.settings.k * self._potential(q, loss, c2)) / (self.settings.h * rate)
         self.s = math.nan if isinstance(self.settings.profile, Tabulated) else 0.0
-        self._reference = None
+        self._reference = self._first_mid = None
+
+    def _scaled(self, energy: tuple[float, float] | None) -> float:
+        """An energy H/β of an earlier β, over the present β."""
+        return energy[0] * exp(energy[1] - self.ell) if energy else math.nan
 
     def _entropy_of(self, stretch: Span, duration: float, u_after: float, push: float) -> float:
         return span_entropy(

@@ -80,8 +80,11 @@ def relativistic(chi: float, nu: float, rho: float, s: Vector) -> Kinetics:
 def quartic(b: float, s: Vector) -> Kinetics:
     p = np.sqrt(s)
     u = p.copy()
-    for _ in range(100):  # Newton's steps from above the root of an increasing convex function cannot miss it
-        u = u - (u + b * u**3 - p) / (1 + 3 * b * u**2)
+    for _ in range(200):  # Newton's steps from above the root of an increasing convex function cannot miss it
+        step = (u + b * u**3 - p) / (1 + 3 * b * u**2)
+        u = u - step
+        if np.all(np.abs(step) <= 4e-16 * u):
+            break
     f = np.divide(u, p, out=np.ones_like(p), where=p > 0)
     return Kinetics(kappa=p * u - u**2 / 2 - b * u**4 / 4, braking=f, slope=np.zeros_like(s))
 
