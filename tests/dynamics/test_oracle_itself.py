@@ -161,16 +161,16 @@ def within(slopes: Vector, order: int) -> bool:
 
 @pytest.mark.parametrize("system", WITH_FEEDBACK, ids=str)
 def test_every_scheme_converges_at_its_order_to_the_flow_of_the_hamiltonian(system: System) -> None:
-    exact = solve_ivp(system.flow, (0.0, 1.0), [*START, 0.0], method="DOP853", rtol=1e-10, atol=1e-10).y[:, -1]
+    exact = solve_ivp(system.flow, (0.0, 1.0), [*START, 0.0], method="DOP853", rtol=1e-9, atol=1e-9).y[:, -1]
     for integrator, order in ORDERS:
 
         def error(n: int, integrator: str = integrator) -> float:
             oracle = advance(oracle_at(system, integrator, 1 / n, START), n)
             return float(np.abs(seen(oracle) - exact).max())
 
-        slopes = slopes_of(error, 320 if order == 1 else 40)
+        slopes = slopes_of(error, 160 if order == 1 else 40)
         assert within(slopes, order), (integrator, slopes)
-        assert error(320) < (0.1 if order == 1 else 1e-3)
+        assert error(160) < (0.1 if order == 1 else 1e-3)
 
 
 @pytest.mark.parametrize(("integrator", "order"), ORDERS)
@@ -179,7 +179,7 @@ def test_tabulated_profile_converges_across_a_knot(integrator: str, order: int) 
     for piece in ((0.0, 0.5), (0.5, 1.0)):
         slope = math.log(1.9 / 2.2) / 1.5
         part = system if piece[0] == 0 else System(Exponential(slope), system.kinetic, system.metric)
-        z = solve_ivp(part.flow, piece, z, method="DOP853", rtol=1e-10, atol=1e-10).y[:, -1]
+        z = solve_ivp(part.flow, piece, z, method="DOP853", rtol=1e-9, atol=1e-9).y[:, -1]
 
     def error(n: int) -> float:
         return float(np.abs(seen(advance(oracle_at(system, integrator, 1 / n, START), n)) - z)[:-1].max())
@@ -236,9 +236,8 @@ def test_symmetric_schemes_run_backwards_to_where_they_began(system: System, int
 def test_kick_conserves_potential_and_thermal_energy_together(system: System, integrator: str) -> None:
     system = replace(system, lam0=0.0)
     oracle = oracle_at(system, integrator, 0.1, START)
-    for _ in range(4):
-        advance(oracle, 1)
-        energies = oracle.energies
+    for _ in range(6):  # past the knot, which the fifth step ends on
+        energies = advance(oracle, 1).energies
         assert energies is not None
         v_and_e = [energies.before - energies.kinetic_before, energies.potential + energies.thermal]
         if integrator == "conformal":
@@ -334,7 +333,7 @@ def test_euler_and_leapfrog_publish_the_same_points_from_rest(
     metric: Diagonal | Full | None, kinetic: Kinetic, normalise: bool
 ) -> None:
     settings = Settings(eta=0.05, force="ema", kinetic=kinetic, metric=metric, normalise=normalise, lam2=0.1, lam_d=0.1)
-    oracles = [Oracle(replace(settings, integrator=kind), [(D,)], START[2:4]) for kind in ("euler", "leapfrog")]  # type: ignore[arg-type]
+    oracles = [Oracle(replace(settings, integrator=kind), [(D,)], START[2:4]) for kind in ("euler", "leapfrog")]
     for _ in range(60):
         points = [oracle.publish() for oracle in oracles]
         # Roots of eigenvalues that are zero but for rounding part two equal histories by some 1e-12.

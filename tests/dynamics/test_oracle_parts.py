@@ -390,7 +390,7 @@ def test_unit_momentum_is_the_momentum_of_a_gradient_of_one(profile: Profile, fo
 def test_ema_and_physical_forces_are_one_under_exponential_cooling() -> None:
     gamma, tau = 0.8, 0.3
     for integrator in ("euler", "leapfrog", "conformal"):
-        ema = replace(BRAKED, tau=tau, profile=Exponential(gamma), integrator=integrator, zeta=0.7)  # type: ignore[arg-type]
+        ema = replace(BRAKED, tau=tau, profile=Exponential(gamma), integrator=integrator, zeta=0.7)
         physical = replace(ema, force="physical", zeta=0.7 * gamma * tau)  # c² = ζhγ, written as ζ'h/τ
         found = [ended(settings, [(12,)], WEIGHTS) for settings in (ema, physical)]
         np.testing.assert_allclose(found[0].w, found[1].w, rtol=1e-12)
