@@ -261,7 +261,7 @@ def worst_energy(system: System, integrator: str, z: Vector, n: int, name: str) 
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 @pytest.mark.parametrize("system", SYSTEMS, ids=str)
 def test_energy_around_the_kick_drifts_a_fourth_when_the_step_halves(system: System, integrator: str) -> None:
-    assert within(slopes_of(lambda n: worst_energy(system, integrator, START, n, "drift"), 80), 2)
+    assert within(slopes_of(lambda n: worst_energy(system, integrator, START, n, "drift"), 40), 2)
 
 
 @pytest.mark.parametrize(("integrator", "order"), [("euler", 2), ("leapfrog", 2), ("conformal", 1)])
