@@ -246,7 +246,7 @@ def roster() -> dict[str, Hamiltonian]:
     }
 
 
-# It cools faster while U is below zero, which is while the loss outweighs the kinetic energy; weak enough for large sessions.
+# It cools faster while U is below zero, while the loss outweighs the kinetic energy; weak enough for large sessions.
 FEEDBACK = Polynomial(
     terms=(
         Term(coefficient=4.0, internal_energy_power=1, beta_power=1),

@@ -1,7 +1,7 @@
 r"""Energies of a step. Everything is divided by β, because H itself overflows as the session cools.
 
 .. math::
-    \mathcal E = \frac{1}{k}\left[\kappa + \frac{\lambda_0 k}{2\beta}|w|^2 + c^2\tilde L\right] + \frac{E}{\beta}, \qquad
+    \mathcal E = \frac{1}{k}\left[\kappa + \frac{\lambda_0 k}{2\beta}|w|^2 + c^2\tilde L\right] + \frac{E}{\beta}, \quad
     \tilde L = L + \frac{\lambda_2}{2}|w|^2, \qquad \frac{kE}{\beta} = h\,\frac{\varphi}{\beta}\,U
 
 U, S and the reference energy pass through a step flow by flow: `anchored`, `kicked`, `drifted`, `cooled`.
@@ -83,10 +83,10 @@ def known_loss(c: Coefficients[Tensor], loss: Tensor, position_square: Tensor) -
 
 
 def anchored(setting: Setting, heat: Heat, kick: Kick, kinetic: Tensor) -> tuple[Heat, Tensor]:
-    r"""Gives U, S and the reference energy a value where they have none, and tells 𝓔 before the kick.
+    r"""Gives U and S a value where they have none, and tells 𝓔 before the kick.
 
     U is anchored by its first finite loss at H = 0, which is :math:`U_0 = -(\kappa + c^2\tilde L)\beta/(h\varphi)`, and
-    at U = 0 where the profile has no rate. The reference energy is H/β at the anchor.
+    at U = 0 where the profile has no rate. The reference energy of a fresh anchor is left to `kicked`.
     """
     c = setting.c
     lost = ~heat.internal_energy.isfinite()
@@ -104,7 +104,7 @@ def anchored(setting: Setting, heat: Heat, kick: Kick, kinetic: Tensor) -> tuple
             rate=rate,
             internal_energy=internal_energy,
             entropy=torch.where(fresh, 0.0, heat.entropy),
-            reference_energy=torch.where(fresh, energy, heat.reference_energy),
+            reference_energy=torch.where(fresh, math.nan, heat.reference_energy),
         ),
         energy,
     )
@@ -116,6 +116,9 @@ def kicked(setting: Setting, heat: Heat, kick: Kick, energy: Tensor, kinetic: Te
     .. math::
         U \leftarrow a U - \tfrac{b}{\mathrm{kern}} z\tilde L, \qquad
         \text{defect} = \tfrac12[r\,\mathcal E_n + \mathcal E_{\text{kicked}}] - \mathcal E_{\text{reference}}
+
+    The reference is the first such mean after an anchor: against H itself just before the first kick the defect would
+    be of first order only in the conformal scheme, where β is half a step ahead of U.
 
     A knot of a tabulated profile, which depends on the clock, does work on H; that is counted into the reference.
 
@@ -140,6 +143,8 @@ def kicked(setting: Setting, heat: Heat, kick: Kick, energy: Tensor, kinetic: Te
     if family.profile is ProfileKind.TABULATED:
         work = ((potential + warm_after) - cooling.retention * (potential + warm)) / c.information_unit
         reference, energy = reference + work, energy + work
+    middle = (energy + energy_after) / 2
+    reference = torch.where(heat.reference_energy.isnan(), middle, reference)
     if cooling.entropy is not None:
         produced = cooling.entropy
     else:
@@ -154,7 +159,7 @@ def kicked(setting: Setting, heat: Heat, kick: Kick, energy: Tensor, kinetic: Te
         reference_energy=reference,
         rate=cooling.rate_after,
     )
-    return after, (energy + energy_after) / 2 - reference
+    return after, middle - reference
 
 
 def drifted(heat: Heat, carried: Carried, pace: Tensor) -> Heat:

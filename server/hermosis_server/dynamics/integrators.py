@@ -6,8 +6,8 @@ r"""Schemes: flows composed into steps.
     \text{conformal}        &\quad E(\tau/2)\;K(\tau/2)\;V(\tau)\;K(\tau/2)\;E(\tau/2)
 
 B is potential and thermal energy together, V the potential alone, E the thermal energy alone, K the kinetic energy. A
-gradient belongs to the point that is reached just before B or V. So a step has two acts: `publish_` goes from the end of
-a step to that point, `update_` from there to the end of the step. A session rests where it is published. `advance_`
+gradient belongs to the point that is reached just before B or V. So a step has two acts: `publish_` goes from the end
+of a step to that point, `update_` from there to the end of the step. A session rests where it is published. `advance_`
 updates and publishes the next point at once: both half drifts go in the same direction, and one pass does both.
 
 Rules that hold for every scheme:

@@ -160,15 +160,19 @@ class GroupNorms(_Norms):
 
 
 class CoordinateNorms(_Norms):
-    """Each element by itself."""
+    """Each element by itself. Rest energy is left out of the elements and added to their sums."""
 
     def measure(self, momentum: Tensor, raised: Tensor, run: slice, moment: Moment) -> Partials:
         """(R,) sums of κ, ∂κ/∂lnβ, power and work."""
         return self._sums(*self._motion(momentum, raised, self._columns(moment)[run]))
 
     def carried(self, partials: Partials, moment: Moment) -> Carried:
-        """What sessions carry."""
+        """What sessions carry. Rest energy is that of every parameter, and not of the padding."""
         kinetic, slope, power, work = self._rows.sessions.totals(*partials)
+        at_rest = motion(self._family.kinetic, torch.zeros_like(work), Limits(*self._limits), moment.heat)
+        kinetic = kinetic + self._rows.parameter_counts * at_rest.kinetic
+        if at_rest.beta_slope is not None:
+            slope = slope + self._rows.parameter_counts * at_rest.beta_slope
         return Carried(kinetic, slope, power, _mean_braking(power, work))
 
     def prepare(self, partials: Partials, after: Moment, again: Moment, drift: Drift) -> None:
@@ -194,9 +198,8 @@ class CoordinateNorms(_Norms):
     def _columns(self, moment: Moment) -> Tensor:
         """(R, n, 1) float64: the numbers of each row's session."""
         heat = torch.ones_like(moment.work_factor) if moment.heat is None else moment.heat
-        return self._rows.sessions.spread(
-            moment.square_factor, moment.work_factor, heat, *self._limits, dtype=torch.float64
-        )
+        limits = Limits(*self._limits)._replace(rest_energy=torch.zeros_like(heat))
+        return self._rows.sessions.spread(moment.square_factor, moment.work_factor, heat, *limits, dtype=torch.float64)
 
     def _motion(self, momentum: Tensor, raised: Tensor, columns: Tensor) -> tuple[Motion, Tensor]:
         """(R, E) the motion of each element, and its work."""

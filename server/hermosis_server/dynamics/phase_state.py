@@ -1,7 +1,7 @@
 """Phase state: where a batch of sessions stands: position, momentum, metric moments, a few numbers a session.
 
-A session rests where it is published: at the point that its workers compute their next gradient at. For symplectic Euler
-that is the end of a step. Leapfrog and conformal publish the end of the next step's first half drift.
+A session rests where it is published: at the point that its workers compute their next gradient at. For symplectic
+Euler that is the end of a step. Leapfrog and conformal publish the end of the next step's first half drift.
 """
 
 from collections.abc import Mapping
