@@ -144,7 +144,7 @@ class _Cut:
 
 @dataclass(frozen=True, slots=True)
 class MatrixInverse:
-    """G of a matrix metric; `scale` (R, E) is the diagonal metric of the tensors that have no matrix, if there are any."""
+    """G of a matrix metric; `scale` (R, E) is the diagonal metric of tensors that have no matrix, if there are any."""
 
     state: MatrixState
     rows: RowMap
