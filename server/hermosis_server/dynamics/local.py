@@ -230,7 +230,7 @@ class _Resident:
             full = iter(cut)
             parts = [next(full) if size else rows.new_empty(0) for size in sizes]
         else:
-            parts = list(cut[0].split(sizes))
+            parts = list(torch.split(cut[0], sizes))
         return [part.view(p.shape) for part, p in zip(parts, like, strict=True)]
 
     def _fill(self, rows: Tensor, tensors: list[Tensor | None], like: list[Tensor]) -> None:

@@ -117,7 +117,7 @@ def _decompose_(covariance: Tensor, vectors: Tensor, values: Tensor, unit_moment
     try:
         # What LAPACK makes of NaN is its own affair: zero in its place, and NaN in what comes out.
         eigenvalues, eigenvectors = torch.linalg.eigh(matrix.nan_to_num(0.0, 0.0, 0.0))
-    except torch.linalg.LinAlgError:  # no convergence
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no convergence
         eigenvalues, eigenvectors = torch.full_like(values, math.nan), torch.full_like(vectors, math.nan)
     vectors.copy_(eigenvectors)
     # One bad element spoils all: the session's step is then refused as not finite.

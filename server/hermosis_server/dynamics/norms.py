@@ -152,8 +152,8 @@ class GroupNorms(_Norms):
         sums = (moving.kinetic, slope, moving.braking * work)
         if not self._by_tensor:
             return Carried(*sums, moving.braking), moving.braking
-        *sums, work = self._rows.tensors_of.totals(*sums, work)
-        return Carried(*sums, _mean_braking(sums[2], work)), moving.braking
+        kinetic, slope, braked, work = self._rows.tensors_of.totals(*sums, work)
+        return Carried(kinetic, slope, braked, _mean_braking(braked, work)), moving.braking
 
     def _of_group(self, value: Tensor) -> Tensor:
         return self._rows.tensors_of.each(value) if self._by_tensor else value

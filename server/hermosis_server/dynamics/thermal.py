@@ -86,7 +86,7 @@ class Exponential:
             return math.exp(-self.cooling_rate * duration)
         if duration == step_duration:
             return self._mu
-        return self._mu ** (duration / step_duration)
+        return math.pow(self._mu, duration / step_duration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
