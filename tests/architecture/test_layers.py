@@ -48,7 +48,7 @@ HOUSE = {
     "hermosis_server.storage": room(NOUNS),
     "hermosis_server.engine": room(NOUNS | BELOW_ENGINE | DEVICE),
     # Tensors in the engine live in these two only.
-    "hermosis_server.engine.arena": room(NOUNS | {"hermosis_server.engine"}, {"torch"}),
+    "hermosis_server.engine.arena": room(NOUNS | {"hermosis_server.engine", "hermosis_server.dynamics"}, {"torch"}),
     "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | {"hermosis_server.engine"}, {"torch"}),
     "hermosis_server.rpc": room(
         NOUNS | {CONTRACT, "hermosis_server.engine", "hermosis_server.rpc.codec", "hermosis_server"},

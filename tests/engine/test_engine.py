@@ -10,6 +10,7 @@ import pytest
 
 from hermosis import wire
 from hermosis.wire import Dtype
+from hermosis_server.dynamics import Exponential
 from hermosis_server.engine.engine import SessionEdit
 from hermosis_server.errors import (
     HermosisError,
@@ -354,9 +355,22 @@ def test_an_edit_based_on_an_old_reading_is_refused(play: Play) -> None:
     play(scenario)
 
 
-def test_the_thermal_profile_can_be_changed_between_steps(play: Play) -> None:
-    from hermosis_server.dynamics import Exponential
+def test_of_two_edits_at_once_based_on_the_same_reading_one_is_refused(play: Play) -> None:
+    async def scenario(bench: Any) -> None:
+        session = await bench.session(1)
+        edits = [SessionEdit(thermal=Exponential(momentum_retention=mu), display_name=str(mu)) for mu in (0.5, 0.6)]
+        outcomes = await asyncio.gather(
+            *(bench.engine.update_session(session.session_id, edit, etag=str(session.revision)) for edit in edits),
+            return_exceptions=True,
+        )
+        assert [isinstance(outcome, PayloadMismatch) for outcome in outcomes] == [False, True]
+        assert session.spec.display_name == "0.5"
+        assert session.spec.optimizer.thermal == session.on_device.hamiltonian.thermal == edits[0].thermal
 
+    play(scenario)
+
+
+def test_the_thermal_profile_can_be_changed_between_steps(play: Play) -> None:
     async def scenario(bench: Any) -> None:
         session = await bench.session(5, "adam")
         first = await bench.send(session, ONES, sequence=1)

@@ -158,27 +158,6 @@ def test_a_hamiltonian_in_full_is_the_recipe_that_it_spells(server: Any) -> None
     assert server.digest(recipe) == server.digest(spelt)
 
 
-UNSUPPORTED = [
-    dynamics_pb2.Hamiltonian(
-        learning_rate=1, thermal_profile=dynamics_pb2.ThermalProfile(linear=dynamics_pb2.LinearProfile(rate=1))
-    ),
-    dynamics_pb2.Hamiltonian(learning_rate=1, kinetic_energy=dynamics_pb2.KineticEnergy(norm_scope=2)),
-    dynamics_pb2.Hamiltonian(learning_rate=1, metric=dynamics_pb2.Metric(kind=3)),
-    dynamics_pb2.Hamiltonian(learning_rate=1, integrator=dynamics_pb2.Integrator(scheme=3)),
-]
-
-
-@pytest.mark.parametrize("hamiltonian", UNSUPPORTED, ids=["profile", "norm", "metric", "scheme"])
-def test_dynamics_to_come_are_unimplemented_and_name_the_field(server: Any, tools: Any, hamiltonian: Any) -> None:
-    request = session_pb2.CreateSessionRequest(
-        spec=spec(tools, optimizer=dynamics_pb2.Optimizer(hamiltonian=hamiltonian))
-    )
-    with pytest.raises(grpc.RpcError) as caught:
-        server.sessions.CreateSession(request, timeout=10)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert tools.reason_of(caught.value) == "Unsupported"
-
-
 @pytest.mark.parametrize(
     ("optimizer", "field"),
     [

@@ -8,13 +8,14 @@ The hot path is intake.py; here are the sessions, from birth to close.
 """
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from hermosis.wire import Dtype
-from hermosis_server.dynamics.thermal import ThermalProfile
+from hermosis_server.dynamics import Hamiltonian, ThermalProfile
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler, StagingBudget
@@ -42,6 +43,7 @@ from hermosis_server.records import (
 )
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -103,6 +105,7 @@ class Engine:
             raise
         if not on_server:
             session.status = SessionStatus.READY
+        _warn(session_id, hamiltonian)
         return session
 
     def session(self, session_id: str) -> Session:
@@ -118,24 +121,26 @@ class Engine:
 
     async def update_session(self, session_id: str, edit: SessionEdit, *, etag: str = "") -> Session:
         """Edits a session between two steps."""
-        session = self._resident_session(session_id)
-        if etag and etag != str(session.revision):
-            raise PayloadMismatch(
-                f"session {session_id} is at etag {session.revision}, the edit is based on {etag}; read it again",
-                field="etag",
-            )
         checks.check_lr_scale(edit.lr_scale, field="edit.lr_scale")
         checks.check_labels(edit.display_name or "", edit.labels or {})
-        if edit.thermal is not None:
-            hamiltonian = await self._on_device(session, on_device.change_profile, edit.thermal)
-            session.spec = replace(session.spec, optimizer=hamiltonian)
-        if edit.lr_scale is not None:
-            session.lr_scale = edit.lr_scale
-        if edit.display_name is not None:
-            session.spec = replace(session.spec, display_name=edit.display_name)
-        if edit.labels is not None:
-            session.spec = replace(session.spec, labels=dict(edit.labels))
-        session.revision += 1
+        session = self._resident_session(session_id)
+        async with session.editing:
+            if etag and etag != str(session.revision):
+                raise PayloadMismatch(
+                    f"session {session_id} is at etag {session.revision}, the edit is based on {etag}; read it again",
+                    field="etag",
+                )
+            if edit.thermal is not None:
+                hamiltonian = await self._on_device(session, on_device.change_profile, edit.thermal)
+                session.spec = replace(session.spec, optimizer=hamiltonian)
+                _warn(session_id, hamiltonian)
+            if edit.lr_scale is not None:
+                session.lr_scale = edit.lr_scale
+            if edit.display_name is not None:
+                session.spec = replace(session.spec, display_name=edit.display_name)
+            if edit.labels is not None:
+                session.spec = replace(session.spec, labels=dict(edit.labels))
+            session.revision += 1
         return session
 
     async def pause_session(self, session_id: str) -> Session:
@@ -279,3 +284,8 @@ class Engine:
 
     async def _on_device(self, session: Session, function: Callable[..., T], *arguments: object) -> T:
         return await self._executor.run(lambda arena: function(arena, session.on_device, *arguments))
+
+
+def _warn(session_id: str, hamiltonian: Hamiltonian) -> None:
+    for caution in hamiltonian.cautions:
+        logger.warning("event=caution session=%s caution=%r", session_id, caution)

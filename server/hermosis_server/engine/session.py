@@ -55,6 +55,7 @@ class Session:
       resident: the device thread's part; None until memory is reserved.
       step:     steps applied, as far as the rpc thread has heard: never behind an answer it has given.
       stepping: rounds handed to the device thread whose fate is not known yet.
+      editing:  held from the check of an edit's etag to its end; an edit waits for the device in between.
     """
 
     session_id: str
@@ -70,6 +71,7 @@ class Session:
     created_s: float = field(default_factory=time.time)
     workers: dict[str, WorkerRecord] = field(default_factory=dict)
     stepping: int = 0
+    editing: asyncio.Lock = field(default_factory=asyncio.Lock)
     round: Round = field(init=False)
 
     def __post_init__(self) -> None:

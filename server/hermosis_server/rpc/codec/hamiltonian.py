@@ -1,7 +1,7 @@
 """The Hamiltonian as a message, both ways: each part of the dynamics, with the field's path in every refusal."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -39,42 +39,38 @@ from hermosis_server.errors import InvalidHyperparameter, InvalidRequest
 
 PATH = "optimizer.hamiltonian"
 
-_FORCE_MODES = {
-    0: ForceMode.EMA,
+T = TypeVar("T")
+
+# What each number means; unspecified means the first.
+_FORCE_MODES: dict[int, ForceMode] = {
     dynamics_pb2.FORCE_MODE_EMA: ForceMode.EMA,
     dynamics_pb2.FORCE_MODE_UNIT: ForceMode.UNIT,
     dynamics_pb2.FORCE_MODE_PHYSICAL: ForceMode.PHYSICAL,
 }
-_PLACES = {
-    0: MetricPlace.DRIFT,
+_PLACES: dict[int, MetricPlace] = {
     dynamics_pb2.METRIC_PLACE_DRIFT: MetricPlace.DRIFT,
     dynamics_pb2.METRIC_PLACE_KICK: MetricPlace.KICK,
 }
-_SCOPES = {
-    0: NormScope.SESSION,
+_SCOPES: dict[int, NormScope] = {
     dynamics_pb2.NORM_SCOPE_SESSION: NormScope.SESSION,
     dynamics_pb2.NORM_SCOPE_TENSOR: NormScope.TENSOR,
     dynamics_pb2.NORM_SCOPE_COORDINATE: NormScope.COORDINATE,
 }
-_NORMS = {
-    0: NormKind.METRIC,
+_NORMS: dict[int, NormKind] = {
     dynamics_pb2.NORM_KIND_METRIC: NormKind.METRIC,
     dynamics_pb2.NORM_KIND_EUCLIDEAN: NormKind.EUCLIDEAN,
 }
-_SCHEMES = {
-    0: Scheme.SYMPLECTIC_EULER,
+_SCHEMES: dict[int, Scheme] = {
     dynamics_pb2.INTEGRATION_SCHEME_SYMPLECTIC_EULER: Scheme.SYMPLECTIC_EULER,
     dynamics_pb2.INTEGRATION_SCHEME_LEAPFROG: Scheme.LEAPFROG,
     dynamics_pb2.INTEGRATION_SCHEME_CONFORMAL: Scheme.CONFORMAL,
 }
 _METRICS: dict[int, type[Metric]] = {
-    0: Euclidean,
     dynamics_pb2.METRIC_KIND_EUCLIDEAN: Euclidean,
     dynamics_pb2.METRIC_KIND_DIAGONAL: Diagonal,
     dynamics_pb2.METRIC_KIND_FULL: Full,
     dynamics_pb2.METRIC_KIND_KRONECKER: Kronecker,
 }
-_DESCRIPTOR = dynamics_pb2.DESCRIPTOR
 
 
 def from_message(message: dynamics_pb2.Hamiltonian) -> Hamiltonian:
@@ -89,11 +85,11 @@ def from_message(message: dynamics_pb2.Hamiltonian) -> Hamiltonian:
         **_given(message, "step_duration", "information_unit", "initial_beta", "first_kick"),
         thermal=thermal_profile(message.thermal_profile),
         kinetic=_kinetic_energy(message.kinetic_energy),
-        norm_scope=_member(_SCOPES, message.kinetic_energy.norm_scope, "NormScope", "kinetic_energy.norm_scope"),
-        norm_kind=_member(_NORMS, message.kinetic_energy.norm_kind, "NormKind", "kinetic_energy.norm_kind"),
+        norm_scope=_member(_SCOPES, "NormScope", message.kinetic_energy.norm_scope, "kinetic_energy.norm_scope"),
+        norm_kind=_member(_NORMS, "NormKind", message.kinetic_energy.norm_kind, "kinetic_energy.norm_kind"),
         metric=_metric(message.metric),
         force=Force(
-            mode=_member(_FORCE_MODES, message.force.mode, "ForceMode", "force.mode"),
+            mode=_member(_FORCE_MODES, "ForceMode", message.force.mode, "force.mode"),
             **_given(message.force, "gradient_gain"),
         ),
         weight_decay=WeightDecay(
@@ -101,7 +97,7 @@ def from_message(message: dynamics_pb2.Hamiltonian) -> Hamiltonian:
         ),
         normalise=message.normalise,
         lookahead=message.lookahead,
-        integrator=_member(_SCHEMES, integrator.scheme, "IntegrationScheme", "integrator.scheme"),
+        integrator=_member(_SCHEMES, "IntegrationScheme", integrator.scheme, "integrator.scheme"),
         kept_drift=integrator.alpha if integrator.HasField("alpha") else 1.0,
     )
 
@@ -222,14 +218,14 @@ def _kinetic_energy_message(record: Hamiltonian) -> dynamics_pb2.KineticEnergy:
 
 
 def _metric(message: dynamics_pb2.Metric) -> Metric:
-    kind = _member(_METRICS, message.kind, "MetricKind", "metric.kind")
+    kind = _member(_METRICS, "MetricKind", message.kind, "metric.kind")
     if kind is Euclidean:
         return Euclidean()
-    settings = {
+    settings: dict[str, Any] = {
         **_given(message, "second_moment_decay", "second_moment_gain", "epsilon", "power"),
         "epsilon_inside": message.epsilon_inside,
         "normalise": message.normalise,
-        "place": _member(_PLACES, message.place, "MetricPlace", "metric.place"),
+        "place": _member(_PLACES, "MetricPlace", message.place, "metric.place"),
     }
     if kind is Diagonal:
         return Diagonal(**settings, centered=message.centered)
@@ -237,8 +233,10 @@ def _metric(message: dynamics_pb2.Metric) -> Metric:
         raise _refuse("metric.centered", "got it with a metric of matrices, wanted DIAGONAL")
     settings["refresh_steps"] = message.refresh_steps or 1
     if kind is Kronecker:
-        return Kronecker(**settings, **({"max_side": message.max_side} if message.max_side else {}))
-    scope = _member(_SCOPES, message.scope, "NormScope", "metric.scope")
+        if message.max_side:
+            settings["max_side"] = message.max_side
+        return Kronecker(**settings)
+    scope = _member(_SCOPES, "NormScope", message.scope, "metric.scope")
     if scope is NormScope.COORDINATE:
         raise _refuse("metric.scope", "got COORDINATE for a FULL metric, wanted SESSION or TENSOR")
     return Full(**settings, by_tensor=scope is NormScope.TENSOR)
@@ -273,16 +271,19 @@ def _held(record: object, *names: str) -> dict[str, Any]:
     return {name: getattr(record, name) for name in names if getattr(record, name) is not None}
 
 
-def _member(members: Mapping[int, Any], number: int, enum: str, field: str) -> Any:
+def _member(members: Mapping[int, T], enum: str, number: int, field: str) -> T:
+    """The member of that number; zero is the first. `enum` is the contract's name of them all."""
+    if number == 0:
+        return next(iter(members.values()))
     if number not in members:
-        values = _DESCRIPTOR.enum_types_by_name[enum].values_by_number
-        names = ", ".join(value.name for value in values.values() if value.number)
-        raise InvalidRequest(f"{field} is {number}; this server knows {names}", field=f"{PATH}.{field}")
+        values = dynamics_pb2.DESCRIPTOR.enum_types_by_name[enum].values
+        known = ", ".join(value.name for value in values if value.number)
+        raise InvalidRequest(f"{field} is {number}; this server knows {known}", field=f"{PATH}.{field}")
     return members[number]
 
 
-def _number(members: Mapping[int, Any], wanted: object) -> Any:
-    return next(number for number, member in members.items() if number and member == wanted)
+def _number(members: Mapping[int, T], wanted: T) -> Any:
+    return next(number for number, member in members.items() if member == wanted)
 
 
 def _refuse(field: str, message: str) -> InvalidHyperparameter:
