@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler
 from hermosis_client import Client, Outcome, Recipe, SessionStatus, errors
 from hermosis_client.local_server import LocalServer
 from hermosis_client.torch_optimizer import RemoteOptimizer
+from hermosis_server.dynamics import RECIPES, Hermosis
 
 STEPS = 30
 
@@ -71,12 +72,22 @@ def remote(server: LocalServer) -> Iterator[Callable[..., RemoteOptimizer]]:
         optimizer.close()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As on the server: the last bit of a decomposition depends on threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 TWINS = {
     "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}, {}),
     "nesterov": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, {"optimizer": "sgd"}),
     "adam": (torch.optim.Adam, {"lr": 0.01}, {}),
     "adamw": (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.1}, {}),
     "rmsprop": (torch.optim.RMSprop, {"lr": 0.003, "momentum": 0.5, "centered": True}, {}),
+    "adagrad": (torch.optim.Adagrad, {"lr": 0.05, "weight_decay": 1e-3}, {}),
 }
 
 
@@ -88,6 +99,44 @@ def test_one_changed_line_trains_the_same_model(remote, name: str) -> None:
     train(distant, remote(distant.parameters(), **{"optimizer": name, **settings, **words}))
     assert not torch.allclose(weights(local), weights(model()), atol=1e-2)  # it moved at all
     torch.testing.assert_close(weights(distant), weights(local), rtol=2e-4, atol=2e-5)
+
+
+VARIANTS: list[dict[str, Any]] = [
+    *({"recipe": name} for name in RECIPES),
+    {"recipe": "sgd", "momentum": 0.9, "nesterov": True},
+    {"recipe": "rmsprop", "momentum": 0.5, "centered": True},
+    {"recipe": "rgd", "alpha": 0.0, "delta": 4.0},
+    {"recipe": "rgd", "form": "euler"},
+    {"recipe": "vradam", "norm": "tensor", "weight_decay": 0.1},
+    {"recipe": "cgd", "metric": "full", "lr": 1e-3},
+]
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=lambda s: " ".join(map(str, s.values())))
+def test_every_recipe_is_the_local_optimizer_bit_for_bit(remote, one_thread, settings: dict[str, Any]) -> None:
+    settings = dict(settings)
+    recipe = settings.pop("recipe")
+    local, distant = model(), model()
+    ours = remote(distant.parameters(), optimizer=recipe, **settings)
+    theirs = Hermosis(local.parameters(), recipe, **settings)
+    for net, optimizer in ((local, theirs), (distant, ours)):
+        train(net, optimizer, steps=8, scheduler=lr_scheduler.ExponentialLR(optimizer, 0.9))
+    assert not torch.equal(weights(distant), weights(model()))
+    assert torch.equal(weights(distant), weights(local))
+
+
+def test_the_weights_in_the_model_are_the_point_the_next_gradient_belongs_to(remote) -> None:
+    """At momentum so small that nothing is left of the first gradient, two half drifts make a whole one."""
+    parameter = nn.Parameter(torch.zeros(3))
+    settings = {"optimizer": "hermosis", "lr": 1.0, "momentum": 1e-6, "max_step": 1e6}
+    optimizer = remote([parameter], **settings)
+    gain = -math.log(1e-6)  # of a gradient, 2 ln(1/r) over the half step before it
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    after = parameter.detach().clone()
+    # Half a drift to the end of the step, and half of the next with what the bath has left of the momentum.
+    torch.testing.assert_close(after, torch.full((3,), -gain * (1 + 1e-6) / 2))
+    assert torch.equal(torch.from_numpy(optimizer.sessions[0].pull().flat.copy()), after)
 
 
 def test_learning_rate_schedules_count_at_every_step(remote) -> None:
