@@ -89,14 +89,14 @@ class Worker:
 
         Args:
           gradients:    arrays by name as in the layout, or the flat vector (P,) itself.
-          loss:         at the parameters the gradient was computed at.
+          loss:         at the parameters the gradient was computed at; a polynomial thermal profile needs it.
           sample_count: that the gradient is the mean of; zero means unknown.
           lr_scale:     of this worker's own schedule for this step, which multiplies the session's; None means 1.
           want_digest:  asks for the state digest, which reads the whole optimizer state.
           out:          flat float32 vector (P,) to land the answer in; None means a new one.
 
         Returns:
-          The fate of the contribution, and the parameters after the step. Where increments are asked for they are
+          The fate of the contribution, and the parameters after the step, at which the next gradient is computed. Where increments are asked for they are
           what the step added (zeros when nothing was applied), for one that asks for nothing an empty mapping.
           A gradient with NaN or infinity changes nothing and is told by `StepResult.outcome`.
         """
@@ -117,7 +117,7 @@ class Worker:
         return self._contribute(gradients, numbers, Reply.NONE, None)[0]
 
     def pull(self, *, out: Float32 | None = None) -> Tensors:
-        """The parameters now, at whatever generation the session is.
+        """The parameters at which the next gradient is computed, at whatever generation the session is.
 
         Args:
           out: flat float32 vector (P,) to land them in; None means a new one.

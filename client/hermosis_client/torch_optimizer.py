@@ -32,6 +32,10 @@ class RemoteOptimizer(Optimizer):
 
     - The weights live on the server (unless parameters_on="worker"): what else changes them between two steps is
       overwritten by the next one.
+    - The tensors hold the point that the next gradient belongs to, as the server publishes it. Under the leapfrog and
+      conformal schemes (hermosis, rgd and nesterov_ode by default) that is half a drift ahead of the end of the last
+      step, and half of a step's drift still has the learning rate of the step before. Evaluate and save the tensors as
+      they are; for the end of the last step there is no call, because nothing goes on from there.
     - Each param_group is a session of its own, stepped by itself as in torch. Its ``lr`` counts at every step, so
       learning-rate schedulers work; its other settings cannot change once the session is made, which is refused.
     - A missing gradient counts as zero; torch would skip that parameter, its momentum and its decay. Parameters that do

@@ -11,6 +11,11 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
+from hermosis_server.demo import digits
+from hermosis_server.demo.alone import train_alone
+from hermosis_server.demo.recipes import GOOD
+from hermosis_server.dynamics import RECIPES
+
 Start = Callable[..., Any]
 
 pytestmark = pytest.mark.slow
@@ -46,6 +51,13 @@ def test_demo_learns_agrees_with_one_process_and_leaves_a_plot(start: Start, tmp
     assert demo.wait() == 0
     demo.assert_nothing_is_left()
     assert list(demo.temporary.glob("hermosis*")) == []
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_learns_the_digits_with_the_settings_of_the_demo(recipe: str) -> None:
+    _, test = digits.load()
+    weights = train_alone(recipe, GOOD[recipe], epochs=2)
+    assert digits.accuracy_with(digits.network(), weights, test) > 0.8
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ class Arena:
     def write(self, slot: Slot, buffer: StateBuffer, elements: Tensor) -> None:
         """Sets a buffer's elements from a flat tensor of any device and dtype."""
         spans = slot.spans[buffer]
-        for place, part in zip(pieces(slot.view(buffer), spans), torch.split(elements, spans), strict=True):
+        for place, part in zip(pieces(slot.view(buffer), spans), torch.split(elements, list(spans)), strict=True):
             place.copy_(part)
 
     def _rows(self, spans: Spans) -> int:

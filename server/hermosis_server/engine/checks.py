@@ -30,7 +30,6 @@ def checked_hamiltonian(spec: SessionSpec, limits: Limits) -> Hamiltonian:
             f"the layout has {spec.layout.parameter_count} elements, this server takes {limits.max_parameters}",
             field="spec.layout",
         )
-    hamiltonian.family([tensor.shape for tensor in spec.layout.tensors])  # refuses a metric too large to be had
     _check_consistency(spec, limits)
     check_labels(spec.display_name, spec.labels)
     return hamiltonian

@@ -214,7 +214,7 @@ def _reduce(contributions: list[Contribution], rows: torch.Tensor, spans: Spans)
         if staging is None:
             raise InternalError("a repeated gradient was counted; this is a bug in hermosis")
         vector = from_wire(staging.memory, contribution.gradient.dtype).to(rows.device, rows.dtype, non_blocking=True)
-        for place, part in zip(places, torch.split(vector, spans), strict=True):
+        for place, part in zip(places, torch.split(vector, list(spans)), strict=True):
             place.add_(part, alpha=weight)
 
 

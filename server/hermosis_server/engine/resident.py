@@ -67,7 +67,12 @@ class ExportedState:
 def reserve(
     arena: Arena, hamiltonian: Hamiltonian, *, shapes: Sequence[tuple[int, ...]], holds_parameters: bool
 ) -> Resident:
-    """Takes rows for a session; raises OutOfDeviceMemory and takes nothing when they do not fit."""
+    """Takes rows for a session.
+
+    Raises:
+      InvalidHyperparameter: a metric that tensors of these shapes cannot have; nothing was taken.
+      OutOfDeviceMemory:     they do not fit; nothing was taken.
+    """
     family = hamiltonian.family(shapes)
     spans = spans_of([math.prod(shape) for shape in shapes], by_tensor=family.by_tensor)
     return Resident(
