@@ -96,9 +96,10 @@ class Worker:
           out:          flat float32 vector (P,) to land the answer in; None means a new one.
 
         Returns:
-          The fate of the contribution, and the parameters after the step, at which the next gradient is computed. Where increments are asked for they are
-          what the step added (zeros when nothing was applied), for one that asks for nothing an empty mapping.
-          A gradient with NaN or infinity changes nothing and is told by `StepResult.outcome`.
+          The fate of the contribution, and the parameters after the step, at which the next gradient is computed.
+          Where increments are asked for they are what the step added (zeros when nothing was applied), for one that
+          asks for nothing an empty mapping. A gradient with NaN or infinity changes nothing and is told by
+          `StepResult.outcome`.
         """
         numbers = StepNumbers(loss=loss, sample_count=sample_count, lr_scale=lr_scale, want_digest=want_digest)
         return self._contribute(gradients, numbers, self._settings.reply, out)
