@@ -87,6 +87,20 @@ def test_session_from_a_file_is_ready_with_its_weights(hermosis: Hermosis, addre
     assert pulled["b"] == 1
 
 
+def test_settings_are_numbers_flags_and_words(hermosis: Hermosis) -> None:
+    create = ("sessions", "create", "--shape", "w=2x3", "--optimizer")
+    for recipe, *settings in (
+        ("sgd", "momentum=0.9", "nesterov=true"),
+        ("rgd", "form=euler", "delta=0"),
+        ("vradam", "norm=tensor"),
+        ("cgd", "metric=full"),
+    ):
+        facts = hermosis.json(*create, recipe, *(word for each in settings for word in ("--set", each)))
+        assert isinstance(facts, dict)
+        given = facts["optimizer"]["parameters"]
+        assert {f"{name}={value}".lower().removesuffix(".0") for name, value in given.items()} == set(settings)
+
+
 def test_session_from_shapes_waits_for_its_weights(hermosis: Hermosis) -> None:
     facts = hermosis.json("sessions", "create", "--optimizer", "sgd", "--shape", "w=2x3", "--shape", "s=")
     assert isinstance(facts, dict)

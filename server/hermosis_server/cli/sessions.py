@@ -101,7 +101,8 @@ def create(
         str | None, typer.Option("--from", help="File of NumPy arrays (.npz) to take names, shapes and values from.")
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME=VALUE: one parameter of the recipe. Several times.")
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE: a parameter of the recipe, such as nesterov=true. Several times."),
     ] = None,
     session_id: Annotated[str, typer.Option("--id", help="Id to give; the server chooses when left out.")] = "",
     workers: Annotated[int, typer.Option(min=1, help="Workers that take part in a round.")] = 1,

@@ -102,10 +102,6 @@ class Arena:
         self.used_bytes = 0
         self._slabs: list[_Slab] = []
 
-    def bytes_for(self, spans: Spans) -> int:
-        """Bytes that a buffer of these spans holds."""
-        return self._rows(spans) * self.row_elements * ELEMENT_BYTES
-
     def reserve(self, layouts: Mapping[StateBuffer, Spans]) -> Slot:
         """Takes zeroed rows for a session.
 
@@ -115,7 +111,7 @@ class Arena:
         Raises:
           OutOfDeviceMemory: the session would not fit; nothing was taken.
         """
-        wanted = sum(map(self.bytes_for, layouts.values()))
+        wanted = sum(map(self._rows, layouts.values())) * self.row_elements * ELEMENT_BYTES
         free = self.limit_bytes - self.used_bytes
         if wanted > free:
             raise OutOfDeviceMemory(
