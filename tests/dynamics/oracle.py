@@ -121,7 +121,7 @@ class Oracle:
 
     def __init__(self, settings: Settings, shapes: list[tuple[int, ...]], w: Vector) -> None:
         self.settings = settings
-        self.sizes = [math.prod(shape) for shape in shapes]
+        self.sizes = [math.prod(shape) for shape in shapes if math.prod(shape)]  # an empty tensor is no norm group
         if sum(self.sizes) != w.size:
             raise ValueError(f"shapes hold {sum(self.sizes)} elements, w has {w.size}")
         self.w = np.array(w, dtype=np.float64)
@@ -233,7 +233,9 @@ class Oracle:
         if self.n == 0 and o.x_first is not None and r:
             # As if X and A had been such that this kick leaves x_first·y and x_first behind.
             self.x, self.a = (o.x_first - z) / r * y, (o.x_first - z) / r
-        kappa_before = self.motion(self.x, self.a).kappa
+        # The fields, A among them, are those of after the gradient on both sides of the kick (decision 0013).
+        field = r * self.a + z
+        kappa_before = self.motion(self.x, r * field + z if o.lookahead else field).kappa
         if math.isnan(self.u) and math.isfinite(loss):
             self._anchor(q, loss, c2, kappa_before)
         before = self.energy(kappa_before, q, loss, c2, towards=tau)
