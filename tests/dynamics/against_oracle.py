@@ -45,12 +45,11 @@ def settings_of(hamiltonian: Hamiltonian) -> Settings:
     """The same dynamics in the oracle's words."""
     decay = hamiltonian.weight_decay
     place = getattr(hamiltonian.metric, "place", MetricPlace.DRIFT)
-    table = hamiltonian.thermal if isinstance(hamiltonian.thermal, Tabulated) else None
     return Settings(
         eta=hamiltonian.learning_rate,
         tau=hamiltonian.step_duration,
         k=hamiltonian.information_unit,
-        beta0=table.knots[0][1] if table else hamiltonian.initial_beta,
+        beta0=hamiltonian.initial_beta,
         profile=_profile(hamiltonian.thermal, hamiltonian.step_duration),
         force=hamiltonian.force.mode.value,
         zeta=hamiltonian.force.gradient_gain,
@@ -148,6 +147,7 @@ def compare(
     start = np.random.default_rng(seed).normal(size=sum(sizes))
     batch = batch_of(hamiltonian, [torch.from_numpy(start).to(device)], row_elements=row_elements, shapes=shapes)
     oracle = Oracle(settings_of(hamiltonian), list(shapes), start)
+    oracle.ell = hamiltonian.initial_log_beta  # a table says how β grows; the oracle takes where it starts from it too
     published = oracle.publish()
     if isinstance(hamiltonian.thermal, Polynomial):
         oracle.s = 0.0  # counts from the first kick
@@ -206,10 +206,10 @@ def _compare_energies(
     if math.isfinite(energies.c2):
         bare = hamiltonian.weight_decay.bare * square / 2 * math.exp(-log_beta)
         pairs["potential_energy"] = (energies.c2 * energies.loss / hamiltonian.information_unit + bare, unit)
-    if isinstance(hamiltonian.thermal, Tabulated):  # the oracle does not count the work of knots
+    if isinstance(hamiltonian.thermal, Tabulated):  # the oracle counts across knots
         del pairs["energy_defect"]
     if not hamiltonian.lookahead:  # the oracle tells that of X itself
-        pairs["kinetic_energy"] = (energies.kinetic, unit)
+        pairs["kinetic_energy"] = (energies.kinetic_end, unit)
     else:
         pairs.pop("energy_defect", None)
     if not isinstance(hamiltonian.thermal, Polynomial) and sample.cooling_rate > 0:  # E = φU, and -U a mean

@@ -1,4 +1,4 @@
-"""The step of THEORY section 6, written once more: one session, flat float64 vectors, one flow after the other.
+"""The step of docs/theory.md, section 6, written once more: one session, flat float64 vectors, flow by flow.
 
 It shares no line with the dynamics, and prefers the textbook form of a formula to the fast one.
 """
@@ -110,6 +110,7 @@ class StepEnergies:
     kinetic: float  # after the kick, at X itself even under lookahead; so are the next two
     potential: float  # c²L̃/k and the bare term
     thermal: float
+    kinetic_end: float = math.nan  # at the end of the step, after the closing half cooling of conformal
     braking: Vector = field(default_factory=lambda: np.empty(0))  # f per group, in the drift after the kick
     smoothed_loss: float = (
         math.nan
@@ -320,12 +321,13 @@ class Oracle:
         assert self.energies is not None
         if math.isnan(self.u):
             self.s = math.nan
+        end = self.motion(self.x, self.a).kappa / self.settings.k
         if self.settings.profile == Exponential(math.inf):
             smoothed = -self.u / self.energies.impulse_gain
         else:
             thermal = thermal_energy(self.bath, self.ell, self.t, self.u, -self.settings.tau)
             smoothed = -self.settings.k * thermal / self.energies.c2 if thermal else math.nan
-        self.energies = replace(self.energies, braking=motion.braking, smoothed_loss=smoothed)
+        self.energies = replace(self.energies, braking=motion.braking, smoothed_loss=smoothed, kinetic_end=end)
 
     # --- energies ---
 

@@ -1,4 +1,4 @@
-"""Metrics of the oracle: what the gradients have taught, and the inverse metric G made of it (THEORY section 5)."""
+"""Metrics of the oracle: what the gradients have taught, and the inverse metric G of it (docs/theory.md, section 5)."""
 
 import math
 from dataclasses import dataclass

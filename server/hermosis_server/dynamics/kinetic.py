@@ -2,7 +2,7 @@ r"""Kinetic energies: how fast a momentum moves the parameters.
 
 A kinetic energy is :math:`K = (\beta/k)\,\kappa(s, \ln\beta)` with s the squared norm of the momentum over a norm
 group: the whole session, each tensor, or each coordinate. It gives the velocity :math:`v = f\,G X/h` with the braking
-factor :math:`f = 2\,\partial\kappa/\partial s`. All of them agree for small s; they differ in how they meet a large one.
+factor :math:`f = 2\,\partial\kappa/\partial s`. All agree for small s; they differ in how they meet a large one.
 
 Source: Learning Dynamics v0.1.0, "Kinetic energy"; docs/theory.md, sections 4 and 10.
 """
