@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from gallery.roster import PICTURES
-from gallery.style import RC, save
+from gallery.style import DOTS, QUICK_DOTS, RC, save
 
 FOLDER = Path("docs/gallery")
 HELP = """\
@@ -51,7 +51,7 @@ def draw(names: Iterable[str], folder: Path, *, quick: bool) -> Iterable[tuple[P
         began = time.monotonic()
         path = folder / f"{name}.png"
         with matplotlib.rc_context(RC):
-            save(PICTURES[name](quick), path)
+            save(PICTURES[name](quick), path, dots=QUICK_DOTS if quick else DOTS)
         yield path, time.monotonic() - began
 
 

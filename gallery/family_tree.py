@@ -35,10 +35,10 @@ def features(hamiltonian: Hamiltonian) -> tuple[str, ...]:
     thermal, metric = hamiltonian.thermal, hamiltonian.metric
     profile = type(thermal).__name__.lower()
     if isinstance(thermal, Exponential) and hamiltonian.coefficients().retention == 0:
-        profile += ", μ = 0"
+        profile += ",\nμ = 0"
     geometry = "flat" if isinstance(metric, Euclidean) else type(metric).__name__.lower()
     if isinstance(metric, Moments) and metric.place is MetricPlace.KICK:
-        geometry += ", on the kick"
+        geometry += ",\non the kick"
     kinetic = hamiltonian.family(()).kinetic.replace("_", "\n")
     return profile, geometry, kinetic, hamiltonian.force.mode.value, hamiltonian.integrator.value.replace("_", "\n")
 

@@ -64,7 +64,8 @@ def basins(columns: int, rows: int, time: float) -> Array:
     cooling = newtonian(Exponential(cooling_rate=0.15), 0.1)
     problem = problem_of(double_well)
     end = follow(cooling, problem, w.reshape(1, -1), round(time / 0.1), momentum=x.reshape(1, -1)).position[-1]
-    return end.reshape(rows, columns)
+    ends: Array = end.reshape(rows, columns)
+    return ends
 
 
 def draw(quick: bool) -> Figure:
@@ -72,7 +73,7 @@ def draw(quick: bool) -> Figure:
     (still, cooled), (fading, map_) = figure.subplots(2, 2, sharex=True, sharey=True)
     ring = [(0.55, 0.0), (-0.55, 0.0), (0.15, 0.0), (-0.15, 0.0), (1.55, 0.0), (1.75, 0.0), (-0.8, 0.0), (0.8, 0.0)]
     background(still)
-    for path in curves(orbits(Constant(), ring, 6 if quick else 16)):
+    for path in curves(orbits(Constant(), ring, 2 if quick else 16)):
         still.plot(*path, color=LEFT if path[0].max() < 0 else RIGHT if path[0].min() > 0 else MUTED, lw=1.4)
     still.set_title("constant β: nothing is lost, every orbit closes")
 
@@ -82,13 +83,13 @@ def draw(quick: bool) -> Figure:
     ):
         background(axes)
         starts = [(-1.85, 0.0), (1.85, 0.0), (-1.0, 1.1), (1.0, -1.1), (0.0, 0.9), (0.0, -0.9)]
-        for path in curves(orbits(thermal, starts, 10 if quick else 40)):
+        for path in curves(orbits(thermal, starts, 4 if quick else 40)):
             color = LEFT if path[0][-1] < 0 else RIGHT
             axes.plot(*path, color=color, lw=1.3)
             axes.plot(path[0][0], path[1][0], "o", color="white", mec=color, ms=5, zorder=3)
         axes.set_title(title)
 
-    ends = basins(*((24, 16, 10.0) if quick else (440, 300, 60.0)))
+    ends = basins(*((24, 16, 6.0) if quick else (360, 240, 50.0)))
     map_.imshow(
         ends > 0,
         extent=(-WIDTH, WIDTH, -HEIGHT, HEIGHT),

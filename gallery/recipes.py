@@ -11,6 +11,7 @@ from gallery.style import INK
 from hermosis_server.dynamics import RECIPES, resolve
 from hermosis_server.dynamics.recipes import Value
 
+FLOOR = 1e-12  # below it a loss is solved
 HALF_DECADES = tuple(float(f"{digit}e{power}") for power in range(-4, 1) for digit in (1, 3))
 
 
@@ -25,13 +26,18 @@ class Run:
 
 
 def run(recipe: str, loss: Loss, start: tuple[float, float], steps: int, **settings: Value) -> Run:
-    """Sweeps the learning rate as one batch, and keeps the session with the least loss at the end."""
+    """Sweeps the learning rate as one batch, and keeps the best session.
+
+    That is the one with the least loss over the last quarter of its way, on logarithmic average, among those whose loss
+    never rises above twice the first.
+    """
     rates = HALF_DECADES
     hamiltonians = [resolve(recipe, settings | {"lr": rate}) for rate in rates]
     # One step more than is shown: a path records the loss where its gradient is taken.
     paths: Paths = follow(hamiltonians, problem_of(loss), [start] * len(rates), steps + 1)
-    ends = np.where(np.isfinite(paths.loss[-1]), paths.loss[-1], np.inf)
-    best = int(np.argmin(ends))
+    score = np.log(np.maximum(paths.loss[-(steps // 4) :], FLOOR)).mean(axis=0)
+    tame = (paths.loss <= 2 * paths.loss[0]).all(axis=0)  # not where the loss is NaN
+    best = int(np.argmin(np.where(tame, score, np.inf)))
     return Run(recipe, rates[best], paths.position[: steps + 1, best], paths.loss[:, best])
 
 

@@ -12,12 +12,10 @@ COLUMNS = 4
 
 
 def draw(quick: bool) -> Figure:
-    steps = 30 if quick else 500
+    steps = 12 if quick else 400
     found = runs(problems.rosenbrock, START, steps)
     rows = -(-len(found) // COLUMNS)
-    figure = sheet(
-        12, 2.75 * rows + 0.6, f"Rosenbrock's valley: {steps} steps of each recipe, at its best of ten learning rates"
-    )
+    figure = sheet(12, 2.75 * rows + 0.6, f"Rosenbrock's valley: {steps} steps of each recipe")
     grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     x, y, height = problems.landscape(problems.rosenbrock, (-1.75, 1.75), (-0.75, 2.25), 120)
     for axes, one in zip(grid.flat, found, strict=False):

@@ -76,8 +76,8 @@ def draw(quick: bool) -> Figure:
         fontsize=8.5, color=truncated, va="center",
     )  # fmt: skip
     curves.axhline(1, color=MUTED, lw=0.8, ls=":")
-    curves.text(2.55, 1.03, "limit χ/h", color=MUTED, fontsize=9)
-    curves.text(1.25, 1.62, "classical", color=SERIES[0])
+    curves.text(2.55, 1.03, "limit χ", color=MUTED, fontsize=9)
+    curves.text(1.45, 1.62, "classical", color=SERIES[0], ha="right")
     curves.set_xlim(0, 4)
     curves.set_ylim(-0.75, 1.75)
     curves.axhline(0, color=MUTED, lw=0.6)
@@ -85,7 +85,7 @@ def draw(quick: bool) -> Figure:
     curves.set_title("kinetic energies, equal for small momenta")
     label_ends(curves, ends, gap=0.085, size=8.5)
 
-    steps = 60 if quick else 400
+    steps = 30 if quick else 400
     gamma = -math.log(RETENTION)
     for nu, color, name in (
         (0.0, SERIES[2], "ν = 0\nrecipe hermosis"),
@@ -104,10 +104,10 @@ def draw(quick: bool) -> Figure:
     step_axes.set_ylim(1e-5, 1)
     step_axes.set_xlim(0, steps)
     step_axes.set(xlabel="step n", ylabel="length of the step |Δw|")
-    step_axes.set_title(f"pushed hard, μ = {RETENTION}: limit ~ β^−ν")
+    step_axes.set_title(rf"pushed hard, μ = {RETENTION}: the limit falls as $\beta^{{-\nu}}$")
     way.set_xlim(0, steps)
-    way.set_ylim(0, 0.52 * MAX_STEP * steps)
-    way.text(steps * 0.36, 0.45 * MAX_STEP * steps, "ν = 0", ha="right", color=SERIES[2])
+    way.set_ylim(0, max(0.52 * MAX_STEP * steps, 11.0))
+    way.text(steps * 0.36, way.get_ylim()[1] * 0.86, "ν = 0", ha="right", color=SERIES[2])
     way.set(xlabel="step n", ylabel="distance travelled")
     way.set_title("and how far it ever gets")
     return figure

@@ -24,6 +24,7 @@ from hermosis_server.dynamics import (
 )
 
 GAMMA, SIGMA = 0.02, 0.002
+KICK = 1e-3  # small, so that the kinetic energy it leaves is nothing beside the loss
 # E = γβU - σβU²/2: φ/β = γ - σU, and U falls below zero as long as there is loss.
 FEEDBACK = Polynomial(
     terms=(
@@ -50,14 +51,14 @@ def made_up_loss(step: int) -> float:
 
 
 def impulses(thermal: ThermalProfile, steps: int) -> Paths:
-    """One session with as many parameters as steps: step j kicks parameter j alone, by 1.
+    """One session with as many parameters as steps: step j kicks parameter j alone.
 
-    So the momentum at the end holds what each past gradient still weighs: X_j = z_j ∏ r.
+    So the momentum at the end holds what each past gradient still weighs: X_j = z_j ∏ r times KICK.
     """
 
     def problem(step: int, position: Tensor) -> tuple[Tensor, Tensor]:
         gradient = torch.zeros_like(position)
-        gradient[:, step] = 1.0
+        gradient[:, step] = KICK
         return torch.tensor([made_up_loss(step)], dtype=torch.float64), gradient
 
     hamiltonian = Hamiltonian(learning_rate=1.0, thermal=thermal, force=Force(mode=ForceMode.PHYSICAL))
@@ -66,14 +67,14 @@ def impulses(thermal: ThermalProfile, steps: int) -> Paths:
 
 def weights(paths: Paths) -> Array:
     """(N,) share of each past gradient in ⟨∇L⟩ = X/A, oldest first."""
-    share: Array = paths.momentum[-1, 0] / paths.scalar("unit_momentum")[-1, 0]
+    share: Array = paths.momentum[-1, 0] / KICK / paths.scalar("unit_momentum")[-1, 0]
     return share
 
 
 def draw(quick: bool) -> Figure:
-    steps = 40 if quick else 100
+    steps = 30 if quick else 100
     figure = sheet(11.5, 8.4, "Thermal profiles: one curve β(t) decides friction and memory")
-    (mass, momentum), (memory, answer) = figure.subplots(2, 2, gridspec_kw={"wspace": 0.32})
+    (mass, momentum), (memory, answer) = figure.subplots(2, 2)
     paths = {name: impulses(profile, steps) for name, profile in PROFILES.items()}
     time = np.arange(steps + 1)
     for name, path in paths.items():
@@ -81,6 +82,7 @@ def draw(quick: bool) -> Figure:
         mass.semilogy(time, np.exp(log_beta), color=COLORS[name], ls=LINES[name])
         momentum.plot(time[1:], path.sample("retention")[:, 0], color=COLORS[name], ls=LINES[name])
         memory.semilogy(time[1:], weights(path)[::-1], color=COLORS[name], ls=LINES[name])
+    momentum.set_ylim(0.68, 1.035)
     for axes in (mass, momentum, memory):
         axes.set_xlim(0, steps)
     memory.set_ylim(2e-5, 0.2)
@@ -107,12 +109,12 @@ def draw(quick: bool) -> Figure:
     rate_axes.spines["right"].set_visible(True)
     rate = paths["feedback"].sample("cooling_rate")[:, 0]
     rate_axes.plot(range(steps), rate, color=COLORS["feedback"])
-    rate_axes.plot(
-        range(steps), np.sqrt(GAMMA**2 + 2 * SIGMA * np.array(losses)), color=INK, lw=0.9, ls=(0, (1, 1.5))
-    )
+    rate_axes.plot(range(steps), np.sqrt(GAMMA**2 + 2 * SIGMA * np.array(losses)), color=INK, lw=0.9, ls=(0, (1, 1.5)))
     rate_axes.set_ylim(0, 0.085)
     rate_axes.set_ylabel("cooling rate φ/β")
-    rate_axes.text(0.4, 0.93, "solid: φ/β = γ − σU", transform=answer.transAxes, color=COLORS["feedback"])
-    rate_axes.text(0.4, 0.86, "dotted: where it settles, √(γ² + 2σL)", transform=answer.transAxes, color=INK)
+    rate_axes.text(0.33, 0.93, "solid: φ/β = γ − σU", transform=answer.transAxes, color=COLORS["feedback"], fontsize=9)
+    rate_axes.text(
+        0.33, 0.86, "dotted: where it settles, √(γ² + 2σL)", transform=answer.transAxes, color=INK, fontsize=9
+    )
     answer.set_title("feedback: the bath cools faster while there is loss")
     return figure
