@@ -121,6 +121,12 @@ def test_weights_of_past_gradients_are_those_of_the_profile() -> None:
     for share in shares.values():
         assert share.sum() == pytest.approx(1, rel=1e-12)
     assert shares["constant"] == pytest.approx(np.full(steps, 1 / steps))
+    # Each share is the integral of β over its step.
+    time, masses = np.arange(steps + 1), {}
+    masses["linear"] = time + 0.25 * time**2 / 2
+    masses["power, p = 1"], masses["power, p = 3"] = (1 + time / 8) ** 2, (1 + time / 8) ** 4
+    for name, mass in masses.items():
+        assert shares[name] == pytest.approx(np.diff(mass) / (mass[-1] - mass[0]), rel=1e-9)
     assert shares["exponential"] == pytest.approx((1 - mu) * mu ** np.arange(steps)[::-1] / (1 - mu**steps))
 
 
