@@ -38,6 +38,7 @@ The first call makes the environment in .venv and installs into it, which takes 
 commands:
   demo      train a small network on handwritten digits: server, page and two workers as separate processes
   up        start the server and its page and keep them running until Ctrl-C
+  gallery   draw pictures of the theory into docs/gallery, computed by the server's own steps
   test      run the test suite; what follows is given to pytest
   check     formatting, lint, types, and that the generated protobuf code fits the .proto files
   setup     only make the environment, with everything for development
@@ -54,7 +55,7 @@ To start afresh, delete the folder .venv. pip reads its usual settings (PIP_INDE
 CHECKS = [
     ("formatting", ["ruff", "format", "--check", "."]),
     ("lint", ["ruff", "check", "."]),
-    ("types", ["mypy", "server", "client", "proto", "run.py"]),
+    ("types", ["mypy", "server", "client", "proto", "gallery", "run.py"]),
     ("proto lint and generated code", ["pytest", "-q", "tests/contract/test_generated_code.py"]),
 ]
 
@@ -67,7 +68,7 @@ def main() -> None:
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["demo", "up", "test", "check", "setup"], help=argparse.SUPPRESS)
+    parser.add_argument("command", choices=["demo", "up", "gallery", "test", "check", "setup"], help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     if len(sys.argv) == 1:
         parser.print_help()
@@ -76,9 +77,11 @@ def main() -> None:
     if arguments.rest and arguments.command in ("check", "setup"):
         parser.error(f"{arguments.command} takes no further words, got {' '.join(arguments.rest)}")
 
-    set_up("demo" if arguments.command in ("demo", "up") else "dev")
+    set_up("demo" if arguments.command in ("demo", "up", "gallery") else "dev")
     if arguments.command in ("demo", "up"):
         become(["hermosis_server", arguments.command, *arguments.rest])
+    elif arguments.command == "gallery":
+        become(["gallery", *arguments.rest])
     elif arguments.command == "test":
         become(["pytest", *arguments.rest])
     elif arguments.command == "check":

@@ -1,4 +1,4 @@
-"""The step of THEORY section 6, written once more: one session, flat float64 vectors, one flow after the other.
+"""The step of docs/theory.md, section 6, written once more: one session, flat float64 vectors, flow by flow.
 
 It shares no line with the dynamics, and prefers the textbook form of a formula to the fast one.
 """
@@ -110,6 +110,7 @@ class StepEnergies:
     kinetic: float  # after the kick, at X itself even under lookahead; so are the next two
     potential: float  # c²L̃/k and the bare term
     thermal: float
+    kinetic_end: float = math.nan  # at the end of the step, after the closing half cooling of conformal
     braking: Vector = field(default_factory=lambda: np.empty(0))  # f per group, in the drift after the kick
     smoothed_loss: float = (
         math.nan
@@ -121,7 +122,7 @@ class Oracle:
 
     def __init__(self, settings: Settings, shapes: list[tuple[int, ...]], w: Vector) -> None:
         self.settings = settings
-        self.sizes = [math.prod(shape) for shape in shapes]
+        self.sizes = [math.prod(shape) for shape in shapes if math.prod(shape)]  # an empty tensor is no norm group
         if sum(self.sizes) != w.size:
             raise ValueError(f"shapes hold {sum(self.sizes)} elements, w has {w.size}")
         self.w = np.array(w, dtype=np.float64)
@@ -233,7 +234,9 @@ class Oracle:
         if self.n == 0 and o.x_first is not None and r:
             # As if X and A had been such that this kick leaves x_first·y and x_first behind.
             self.x, self.a = (o.x_first - z) / r * y, (o.x_first - z) / r
-        kappa_before = self.motion(self.x, self.a).kappa
+        # The fields, A among them, are those of after the gradient on both sides of the kick (decision 0013).
+        field = r * self.a + z
+        kappa_before = self.motion(self.x, r * field + z if o.lookahead else field).kappa
         if math.isnan(self.u) and math.isfinite(loss):
             self._anchor(q, loss, c2, kappa_before)
         before = self.energy(kappa_before, q, loss, c2, towards=tau)
@@ -318,12 +321,13 @@ class Oracle:
         assert self.energies is not None
         if math.isnan(self.u):
             self.s = math.nan
+        end = self.motion(self.x, self.a).kappa / self.settings.k
         if self.settings.profile == Exponential(math.inf):
             smoothed = -self.u / self.energies.impulse_gain
         else:
             thermal = thermal_energy(self.bath, self.ell, self.t, self.u, -self.settings.tau)
             smoothed = -self.settings.k * thermal / self.energies.c2 if thermal else math.nan
-        self.energies = replace(self.energies, braking=motion.braking, smoothed_loss=smoothed)
+        self.energies = replace(self.energies, braking=motion.braking, smoothed_loss=smoothed, kinetic_end=end)
 
     # --- energies ---
 

@@ -1,4 +1,4 @@
-"""Metrics of the oracle: what the gradients have taught, and the inverse metric G made of it (THEORY section 5)."""
+"""Metrics of the oracle: what the gradients have taught, and the inverse metric G of it (docs/theory.md, section 5)."""
 
 import math
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def inverse_power(m: Matrix, metric: Metric, guard: bool) -> Matrix:
     if metric.eps_inside:
         eps = max(metric.eps, 1e-12 * top) if guard else metric.eps
         return (m + eps) ** -metric.power
-    eps = max(metric.eps, 1e-6 * math.pow(top, metric.power)) if guard else metric.eps
+    eps = max(metric.eps, math.pow(1e-12 * top, metric.power)) if guard else metric.eps
     return 1 / (m**metric.power + eps)
 
 

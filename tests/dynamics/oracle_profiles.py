@@ -1,4 +1,4 @@
-"""Thermal profiles of the oracle: how β grows, what a gradient weighs, what becomes of U (THEORY section 3).
+"""Thermal profiles of the oracle: how β grows, what a gradient weighs, what becomes of U (docs/theory.md, section 3).
 
 Every formula is the primitive of β itself, not the rearranged form that stays exact at extreme ages.
 """

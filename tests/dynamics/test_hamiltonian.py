@@ -114,7 +114,6 @@ REFUSED: list[tuple[str, Callable[[], object]]] = [
     ("thermal_profile.tabulated.knots", lambda: Tabulated(knots=((0.0, 1.0), (0.0, 2.0)))),
     ("thermal_profile.tabulated.knots", lambda: Tabulated(knots=((0.0, 1.0), (1.0, 0.0)))),
     ("thermal_profile.tabulated.knots", lambda: Tabulated(knots=((0.0, 1.0), (5e-324, 2.0)))),
-    ("initial_beta", lambda: Hamiltonian(learning_rate=1.0, initial_beta=2.0, thermal=TABLE, force=UNIT)),
     ("thermal_profile.polynomial.terms", lambda: Polynomial(terms=())),
     ("thermal_profile.polynomial.terms.coefficient", lambda: Polynomial(terms=(Term(coefficient=NAN),))),
     ("thermal_profile.polynomial.terms.beta_power", lambda: Polynomial(terms=(Term(coefficient=1, beta_power=99),))),

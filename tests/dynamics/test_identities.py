@@ -97,7 +97,7 @@ def session(name: str, *, gain: float = 0.7, **settings: Any) -> Hamiltonian:
         learning_rate=0.01,
         step_duration=STEP,
         thermal=profile,
-        initial_beta=1.0 if isinstance(profile, Tabulated) else 1.5,
+        initial_beta=1.5,
         force=Force(mode=ForceMode.PHYSICAL, gradient_gain=gain),
         **settings,
     )

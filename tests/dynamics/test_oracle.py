@@ -1,165 +1,187 @@
 """The batched step against a second, independent writing of the theory."""
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
 from hermosis_server.dynamics import (
+    RECIPES,
     Classical,
     Constant,
+    Diagonal,
+    Euclidean,
     Exponential,
     Force,
     ForceMode,
+    Full,
     Hamiltonian,
+    KineticEnergy,
+    Kronecker,
+    Linear,
+    Metric,
+    MetricPlace,
+    NormKind,
+    NormScope,
+    Polynomial,
+    Power,
+    Quartic,
     Relativistic,
+    Scheme,
+    Tabulated,
+    Term,
+    ThermalProfile,
+    Truncated,
+    VelocityRegularised,
     WeightDecay,
     resolve,
 )
-from hermosis_server.records import EnergySample
 
-from .batches import Batch, batch_of, sample_of
-from .oracle import Bath, Oracle, Point, Vector
+from .against_oracle import compare
+from .batches import matrix_roster, roster
 
-SIZE = 150
-STEPS = 60
-
-
-def field(w: Vector, step: int) -> tuple[float, Vector]:
-    """A smooth function with a minimum that wanders, so that nothing comes to rest."""
-    stiffness = np.linspace(0.5, 2.0, w.size)
-    gap = w - np.sin(np.arange(w.size) + step / 7)
-    loss = float(np.sum(stiffness * gap**2 / 2 + gap**4 / 50)) + 3.0
-    return loss, stiffness * gap + gap**3 * 4 / 50
-
-
-def start() -> Vector:
-    return np.random.default_rng(5).normal(size=SIZE)
-
-
-def compare(batch: Batch, oracle: Oracle, *, rtol: float = 1e-12) -> tuple[EnergySample, Point]:
-    """Steps both side by side and compares everything after each step."""
-    for step in range(STEPS):
-        assert batch.state.position is not None
-        w = batch.vectors_of(batch.state.position)[0].cpu().numpy()
-        loss, gradient = field(w, step)
-        lr_scale = 1 + 0.5 * math.cos(step)
-        advance = batch.step(batch.rows_of([torch.from_numpy(gradient)]), [loss], [lr_scale])
-        point = oracle.step(lr_scale)
-        sample = sample_of(advance)
-        np.testing.assert_allclose(
-            batch.vectors_of(batch.state.position)[0].cpu().numpy(), point.w, rtol=rtol, atol=rtol
+PROFILES: dict[str, ThermalProfile] = {
+    "constant": Constant(),
+    "exponential": Exponential(momentum_retention=0.8),
+    "linear": Linear(growth=0.4),
+    "power": Power(exponent=2.5, age=1.5),
+    "tabulated": Tabulated(knots=((0.0, 1.3), (0.4, 2.0), (2.1, 2.0), (2.5, 3.0), (3.0, 2.5))),
+    "polynomial": Polynomial(
+        terms=(
+            Term(coefficient=3.0, internal_energy_power=1, beta_power=1),
+            Term(coefficient=-0.3, internal_energy_power=2),
+            Term(coefficient=0.2, beta_power=2),
         )
-        np.testing.assert_allclose(
-            batch.vectors_of(batch.state.momentum)[0].cpu().numpy(), point.x, rtol=rtol, atol=rtol
+    ),
+}
+KINETICS: dict[str, KineticEnergy] = {
+    "classical": Classical(),
+    "relativistic": Relativistic(speed_limit=0.4, rest_cooling=0.6, rest_energy=0.7),
+    "quartic": Quartic(stiffness=3.0),
+    "truncated": Truncated(speed_limit=0.5),
+    "velocity_regularised": VelocityRegularised(stiffness=4.0, cap=0.8),
+}
+METRICS: dict[str, Metric] = {
+    "euclidean": Euclidean(),
+    "diagonal": Diagonal(second_moment_decay=0.9, epsilon=0.1, centered=True, power=0.375),
+    "full": Full(second_moment_decay=0.9, epsilon=0.2, by_tensor=True, normalise=True, refresh_steps=3),
+    "kronecker": Kronecker(second_moment_decay=0.95, epsilon=0.2, power=0.5),
+}
+SCHEMES = {
+    "euler": (Scheme.SYMPLECTIC_EULER, 1.0),
+    "leapfrog": (Scheme.LEAPFROG, 1.0),
+    "conformal": (Scheme.CONFORMAL, 1.0),
+    "conformal, a part kept": (Scheme.CONFORMAL, 0.4),
+}
+
+
+def cross() -> Iterator[tuple[str, Hamiltonian]]:
+    """Every profile × kinetic energy × metric × scheme; norms, decays and flags take turns."""
+    every = itertools.product(PROFILES, KINETICS, METRICS, SCHEMES)
+    for turn, (profile, kinetic, metric, scheme) in enumerate(every, start=1):
+        matrix = metric in ("full", "kronecker")
+        scopes = (NormScope.SESSION, NormScope.TENSOR) if matrix else tuple(NormScope)
+        thermal = PROFILES[profile]
+        modes = [ForceMode.PHYSICAL]
+        if profile != "polynomial":
+            modes.append(ForceMode.UNIT)
+        if thermal.cools:
+            modes.append(ForceMode.EMA)
+        integrator, kept = SCHEMES[scheme]
+        hamiltonian = Hamiltonian(
+            learning_rate=0.08,
+            step_duration=0.5,
+            information_unit=1.4,
+            initial_beta=1.2,
+            thermal=thermal,
+            force=Force(mode=modes[turn % len(modes)], gradient_gain=0.3),
+            kinetic=KINETICS[kinetic],
+            norm_scope=scopes[turn % len(scopes)],
+            norm_kind=tuple(NormKind)[turn // 2 % 2],
+            metric=METRICS[metric],
+            weight_decay=WeightDecay(
+                bare=0.1 * (turn % 3 == 0),
+                thermal=0.2 * (turn % 4 == 0),
+                decoupled=0.3 * (turn % 2 == 0),
+                follows_speed=turn % 6 < 3,
+            ),
+            normalise=turn % 5 < 2,
+            lookahead=scheme == "euler" and turn % 3 == 1,
+            first_kick=0.5 if turn % 7 == 0 else None,
+            integrator=integrator,
+            kept_drift=kept,
         )
-        scalars = dict(zip(("step", "clock", "log_beta"), batch.state.scalars[0].tolist(), strict=False))
-        assert scalars["step"] == step + 1
-        assert scalars["clock"] == pytest.approx((step + 1) * oracle.bath.tau, rel=rtol)
-        assert float(batch.state.scalars[0, 4]) == pytest.approx(point.a, rel=rtol)
-        scale = abs(point.kinetic) + abs(point.potential) + abs(point.thermal)
-        for got, wanted, unit in (
-            (sample.log_beta, math.log(point.beta), 1.0),
-            (sample.kinetic_energy, point.kinetic, scale),
-            (sample.potential_energy, point.potential, scale),
-            (sample.thermal_energy, point.thermal, scale),
-            (sample.energy_defect, point.defect, scale),
-            (sample.internal_energy, point.u, abs(point.u)),
-            (sample.entropy, point.s, point.beta * scale),
-            (sample.braking, point.braking, 1.0),
-            (float(batch.state.scalars[0, 7]), point.reference / point.beta, scale),
-        ):
-            assert got == pytest.approx(wanted, rel=rtol, abs=100 * rtol * unit)
-    return sample, point
+        yield f"{profile} {kinetic} {metric} {scheme}", hamiltonian
 
 
-def pair(hamiltonian: Hamiltonian, bath: Bath, device: torch.device) -> tuple[Batch, Oracle]:
-    return batch_of(hamiltonian, [torch.from_numpy(start()).to(device)]), Oracle(bath, start(), field)
+CROSS = dict(cross())
 
 
-@pytest.mark.parametrize("rest_energy", [0.0, 1.0])
-@pytest.mark.parametrize("rest_cooling", [0.0, 0.5, 1.0])
-def test_relativistic_session_follows_the_oracle(rest_cooling: float, rest_energy: float, device: torch.device) -> None:
-    kinetic = Relativistic(speed_limit=0.7, rest_cooling=rest_cooling, rest_energy=rest_energy)
-    hamiltonian = Hamiltonian(
-        learning_rate=0.05, step_duration=0.5, information_unit=1.7, initial_beta=2.5, kinetic=kinetic
-    )
-    bath = Bath(
-        gamma=-math.log(0.9) / 0.5,
-        tau=0.5,
-        h=10.0,
-        k=1.7,
-        z=0.1,
-        beta=2.5,
-        chi=0.7,
-        nu=rest_cooling,
-        rho=rest_energy,
-    )
-    sample, _ = compare(*pair(hamiltonian, bath, device))
-    assert sample.braking < 0.9  # the limit was felt
-
-
-@pytest.mark.parametrize(
-    ("decay", "name"),
-    [(WeightDecay(bare=0.3), "bare"), (WeightDecay(thermal=0.3), "thermal"), (WeightDecay(decoupled=0.3), "decoupled")],
-    ids=["bare", "thermal", "decoupled"],
-)
-@pytest.mark.parametrize("profile", ["constant", "exponential"])
-def test_weight_decay_of_each_kind_follows_the_oracle(
-    decay: WeightDecay, name: str, profile: str, device: torch.device
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("kinetic", KINETICS)
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_profile_kinetic_energy_metric_and_scheme_follows_the_oracle(
+    profile: str, kinetic: str, metric: str, device: torch.device
 ) -> None:
-    thermal, gamma = (Constant(), 0.0) if profile == "constant" else (Exponential(cooling_rate=0.2), 0.2)
-    force = Force(mode=ForceMode.PHYSICAL, gradient_gain=0.4)
+    for scheme in SCHEMES:
+        hamiltonian = CROSS[f"{profile} {kinetic} {metric} {scheme}"]
+        compare(hamiltonian, rtol=1e-11 if metric in ("euclidean", "diagonal") else 1e-8, device=device.type)
+
+
+@pytest.mark.parametrize("name", [*roster(), *matrix_roster()])
+def test_roster_follows_the_oracle(name: str, device: torch.device) -> None:
+    hamiltonian = (roster() | matrix_roster())[name]
+    compare(hamiltonian, steps=25, rtol=1e-8 if name in matrix_roster() else 1e-10, device=device.type)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_without_losses_moves_alike(name: str, device: torch.device) -> None:
+    sample = compare(resolve(name, {}), losses=False, device=device.type)
+    assert math.isnan(sample.internal_energy)
+    assert math.isnan(sample.smoothed_loss)
+
+
+@pytest.mark.parametrize("metric", [Diagonal(), Full(epsilon=1e-2), Kronecker(epsilon=1e-2)], ids=str)
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("place", MetricPlace)
+def test_metric_on_kick_and_drift_follows_the_oracle(
+    metric: Metric, inside: bool, place: MetricPlace, device: torch.device
+) -> None:
+    settings = {slot: getattr(metric, slot) for slot in ("epsilon",)}
+    chosen = type(metric)(**settings, epsilon_inside=inside, place=place)  # type: ignore[arg-type]
     hamiltonian = Hamiltonian(
-        learning_rate=0.02, thermal=thermal, force=force, weight_decay=decay, information_unit=1.3, initial_beta=0.7
+        learning_rate=0.01, kinetic=Relativistic(speed_limit=0.5), metric=chosen, integrator=Scheme.CONFORMAL
     )
-    kern = 1.0 if gamma == 0 else (1 - math.exp(-0.2)) / 0.2
-    bath = Bath(gamma=gamma, tau=1.0, h=50.0, k=1.3, z=0.4 * kern, beta=0.7)
-    setattr(bath, name, 0.3)
-    compare(*pair(hamiltonian, bath, device), rtol=1e-11)
+    compare(hamiltonian, shapes=((3, 4), (5,)), rtol=1e-8, device=device.type)
 
 
-def test_decay_that_follows_the_speed_is_braked_with_it(device: torch.device) -> None:
+@pytest.mark.parametrize("shapes", [((),), ((1,),), ((0,), (3,)), ((2, 0), (), (1, 1))], ids=str)
+@pytest.mark.parametrize("metric", METRICS)
+def test_scalar_and_empty_tensors_follow_the_oracle(
+    shapes: tuple[tuple[int, ...], ...], metric: str, device: torch.device
+) -> None:
     hamiltonian = Hamiltonian(
         learning_rate=0.05,
-        kinetic=Relativistic(speed_limit=0.7),
-        weight_decay=WeightDecay(decoupled=0.3, follows_speed=True),
+        kinetic=Relativistic(speed_limit=0.4),
+        norm_scope=NormScope.TENSOR,
+        metric=METRICS[metric],
+        integrator=Scheme.CONFORMAL,
     )
-    bath = Bath(gamma=-math.log(0.9), tau=1.0, h=20.0, z=0.1, chi=0.7, decoupled=0.3, follows_speed=True)
-    compare(*pair(hamiltonian, bath, device))
+    compare(hamiltonian, shapes=shapes, rtol=1e-9, device=device.type)
 
 
-def test_hermosis_recipe_is_relativistic_ema_in_an_exponential_bath(device: torch.device) -> None:
-    hamiltonian = resolve("hermosis", {"lr": 0.03, "max_step": 0.01})
-    bath = Bath(gamma=-math.log(0.9), tau=1.0, h=1 / 0.03, z=0.1, chi=0.01 / 0.03)
-    batch, oracle = pair(hamiltonian, bath, device)
-    sample, _ = compare(batch, oracle)
-    assert sample.step_norm <= 0.01 * 1.5
+@pytest.mark.parametrize("row_elements", [1, 3, 64])
+def test_length_of_a_row_is_invisible(row_elements: int, device: torch.device) -> None:
+    compare(CROSS["power quartic kronecker conformal"], rtol=1e-9, row_elements=row_elements, device=device.type)
+    compare(roster()["power by coordinate"], row_elements=row_elements, device=device.type)
+
+
+def test_hermosis_recipe_never_steps_further_than_its_limit() -> None:
+    hamiltonian = resolve("hermosis", {"lr": 10.0, "max_step": 0.01})
+    sample = compare(hamiltonian)
+    assert sample.step_norm <= 0.01 * 1.5 * (1 + 1e-12)  # lr_scale reaches 1.5
     assert sample.braking < 0.5
-
-
-@pytest.mark.parametrize("delta", [0.0, 30.0])
-def test_rgd_recipe_is_the_first_form_of_relativistic_gradient_descent(delta: float, device: torch.device) -> None:
-    """v = mu v - lr g, x += v/sqrt(1 + delta |v|^2), as printed by França et al."""
-    batch = batch_of(
-        resolve("rgd", {"lr": 0.02, "momentum": 0.8, "delta": delta}), [torch.from_numpy(start()).to(device)]
-    )
-    x, v = start(), np.zeros(SIZE)
-    for step in range(200):
-        _, gradient = field(x, step)
-        batch.step(batch.rows_of([torch.from_numpy(gradient)]))
-        v = 0.8 * v - 0.02 * gradient
-        x = x + v / math.sqrt(1 + delta * float(v @ v))
-        assert batch.state.position is not None
-        np.testing.assert_allclose(batch.vectors_of(batch.state.position)[0].cpu().numpy(), x, rtol=1e-12, atol=1e-12)
-
-
-def test_kinetic_slope_is_the_derivative_by_log_beta() -> None:
-    """The oracle's own slope, by differences: otherwise both could be wrong alike."""
-    bath = Bath(gamma=0.1, tau=1.0, h=1.0, z=1.0, beta=1.0, chi=0.7, nu=0.6, rho=0.8)
-    oracle = Oracle(bath, start(), field)
-    x, step = start() / 5, 1e-5
-    up, down = oracle.kappa(x, 3 * math.exp(step)), oracle.kappa(x, 3 * math.exp(-step))
-    assert oracle.slope(x, 3.0) == pytest.approx((up - down) / (2 * step), rel=1e-8)
-    assert isinstance(Hamiltonian(learning_rate=1.0).kinetic, Classical)
+    assert np.isfinite(sample.total_energy)

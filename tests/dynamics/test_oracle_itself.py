@@ -45,7 +45,7 @@ class System:
         return "-".join(kinds + ["bare"] * (self.lam0 > 0) + ["thermal"] * (self.lam2 > 0)).lower()
 
     def thermal_energy(self, u: float, beta: float, t: float) -> float:
-        """E(U, β); the profiles of THEORY section 3 by their φ(β)."""
+        """E(U, β); the profiles of docs/theory.md, section 3 by their φ(β)."""
         match self.profile:
             case Constant():
                 return 0.0
@@ -70,7 +70,7 @@ class System:
         return beta / K * kappa + potential + self.thermal_energy(u, beta, t)
 
     def flow(self, t: float, z: Vector) -> Vector:
-        """-h dz/dt = k{z, H} by the brackets of THEORY section 1, and dS/dt; H differentiated numerically."""
+        """-h dz/dt = k{z, H} by the brackets of docs/theory.md, section 1, and dS/dt; H differentiated numerically."""
         z = z[:-1]
         slope = np.array(
             [(self.total_energy(z + e, t) - self.total_energy(z - e, t)) / 2e-5 for e in 1e-5 * np.eye(z.size)]

@@ -53,10 +53,10 @@ class Cooling(NamedTuple):
       heat_weight:     b/kern.
       rate:            φ/β at its beginning; infinite at momentum 0.
       rate_after:      φ/β at its end. With a table both are those of the stretch's own side of a knot.
-      rate_before:     φ/β just before it, which differs from `rate` where a knot is.
       homogeneity:     d ln φ/d ln β, which the entropy needs; NaN where it is given up.
       internal_energy: U after, of a feedback profile; None elsewhere.
       entropy:         growth of S, of a feedback profile; None elsewhere.
+      crossed:         whether it meets a knot of a table, where H jumps with d ln(β)/dt; None elsewhere.
     """
 
     log_beta: Tensor
@@ -68,10 +68,10 @@ class Cooling(NamedTuple):
     heat_weight: Tensor
     rate: Tensor
     rate_after: Tensor
-    rate_before: Tensor
     homogeneity: Tensor
     internal_energy: Tensor | None = None
     entropy: Tensor | None = None
+    crossed: Tensor | None = None
 
 
 def decay_average(x: Tensor) -> Tensor:
@@ -129,7 +129,6 @@ def _steady(c: Coefficients[Tensor], bath: Bath[Tensor]) -> Cooling:
         heat_weight=one,
         rate=c.cooling_rate,
         rate_after=c.cooling_rate,
-        rate_before=c.cooling_rate,
         homogeneity=one,
     )
 
@@ -152,7 +151,6 @@ def _linear(c: Coefficients[Tensor], bath: Bath[Tensor]) -> Cooling:
         heat_weight=2 / (1 + retention),
         rate=rate,
         rate_after=rate * retention,
-        rate_before=rate,
         homogeneity=torch.zeros_like(rate),
     )
 
@@ -174,7 +172,6 @@ def _power(c: Coefficients[Tensor], bath: Bath[Tensor]) -> Cooling:
         heat_weight=heat / mass,
         rate=p / age,
         rate_after=p / age_after,
-        rate_before=p / age,
         homogeneity=(p - 1) / p,
     )
 
@@ -202,8 +199,8 @@ def _tabulated(c: Coefficients[Tensor], table: Tensor, bath: Bath[Tensor]) -> Co
         heat_weight=torch.ones_like(gain),
         rate=slopes.gather(1, (times <= start).sum(dim=1, keepdim=True)).squeeze(1),
         rate_after=slopes.gather(1, (times < end).sum(dim=1, keepdim=True)).squeeze(1),
-        rate_before=slopes.gather(1, (times < start).sum(dim=1, keepdim=True)).squeeze(1),
         homogeneity=torch.full_like(gain, math.nan),
+        crossed=((times < end) & (times >= start)).any(dim=1),
     )
 
 
@@ -244,7 +241,6 @@ def _polynomial(family: Family, c: Coefficients[Tensor], table: Tensor, bath: Ba
         heat_weight=torch.full_like(beta, math.nan),
         rate=unit * rate / start,
         rate_after=unit * rate_after / beta,
-        rate_before=unit * rate / start,
         homogeneity=torch.full_like(beta, math.nan),
         internal_energy=heat,
         entropy=entropy,

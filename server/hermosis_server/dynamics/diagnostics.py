@@ -20,7 +20,6 @@ from torch import Tensor
 from hermosis_server.dynamics.cooling import LOG_BETA_LIMIT, Bath, Cooling, cool, thermal_energy
 from hermosis_server.dynamics.family import Coefficients, Family
 from hermosis_server.dynamics.norms import Carried
-from hermosis_server.dynamics.thermal import ProfileKind
 from hermosis_server.records import EnergySample
 
 
@@ -91,7 +90,7 @@ def anchored(setting: Setting, heat: Heat, kick: Kick, kinetic: Tensor) -> tuple
     c = setting.c
     lost = ~heat.internal_energy.isfinite()
     fresh = lost | ~heat.reference_energy.isfinite()
-    rate = torch.where(fresh, kick.cooling.rate, heat.rate)
+    rate = kick.cooling.rate
     matter = kinetic + _bare(c, heat.log_beta, kick)
     energy_anchor = torch.where(rate.isinf() | (rate == 0), 0.0, 1 / (c.action_unit * rate))
     smoothing = kick.smoothing
@@ -120,7 +119,7 @@ def kicked(setting: Setting, heat: Heat, kick: Kick, energy: Tensor, kinetic: Te
     The reference is the first such mean after an anchor: against H itself just before the first kick the defect would
     be of first order only in the conformal scheme, where β is half a step ahead of U.
 
-    A knot of a tabulated profile, which depends on the clock, does work on H; that is counted into the reference.
+    At a knot of a table H jumps, so the reference is lost there, and found again at the next kick.
 
     Args:
       energy:  𝓔 before.
@@ -139,12 +138,11 @@ def kicked(setting: Setting, heat: Heat, kick: Kick, energy: Tensor, kinetic: Te
     matter = kinetic + _bare(c, cooling.log_beta, kick)
     energy_after = (matter + potential + warm_after) / c.information_unit
     reference = cooling.retention * heat.reference_energy + (kick.loss - kick.loss)
-    energy = cooling.retention * energy
-    if family.profile is ProfileKind.TABULATED:
-        work = ((potential + warm_after) - cooling.retention * (potential + warm)) / c.information_unit
-        reference, energy = reference + work, energy + work
-    middle = (energy + energy_after) / 2
+    middle = (cooling.retention * energy + energy_after) / 2
     reference = torch.where(heat.reference_energy.isnan(), middle, reference)
+    defect = middle - reference
+    if cooling.crossed is not None:
+        reference, defect = torch.where(cooling.crossed, math.nan, reference), torch.where(cooling.crossed, 0.0, defect)
     if cooling.entropy is not None:
         produced = cooling.entropy
     else:
@@ -159,7 +157,7 @@ def kicked(setting: Setting, heat: Heat, kick: Kick, energy: Tensor, kinetic: Te
         reference_energy=reference,
         rate=cooling.rate_after,
     )
-    return after, middle - reference
+    return after, defect
 
 
 def drifted(heat: Heat, carried: Carried, pace: Tensor) -> Heat:
@@ -186,10 +184,8 @@ def cooled(setting: Setting, heat: Heat) -> tuple[Heat, Cooling]:
         internal_energy = cooling.heat_retention * heat.internal_energy
     warm = thermal_energy(family, c, table, heat.log_beta, cooling.rate, heat.internal_energy)
     reference = cooling.retention * heat.reference_energy
-    if family.profile is ProfileKind.TABULATED:
-        warm_before = thermal_energy(family, c, table, heat.log_beta, heat.rate, heat.internal_energy)
-        warm_after = thermal_energy(family, c, table, cooling.log_beta, cooling.rate_after, internal_energy)
-        reference = reference + (warm_after - cooling.retention * warm_before) / c.information_unit
+    if cooling.crossed is not None:
+        reference = torch.where(cooling.crossed, math.nan, reference)
     produced = cooling.entropy
     if produced is None:
         produced = -cooling.homogeneity * c.cooling_duration * _beta(heat.log_beta) * warm / c.action_unit
@@ -223,7 +219,6 @@ def energies(setting: Setting, heat: Heat, kick: Kick, carried: Carried, paramet
         "smoothed_loss": torch.where(smoothing > 0, -heat.internal_energy * smoothing / kick.impulse_gain, math.nan),
         "log_beta": heat.log_beta,
         "cooling_rate": heat.rate,
-        "braking": carried.braking,
     }
 
 

@@ -45,7 +45,6 @@ from hermosis_server.dynamics.thermal import (
     Linear,
     Polynomial,
     Power,
-    Tabulated,
     ThermalProfile,
     table_of,
 )
@@ -85,7 +84,7 @@ class Hamiltonian:
       step_duration:    τ; positive. Only γτ and η are seen by the parameters.
       information_unit: k; positive. Scales energies; seen by the parameters only through bare decay and feedback.
       initial_beta:     β at the start; positive. Seen by the parameters only through bare decay, a limit that cools,
-                        and profiles that are not exponential. A tabulated profile has its own start.
+                        and profiles that are not exponential.
       thermal:          the profile of β.
       kinetic:          how momentum moves the parameters.
       norm_scope:       over what its norm is taken.
@@ -128,7 +127,7 @@ class Hamiltonian:
             raise refuse(
                 "learning_rate", f"got {self.learning_rate!r}, too small: step_duration/learning_rate overflows"
             )
-        self._check_profile()
+        self.check_bath(self.initial_log_beta)
         self._check_force()
         self._check_scheme()
         self._check_norm()
@@ -145,17 +144,18 @@ class Hamiltonian:
                 "parameters in one step; wanted learning_rate * decoupled below 1",
             )
 
-    def _check_profile(self) -> None:
+    def check_bath(self, log_beta: float) -> None:
+        """Refuses a profile that would take β from here to zero within one step.
+
+        Raises:
+          InvalidHyperparameter: naming the profile.
+        """
         thermal = self.thermal
-        if isinstance(thermal, Tabulated) and self.initial_beta != 1:
-            raise refuse(
-                "initial_beta", f"got {self.initial_beta!r} with a tabulated profile, which says itself where it starts"
-            )
-        if isinstance(thermal, Linear) and self.initial_beta + thermal.growth * self.step_duration <= 0:
+        if isinstance(thermal, Linear) and thermal.growth * self.step_duration * math.exp(-log_beta) <= -1:
             raise refuse(
                 "thermal_profile.linear.rate",
-                f"got {thermal.growth!r}, which takes beta from {self.initial_beta!r} to zero within one step; "
-                "wanted more than -initial_beta/step_duration",
+                f"got {thermal.growth!r}, which takes beta from exp({log_beta:g}) to zero within one step; "
+                "wanted more than -beta/step_duration",
             )
 
     def _check_force(self) -> None:
@@ -226,8 +226,6 @@ class Hamiltonian:
     @property
     def initial_log_beta(self) -> float:
         """ln β at the start."""
-        if isinstance(self.thermal, Tabulated):
-            return self.thermal.log_beta(0.0)
         return math.log(self.initial_beta)
 
     @property

@@ -129,7 +129,7 @@ def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scal
         return increment
     batch = _Batch.of(state, family, coefficients, rows)
     setting, c, old, norms = batch.setting, batch.setting.c, batch.old, batch.norms
-    heat = batch.heat(cool(family, c, setting.table, old.bath).rate_before)
+    heat = batch.heat(cool(family, c, setting.table, old.bath).rate)
     left = torch.ones_like(old.clock)
     if family.conformal:
         heat, cooling = cooled(setting, heat)
@@ -141,14 +141,18 @@ def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scal
         raising = torch.where(unit_momentum == 0, 1.0, c.gradient_gain / unit_momentum)
     unit_second_moment = torch.where(old.unit_second_moment == 0, 1.0, old.unit_second_moment)
 
-    inverse = batch.geometry(unit_second_moment, renew=False).held(state, batch.metric_columns(unit_second_moment))
-    direction = state.momentum if inverse is None else inverse.times(state.momentum)
+    direction = state.momentum
+    if family.has_metric_on_drift:
+        columns = batch.metric_columns(unit_second_moment)
+        inverse = batch.geometry(unit_second_moment, renew=False).held(state, columns)
+        direction = direction if inverse is None else inverse.times(direction)
     moment, pace = norms.moment(raising, heat.log_beta), lr_scale * c.learning_rate / 2
     measured = norms.measure(state.momentum, direction, EVERYTHING, moment)
-    norms.prepare(measured, moment, moment, Drift(0 * pace, pace * raising, 0 * pace))
+    norms.prepare(measured, moment, moment, moment, Drift(0 * pace, pace * raising, 0 * pace))
     pull, partials = norms.pull(state.momentum, direction, EVERYTHING)
     drift_(increment, direction, reach=pull.lead)
-    heat = drifted(heat, norms.published(partials), pace)
+    _, published = norms.later(partials)
+    heat = drifted(heat, published, pace)
     if state.lead is not None:
         state.lead.copy_(increment)
     if state.position is not None:
@@ -232,7 +236,7 @@ class _Batch:
         return cls(state, Setting(family, c, table), Scalars(*state.scalars.unbind(1)), rows, norms)
 
     def heat(self, rate: Tensor) -> Heat:
-        """The thermal numbers as they stand; `rate` is φ/β just before now."""
+        """The thermal numbers as they stand, at a rate φ/β."""
         old = self.old
         return Heat(*old.bath, old.entropy, old.reference_energy, rate)
 
@@ -335,20 +339,21 @@ def _advance_(
         loss=known_loss(c, loss, position_square),
         position_square=position_square,
     )
-    heat, energy = anchored(setting, batch.heat(cooling.rate_before), kick, before.kinetic)
+    heat, energy = anchored(setting, batch.heat(cooling.rate), kick, before.kinetic)
     heat, defect = kicked(setting, heat, kick, energy, after.kinetic)
     heat = drifted(heat, after, drift)
     left = torch.ones_like(gain)
     if family.conformal:
         heat, cooled_by = cooled(setting, heat)
         left = left * cooled_by.retention
-    sample = energies(setting, heat, kick, after, rows.parameter_counts)
-    sample |= {
+    at_end, end = heat, norms.moment(raising, heat.log_beta, left=left)
+    sample = {
         "loss": loss,
         "energy_defect": defect,
         "retention": (-old.published_cooling).exp() * cooling.retention * left,
+        "braking": after.braking,
         "gradient_norm": first_square.sqrt(),
-        "momentum_norm": momentum_square.sqrt(),
+        "momentum_norm": momentum_square.sqrt() * left,
         "learning_rate": pace,
     }
 
@@ -362,7 +367,7 @@ def _advance_(
     lasting = torch.ones_like(left) if family.normalise else left
     next_moment = norms.moment(raising, heat.log_beta, left=left)
     paces = Drift(drift * raising, again * raising * lasting, pace * c.decoupled_decay)
-    norms.prepare(after_rows, after_kick, next_moment, paces)
+    norms.prepare(after_rows, after_kick, end, next_moment, paces)
 
     # Drift all rows.
     table = rows.sessions.spread(left, 1 - c.kept_drift, dtype=gradient.dtype)
@@ -371,7 +376,9 @@ def _advance_(
         for run in runs
     ]
     increment_square, peaks = rows.sessions.totals(*_joined(plain for plain, _ in drifts))
-    heat = drifted(heat, norms.published(_joined(partials for _, partials in drifts)), again)
+    ended, published = norms.later(_joined(partials for _, partials in drifts))
+    heat = drifted(heat, published, again)
+    sample |= energies(setting, at_end, kick, ended, rows.parameter_counts) | {"step_norm": increment_square.sqrt()}
 
     batch.keep(
         heat,
@@ -380,7 +387,6 @@ def _advance_(
         unit_second_moment=unit_second_moment,
         published_cooling=published_cooling,
     )
-    sample["step_norm"] = increment_square.sqrt()
     checks = momentum_square + increment_square + peaks + 0 * left
     if family.needs_loss:
         checks = checks + heat.internal_energy
@@ -410,7 +416,6 @@ def _kick_cooling(batch: _Batch, loss: Tensor) -> Cooling:
             heat_weight=one,
             rate=rate.rate,
             rate_after=rate.rate,
-            rate_before=rate.rate_before,
             homogeneity=nothing,
         )
     drive: Tensor | None = None

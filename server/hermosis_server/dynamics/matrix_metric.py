@@ -27,8 +27,8 @@ from hermosis_server.dynamics.metric import Block, root_power_
 from hermosis_server.dynamics.rows import RowMap
 
 # An eigenvalue carries an error of the order of the largest one times the dtype's rounding, so directions far below the
-# largest are noise: epsilon is never less than this part of the largest (λ/λmax)^a.
-RELATIVE_EPSILON = {torch.float64: 1e-6, torch.float32: 1e-3}
+# largest are noise: epsilon is never less than what an eigenvalue of this part of the largest would give.
+RELATIVE_EPSILON = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 def covariance_elements(blocks: Sequence[Block]) -> int:
@@ -177,13 +177,13 @@ class MatrixInverse:
     def _regular(self, scale: Tensor, session: int) -> Tensor:
         """scale^a + ε, or (scale + ε)^a."""
         numbers = self.numbers
-        least = RELATIVE_EPSILON[self.state.covariance.dtype]
+        least = RELATIVE_EPSILON[self.state.covariance.dtype] * scale.amax()
         epsilon = numbers.epsilon[session]
         if numbers.epsilon_inside:
-            # In units of the scale itself, where the same noise is the square of that of a root.
-            return root_power_(scale + epsilon.maximum(least**2 * scale.amax()), numbers.power_units)
-        powered = root_power_(scale.clone(), numbers.power_units)
-        return powered + epsilon.maximum(least * powered.amax())
+            return root_power_(scale + epsilon.maximum(least), numbers.power_units)
+        return root_power_(scale.clone(), numbers.power_units) + epsilon.maximum(
+            root_power_(least, numbers.power_units)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ With the inverse metric G and the raising factor a = ζ/A of a normalised moment
     \text{work} = a\,X\!\cdot\!G X, \qquad \text{power} = f\cdot\text{work} = h\,X\!\cdot\!v
 
 `GroupNorms` sums over rows first, then asks for the motion of each sum. `CoordinateNorms` asks for the motion of each
-element, in float64, and sums what it gets. Both take a step's norms at three moments: before the kick, after it, and
-once more when the next point is published, where momentum and mass have cooled in between.
+element, in float64, and sums what it gets. Both take a step's norms at up to four moments: before the kick, after it,
+at the end of the step, and where the next point is published; momentum and mass cool in between.
 
 Source: docs/theory.md, section 4.
 """
@@ -121,10 +121,11 @@ class GroupNorms(_Norms):
         """What sessions carry."""
         return self._carried(self._groups.totals(*partials), moment)[0]
 
-    def prepare(self, partials: Partials, after: Moment, again: Moment, drift: Drift) -> None:
-        """Gets ready to pull: the norms of both drifts are known from those after the kick."""
+    def prepare(self, partials: Partials, after: Moment, end: Moment, again: Moment, drift: Drift) -> None:
+        """Gets ready to pull: all later norms are known from those after the kick."""
         totals = self._groups.totals(*partials)
         _, braking = self._carried(totals, after)
+        self._end, _ = self._carried(totals, end)
         self._again, braking_again = self._carried(totals, again)
         lead = self._of_group(drift.pace_again) * braking_again
         decay = self._of_group(drift.decay)
@@ -134,12 +135,12 @@ class GroupNorms(_Norms):
         self._pulls = self._groups.spread(reach, lead, decay, dtype=self._dtype)
 
     def pull(self, momentum: Tensor, raised: Tensor, run: slice) -> tuple[Pull, Partials]:
-        """How far some rows go, and what publishing still has to sum: nothing."""
+        """How far some rows go, and what the later moments still have to sum: nothing."""
         return Pull(*self._pulls[run].unbind(1)), ()
 
-    def published(self, partials: Partials) -> Carried:
-        """What sessions carry as the next point is published."""
-        return self._again
+    def later(self, partials: Partials) -> tuple[Carried, Carried]:
+        """What sessions carry at the end of the step, and as the next point is published."""
+        return self._end, self._again
 
     def _carried(self, totals: tuple[Tensor, ...], moment: Moment) -> tuple[Carried, Tensor]:
         square, work = totals
@@ -175,25 +176,27 @@ class CoordinateNorms(_Norms):
             slope = slope + self._rows.parameter_counts * at_rest.beta_slope
         return Carried(kinetic, slope, power, _mean_braking(power, work))
 
-    def prepare(self, partials: Partials, after: Moment, again: Moment, drift: Drift) -> None:
+    def prepare(self, partials: Partials, after: Moment, end: Moment, again: Moment, drift: Drift) -> None:
         """Gets ready to pull."""
-        self._after, self._at_again = self._columns(after), self._columns(again)
-        self._moment = again
+        self._moments = end, again
+        self._after, self._at_end, self._at_again = (self._columns(moment) for moment in (after, end, again))
         self._drift = self._rows.sessions.spread(*drift, dtype=torch.float64)
 
     def pull(self, momentum: Tensor, raised: Tensor, run: slice) -> tuple[Pull, Partials]:
-        """How far some rows go, and what publishing sums."""
+        """How far some rows go, and what the later moments sum."""
         moving, _ = self._motion(momentum, raised, self._after[run])
+        end = self._motion(momentum, raised, self._at_end[run])
         again, work = self._motion(momentum, raised, self._at_again[run])
         drift = Drift(*self._drift[run].unbind(1))
         lead = drift.pace_again * again.braking
         decay = drift.decay * moving.braking if self._family.decay_follows_speed else drift.decay
         pull = Pull(drift.pace * moving.braking + lead, lead, decay)
-        return Pull(*(part.to(self._dtype) for part in pull)), self._sums(again, work)
+        return Pull(*(part.to(self._dtype) for part in pull)), (*self._sums(*end), *self._sums(again, work))
 
-    def published(self, partials: Partials) -> Carried:
-        """What sessions carry as the next point is published."""
-        return self.carried(partials, self._moment)
+    def later(self, partials: Partials) -> tuple[Carried, Carried]:
+        """What sessions carry at the end of the step, and as the next point is published."""
+        end, again = self._moments
+        return self.carried(partials[:4], end), self.carried(partials[4:], again)
 
     def _columns(self, moment: Moment) -> Tensor:
         """(R, n, 1) float64: the numbers of each row's session."""

@@ -150,10 +150,10 @@ class Power:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tabulated:
-    """ln β linear in time between knots, constant outside them. It decides where β starts.
+    """ln β linear in time between knots, constant outside them. Only ratios of β count: it starts where it is.
 
     Attributes:
-      knots: (time, β) pairs, at least two, in increasing time; β positive.
+      knots: (time, β) pairs, at least two, in increasing time on the session's clock; β positive.
     """
 
     knots: tuple[tuple[float, float], ...]
@@ -186,16 +186,6 @@ class Tabulated:
             for left, right in itertools.pairwise(self.knots)
         ]
         return (0.0, *inner, 0.0)
-
-    def log_beta(self, time: float) -> float:
-        """ln β at a time."""
-        first, last = self.knots[0], self.knots[-1]
-        if time <= first[0]:
-            return math.log(first[1])
-        for (start, beta), (end, _), slope in zip(self.knots, self.knots[1:], self.slopes[1:], strict=False):
-            if time < end:
-                return math.log(beta) + slope * (time - start)
-        return math.log(last[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
