@@ -103,7 +103,7 @@ def hamiltonians(draw: st.DrawFn) -> Hamiltonian:
             learning_rate=draw(positive),
             step_duration=draw(positive),
             information_unit=draw(positive),
-            initial_beta=1.0 if isinstance(thermal, Tabulated) else draw(positive),
+            initial_beta=draw(positive),
             thermal=thermal,
             kinetic=draw(kinetics),
             norm_scope=draw(st.sampled_from(NormScope)),
@@ -160,13 +160,11 @@ def test_an_unknown_number_is_refused_with_the_names_that_are_known(path: str) -
         assert (name in str(refused.value)) == (number > 0)
 
 
-TWO_KNOTS = [{"time": 0, "beta": 1}, {"time": 1, "beta": 2}]
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("learning_rate", {"learning_rate": 0}),
     ("step_duration", {"step_duration": -1}),
     ("information_unit", {"information_unit": 0}),
     ("initial_beta", {"initial_beta": float("nan")}),
-    ("initial_beta", {"initial_beta": 2, "thermal_profile": {"tabulated": {"knots": TWO_KNOTS}}}),
     ("first_kick", {"first_kick": 0}),
     ("lookahead", {"lookahead": True, "integrator": {"scheme": 2}}),
     ("thermal_profile.exponential.momentum_retention", {"thermal_profile": {"exponential": {"momentum_retention": 1}}}),

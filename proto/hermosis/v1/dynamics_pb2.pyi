@@ -587,7 +587,7 @@ class TabulatedProfile(_message.Message):
     KNOTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def knots(self) -> _containers.RepeatedCompositeFieldContainer[Global___ThermalKnot]:
-        """knots in increasing time, on the session's clock; at least two. They decide where beta starts."""
+        """knots in increasing time, on the session's clock; at least two. They say how beta grows, not where it starts."""
 
     def __init__(
         self,
