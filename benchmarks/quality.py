@@ -161,7 +161,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="every part in under a minute, for a look or for CI; the numbers mean little",
     )
-    say("--workers", type=positive, default=2, help="runs at once, one thread each; 2")
+    say("--workers", type=positive, default=2, help="runs at once, one thread each; 1 means in this very process; 2")
     say("--fingerprint", default="", help="name of the Hermosis code that is raced; a digest of the dynamics package")
     say(
         "--runs",

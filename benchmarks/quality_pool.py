@@ -2,8 +2,10 @@
 
 import json
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -70,16 +72,37 @@ def run_all(
 
 
 def _run_missing(missing: list[RunSpec], store: RunStore, *, workers: int, done: Callable[[Run], None]) -> None:
-    pool = ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn"), initializer=be_a_worker)
-    futures = [pool.submit(execute, spec) for spec in missing]
-    kept = set()
+    run_each = _run_here if workers == 1 else partial(_run_in_processes, workers=min(workers, len(missing)))
+    with closing(run_each(missing, keep=store.add)) as runs:
+        for run in runs:
+            done(run)
+
+
+def _run_here(missing: list[RunSpec], *, keep: Callable[[Run], None]) -> Generator[Run, None, None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        for future in as_completed(futures):
-            store.add(future.result())
-            kept.add(future)
-            done(future.result())
+        for spec in missing:
+            run = execute(spec)
+            keep(run)
+            yield run
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_in_processes(
+    missing: list[RunSpec], *, workers: int, keep: Callable[[Run], None]
+) -> Generator[Run, None, None]:
+    """Ends only when started runs have ended; these are kept too."""
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=be_a_worker)
+    waiting = {pool.submit(execute, spec) for spec in missing}
+    try:
+        for future in as_completed(set(waiting)):
+            waiting.remove(future)
+            keep(future.result())
+            yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        for future in futures:
-            if future not in kept and future.done() and not future.cancelled() and not future.exception():
-                store.add(future.result())
+        for future in waiting:
+            if future.done() and not future.cancelled() and not future.exception():
+                keep(future.result())

@@ -126,7 +126,9 @@ def goal_in_words(results: Sequence[TaskResult]) -> str:
 def show(console: Console, results: Sequence[TaskResult]) -> None:
     """Prints a table a task, then the verdict."""
     for result in results:
-        table = Table(*COLUMNS[:-1], title=f"{result.task}: target {number(result.target)}", box=SIMPLE_HEAD)
+        table = Table(title=f"{result.task}: target {number(result.target)}", box=SIMPLE_HEAD, padding=0)
+        for place, column in enumerate(COLUMNS[:-1]):
+            table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
         for standing in result.standings:
             table.add_row(*cells(standing)[:-1])
         console.print(table)
@@ -157,8 +159,8 @@ def page(results: Sequence[TaskResult], field: Sequence[Contestant], conditions:
         f"with the lowest loss at the budget again with {conditions.seeds} fresh seeds. Only these are reported.",
         f"- Learning rate schedule of everybody: {conditions.schedule}. No weight decay, float32, one thread a run.",
         f"- Target: the median over seeds of {REFERENCE}'s loss at the budget. Steps to it: first measured step "
-        f"within {TOLERANCE:.1%} of it or below, median (quartiles) over seeds; there: how many seeds got there. Quantiles "
-        "are measured values (nearest rank), ∞ where that many seeds did not get there. The ratio is of "
+        f"within {TOLERANCE:.1%} of it or below, median (quartiles) over seeds; there: how many seeds got there. "
+        "Quantiles are measured values (nearest rank), ∞ where that many seeds did not get there. The ratio is of "
         f"medians, {REFERENCE}'s own counted by the same rule.",
         "- Diverged: a loss that is not finite, or higher at the end than at the start; counted over the trials.",
         "- ms a step: whole training step, then the optimizer's part; medians over seeds, "

@@ -38,7 +38,7 @@ class Spread:
 
 
 def steps_to(run: Run, target: float) -> float:
-    """The first measured step at which the loss is within TOLERANCE of the target or below; infinite if there is none."""
+    """The first measured step at which the loss is within TOLERANCE of the target or below; infinite if none is."""
     enough = target * (1 + TOLERANCE)
     reached = (step for step, loss in zip(run.at_steps, run.losses, strict=True) if loss <= enough)
     return next(reached, math.inf)
