@@ -3,9 +3,9 @@
 import json
 import signal
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import closing
-from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -72,8 +72,11 @@ def run_all(
 
 
 def _run_missing(missing: list[RunSpec], store: RunStore, *, workers: int, done: Callable[[Run], None]) -> None:
-    run_each = _run_here if workers == 1 else partial(_run_in_processes, workers=min(workers, len(missing)))
-    with closing(run_each(missing, keep=store.add)) as runs:
+    if workers == 1:
+        runs = _run_here(missing, keep=store.add)
+    else:
+        runs = _run_in_processes(missing, workers=workers, keep=store.add)
+    with closing(runs):
         for run in runs:
             done(run)
 
@@ -93,14 +96,18 @@ def _run_here(missing: list[RunSpec], *, keep: Callable[[Run], None]) -> Generat
 def _run_in_processes(
     missing: list[RunSpec], *, workers: int, keep: Callable[[Run], None]
 ) -> Generator[Run, None, None]:
-    """Ends only when started runs have ended; these are kept too."""
+    """Hands out no more than is run at once, so that little is waited for when it is closed early; that is kept too."""
+    todo = iter(missing)
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=be_a_worker)
-    waiting = {pool.submit(execute, spec) for spec in missing}
+    waiting = {pool.submit(execute, spec) for spec in islice(todo, workers)}
     try:
-        for future in as_completed(set(waiting)):
-            waiting.remove(future)
-            keep(future.result())
-            yield future.result()
+        while waiting:
+            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            waiting |= {pool.submit(execute, spec) for spec in islice(todo, len(ended))}
+            runs = [future.result() for future in ended]
+            for run in runs:
+                keep(run)
+            yield from runs
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         for future in waiting:
