@@ -21,7 +21,7 @@ from torch.optim import SGD, AdamW, Optimizer
 import hermosis_server.dynamics as dynamics
 from hermosis_server.dynamics import RECIPES, Hermosis
 
-LR_DECADES = 3.0
+LR_DECADES = 4.0
 REFERENCE = "AdamW"  # whose best loss is the others' target
 OUTSIDE = "pytorch_optimizer"
 PLASTIC = 1.22074408460575947536  # root of x^4 = x + 1: its powers spread points evenly over three dimensions
@@ -82,13 +82,13 @@ MAX_STEP = Draw("max_step", 0.01, 10)
 RECIPE_RANGES: dict[str, tuple[float, tuple[Draw, ...]]] = {
     "sgd": (0.1, (MOMENTUM,)),
     "nesterov": (0.1, (MOMENTUM,)),
-    "adam": (0.01, (BETA1, BETA2)),
-    "adamw": (0.01, (BETA1, BETA2)),
+    "adam": (0.03, (BETA1, BETA2)),
+    "adamw": (0.03, (BETA1, BETA2)),
     "rmsprop": (0.01, (Draw("momentum", 0.1, 1, from_one=True), Draw("alpha", 0.001, 0.1, from_one=True))),
     "adagrad": (0.1, ()),
     "rgd": (0.1, (MOMENTUM, Draw("delta", 0.01, 1e4))),
-    "vradam": (0.01, (BETA1, BETA2)),
-    "cgd": (0.01, (BETA1, BETA2)),
+    "vradam": (0.03, (BETA1, BETA2)),
+    "cgd": (0.03, (BETA1, BETA2)),
     "nesterov_ode": (0.1, ()),
     "hermosis": (1.0, (MOMENTUM, MAX_STEP)),
     "hermosis_literal": (1.0, (MOMENTUM, MAX_STEP)),
@@ -152,14 +152,14 @@ def make_muon(model: nn.Module, settings: Settings) -> Optimizer:
 def contestants() -> dict[str, Contestant]:
     """Everybody who is there, by name: the outside optimizers are missing where their package is."""
     entered = [
-        Contestant(name=REFERENCE, family="torch", lr=0.01, draws=(BETA1, BETA2), make=make_adamw),
+        Contestant(name=REFERENCE, family="torch", lr=0.03, draws=(BETA1, BETA2), make=make_adamw),
         Contestant(name="SGD", family="torch", lr=0.1, make=make_sgd),
     ]
     if find_spec(OUTSIDE):
-        adamw_lr = Draw("adamw_lr", 0.001, 0.1)
+        adamw_lr = Draw("adamw_lr", 0.001, 1)
         entered += [
-            Contestant(name="SOAP", family="outside", lr=0.01, draws=(BETA1, BETA2), make=make_soap),
-            Contestant(name="Muon", family="outside", lr=0.02, draws=(MOMENTUM, adamw_lr), make=make_muon),
+            Contestant(name="SOAP", family="outside", lr=0.03, draws=(BETA1, BETA2), make=make_soap),
+            Contestant(name="Muon", family="outside", lr=0.03, draws=(MOMENTUM, adamw_lr), make=make_muon),
         ]
     entered += [of_recipe(name) for name in RECIPES]
     return {contestant.name: contestant for contestant in entered}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -65,6 +66,12 @@ class Run:
     def final(self) -> float:
         """The loss at the fixed budget; infinite for a run that diverged."""
         return math.inf if self.diverged else self.losses[-1]
+
+    @property
+    def settled(self) -> float:
+        """Median loss over the last tenth of the budget, to choose trials by: one lucky moment counts for little."""
+        late = [loss for step, loss in zip(self.at_steps, self.losses, strict=True) if step >= 0.9 * self.spec.steps]
+        return math.inf if self.diverged else median(late)
 
     def to_json(self) -> str:
         return json.dumps({"key": self.spec.key} | asdict(self))

@@ -97,7 +97,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @cache
 def breast_cancer() -> tuple[Tensor, Tensor]:
-    """569 x 30 raw columns over one common factor, the root mean square of the table; their own span is 1e5."""
+    """569 x 30 raw columns, whose root mean squares span a factor of 2e5, over one: that of the whole table."""
     table = load_breast_cancer()
     columns = torch.tensor(table.data)
     return (columns / columns.square().mean().sqrt()).float(), torch.tensor(table.target, dtype=torch.float32)
@@ -146,7 +146,7 @@ def classified(model: nn.Module, chosen: Tensor) -> Tensor:
 
 def restored(model: nn.Module, chosen: Tensor) -> Tensor:
     images = digits()[0][chosen]
-    return mse_loss(model(images), images)
+    return mse_loss(model(images), images, reduction="sum") / len(chosen)
 
 
 def chain(*widths: int, between: Callable[[], nn.Module]) -> nn.Sequential:
@@ -215,7 +215,7 @@ TASKS = {
         Task(
             name="autoencoder",
             title="Digits, autoencoder 64-96-32-8-32-96-64, minibatches of 128",
-            measured="mean squared error a pixel (grey values in [0, 1]) on the first 1000 training images",
+            measured="squared error an image (64 grey values in [0, 1]) on the first 1000 training images",
             start=on_digits(
                 lambda: chain(64, 96, 32, 8, 32, 96, 64, between=nn.Tanh), restored, size=128, measured=1000
             ),

@@ -45,9 +45,9 @@ def steps_to(run: Run, target: float) -> float:
 
 
 def best_trial(trials: Sequence[Run]) -> Run | None:
-    """The trial with the lowest loss at the fixed budget; None where every one diverged."""
+    """The trial with the lowest loss over the end of the budget; None where every one diverged."""
     standing = [run for run in trials if not run.diverged]
-    return min(standing, key=lambda run: run.final, default=None)
+    return min(standing, key=lambda run: run.settled, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,12 +150,19 @@ class Verdict:
         return self.ratio <= GOAL_RATIO
 
     @property
-    def diverges_less(self) -> bool:
-        return self.diverged < self.reference_diverged
+    def diverges_no_more(self) -> bool:
+        return self.diverged <= self.reference_diverged
 
     @property
     def met(self) -> bool:
-        return self.fast_enough and self.diverges_less
+        return self.fast_enough and self.diverges_no_more
+
+
+def goal_met(rows: Sequence[Verdict]) -> bool:
+    """Both conditions on every task, and fewer diverged trials over all of them together."""
+    return all(row.met for row in rows) and sum(row.diverged for row in rows) < sum(
+        row.reference_diverged for row in rows
+    )
 
 
 def verdicts(results: Sequence[TaskResult]) -> dict[str, list[Verdict]]:

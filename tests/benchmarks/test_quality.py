@@ -15,7 +15,7 @@ from benchmarks.quality_contestants import LR_DECADES, REFERENCE, contestants
 from benchmarks.quality_pool import RunStore, run_all
 from benchmarks.quality_runs import Run, RunSpec, execute
 from benchmarks.quality_tasks import TASKS
-from benchmarks.quality_verdict import Spread, Verdict, best_trial, judge, steps_to
+from benchmarks.quality_verdict import Spread, Verdict, best_trial, goal_met, judge, steps_to
 
 FIELD = contestants()
 SPEC = RunSpec(
@@ -33,7 +33,7 @@ SPEC = RunSpec(
 def made_up(losses: Sequence[float], *, finite: bool = True, contestant: str = "SGD", seed: int = 0) -> Run:
     """A run with these losses, measured every 10 steps."""
     steps = list(range(0, 10 * len(losses), 10))
-    spec = replace(SPEC, contestant=contestant, seed=seed)
+    spec = replace(SPEC, contestant=contestant, seed=seed, steps=steps[-1])
     return Run(spec=spec, at_steps=steps, losses=list(losses), finite=finite, step_ms=1.0, optimizer_ms=0.5)
 
 
@@ -91,6 +91,11 @@ def test_diverged_trials_are_counted_and_never_chosen() -> None:
     assert result.standing("SGD").ratio.median == math.inf
 
 
+def test_best_trial_is_low_for_a_while_and_not_by_luck() -> None:
+    lucky, steady = made_up([3] * 18 + [2, 2, 0.1]), made_up([3] * 18 + [1, 1, 1])
+    assert best_trial([lucky, steady]) is steady
+
+
 def test_same_seed_means_same_start_and_same_minibatches() -> None:
     for task in TASKS.values():
         first, again, other = (task.start(seed) for seed in (3, 3, 4))
@@ -117,7 +122,7 @@ def test_everybody_gets_the_same_budget() -> None:
             assert all(draw.low <= abs(draw.from_one - spec.settings[draw.name]) <= draw.high * (1 + 1e-9)
                        for draw in contestant.ranges)  # fmt: skip
         places.add(tuple(round(math.log10(spec.settings["lr"] / contestant.lr), 9) for spec in specs))
-        again = held.again([replace(made_up([2, 1]), spec=specs[0])])
+        again = held.again([replace(made_up([3, 2, 1]), spec=specs[0])])
         assert [spec.seed for spec in again] == [1, 2, 3]
         assert {json.dumps(spec.settings) for spec in again} == {json.dumps(specs[0].settings)}
     assert len(places) == 1
@@ -167,11 +172,20 @@ def test_reference_that_diverged_sets_no_target() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "diverged", "met"), [(0.8, 1, True), (0.81, 1, False), (0.5, 2, False), (math.inf, 0, False)]
+    ("ratio", "diverged", "met"), [(0.8, 2, True), (0.81, 1, False), (0.5, 3, False), (math.inf, 0, False)]
 )
-def test_goal_asks_for_both_speed_and_fewer_diverged_trials(ratio: float, diverged: int, met: bool) -> None:
+def test_goal_on_a_task_asks_for_speed_and_no_more_diverged_trials(ratio: float, diverged: int, met: bool) -> None:
     verdict = Verdict(recipe="r", task="logistic", ratio=ratio, diverged=diverged, reference_diverged=2)
     assert verdict.met is met
+
+
+def test_goal_asks_for_every_task_and_fewer_diverged_trials_in_all() -> None:
+    alike = Verdict(recipe="r", task="logistic", ratio=0.7, diverged=0, reference_diverged=0)
+    fewer = Verdict(recipe="r", task="digits-mlp", ratio=0.7, diverged=0, reference_diverged=1)
+    slow = replace(fewer, ratio=0.9)
+    assert goal_met([alike, fewer])
+    assert not goal_met([alike, alike])
+    assert not goal_met([fewer, slow])
 
 
 @pytest.mark.usefixtures("nothing_may_run")
