@@ -40,7 +40,7 @@ def draw(path: Path, results: Sequence[TaskResult], seeds: Mapping[str, Mapping[
 
 def draw_curves(panel: Axes, result: TaskResult, seeds: Mapping[str, list[Run]], colors: Mapping[str, object]) -> None:
     """Medians over seeds with a band between the quartiles; a run that ended early counts as infinite from there."""
-    ceiling = 0.0
+    ceiling, floor = 0.0, math.inf
     for standing in reversed(result.standings):
         runs = [run for run in seeds[standing.contestant] if run.at_steps]
         if not runs:
@@ -50,7 +50,7 @@ def draw_curves(panel: Axes, result: TaskResult, seeds: Mapping[str, list[Run]],
         for row, run in zip(losses, runs, strict=True):
             row[: len(run.losses)] = run.losses
         low, median, high = np.quantile(losses, [0.25, 0.5, 0.75], axis=0, method="inverted_cdf")
-        ceiling = max(ceiling, float(median[0]))
+        ceiling, floor = max(ceiling, float(median[0])), min(floor, float(median.min()))
         color = colors[standing.contestant]
         is_reference = standing.contestant == REFERENCE
         panel.plot(
@@ -62,7 +62,7 @@ def draw_curves(panel: Axes, result: TaskResult, seeds: Mapping[str, list[Run]],
         panel.axhline(result.target, color="black", linewidth=0.8, linestyle=":")
     panel.set(title=result.task, xlabel="steps", ylabel="measured loss", yscale="log")
     if ceiling:
-        panel.set_ylim(top=1.5 * ceiling)
+        panel.set_ylim(0.7 * floor, 1.5 * ceiling)
 
 
 def draw_ratios(panel: Axes, results: Sequence[TaskResult], colors: Mapping[str, object]) -> None:

@@ -129,13 +129,14 @@ def goal_in_words(results: Sequence[TaskResult]) -> str:
 
 
 def show(console: Console, results: Sequence[TaskResult]) -> None:
-    """Prints a table a task, then the verdict."""
+    """Prints a table a task, as narrow as a terminal, then the verdict."""
     for result in results:
         table = Table(title=f"{result.task}: target {number(result.target)}", box=SIMPLE_HEAD, padding=0)
         for place, column in enumerate(COLUMNS[:-1]):
             table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
         for standing in result.standings:
-            table.add_row(*cells(standing)[:-1])
+            *row, _ = cells(standing)
+            table.add_row(*(cell.partition(" (")[0] if place > 1 else cell for place, cell in enumerate(row)))
         console.print(table)
     console.print(f"Goal: {goal_in_words(results)}", style="bold", highlight=False)
 
