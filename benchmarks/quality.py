@@ -22,7 +22,7 @@ from benchmarks.quality_verdict import TaskResult, best_trial, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = ROOT / "build" / "quality"
-QUICK = {"tasks": ["digits-mlp", "logistic"], "trials": 2, "seeds": 2, "steps": 60, "out": SCRATCH / "quick"}
+QUICK = {"tasks": ["digits-mlp", "logistic"], "trials": 2, "seeds": 2, "steps": 40, "out": SCRATCH / "quick"}
 FULL = {"tasks": list(TASKS), "trials": 20, "seeds": 5, "steps": 400, "out": ROOT / "benchmarks" / "results"}
 
 HELP = f"""\
@@ -153,7 +153,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=positive,
         help="runs of the best settings; odd numbers have a plain median; 5, or 2 with --quick",
     )
-    say("--steps", type=positive, help="budget of every run; 400, or 60 with --quick")
+    say("--steps", type=positive, help="budget of every run; 400, or 40 with --quick")
     say("--measure-every", type=positive, default=5, help="steps between measurements; the error of a step count; 5")
     say("--schedule", choices=SCHEDULES, default="constant", help="of everybody's learning rate; constant")
     say(

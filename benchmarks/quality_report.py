@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -136,7 +137,7 @@ def show(console: Console, results: Sequence[TaskResult]) -> None:
             table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
         for standing in result.standings:
             *row, _ = cells(standing)
-            table.add_row(*(cell.partition(" (")[0] if place > 1 else cell for place, cell in enumerate(row)))
+            table.add_row(*(re.split(r" \(|, ", cell)[0] if place > 1 else cell for place, cell in enumerate(row)))
         console.print(table)
     console.print(f"Goal: {goal_in_words(results)}", style="bold", highlight=False)
 
