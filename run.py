@@ -55,7 +55,7 @@ To start afresh, delete the folder .venv. pip reads its usual settings (PIP_INDE
 CHECKS = [
     ("formatting", ["ruff", "format", "--check", "."]),
     ("lint", ["ruff", "check", "."]),
-    ("types", ["mypy", "server", "client", "proto", "gallery", "run.py"]),
+    ("types", ["mypy", "server", "client", "proto", "gallery", "benchmarks", "run.py"]),
     ("proto lint and generated code", ["pytest", "-q", "tests/contract/test_generated_code.py"]),
 ]
 

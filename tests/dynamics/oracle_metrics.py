@@ -108,7 +108,7 @@ class FullMemory(Learner):
 
     def learn(self, g: Vector, n: int) -> None:
         self.average(covariance=np.outer(g, g))
-        if n % self.refresh == 0:
+        if n < self.refresh or n % self.refresh == 0:
             values, q = np.linalg.eigh(self.mean("covariance"))
             self.inverse = q @ np.diag(inverse_power(np.maximum(values, 0.0), self.metric, guard=True)) @ q.T
 
@@ -128,7 +128,7 @@ class KroneckerMemory(Learner):
     def learn(self, g: Vector, n: int) -> None:
         matrix = g.reshape(self.shape)
         self.average(left=matrix @ matrix.T, right=matrix.T @ matrix)
-        if n % self.refresh == 0:
+        if n < self.refresh or n % self.refresh == 0:
             left, self.left = np.linalg.eigh(self.mean("left"))
             right, self.right = np.linalg.eigh(self.mean("right"))
             trace = float(np.trace(self.mean("left")))

@@ -902,7 +902,7 @@ class Metric(_message.Message):
     scope: Global___NormScope.ValueType
     """scope of a FULL metric, SESSION or TENSOR; unspecified means SESSION."""
     refresh_steps: _builtins.int
-    """refresh_steps between eigen-decompositions of FULL and KRONECKER; zero means every step."""
+    """refresh_steps between decompositions of FULL and KRONECKER, after as many with one each; zero means every step."""
     max_side: _builtins.int
     """max_side is the largest matrix side a KRONECKER factor is kept for; zero means 1024."""
     def __init__(

@@ -244,7 +244,9 @@ class _Batch:
         family, c = self.setting.family, self.setting.c
         due = [False] * len(self.rows.spans)
         if renew and family.matrix:
-            due = [int(step) % family.refresh_steps == 0 for step in self.old.step.tolist()]
+            # At first a covariance has seen few directions, and would brake none of the others.
+            steps, every = (int(step) for step in self.old.step.tolist()), family.refresh_steps
+            due = [step < every or step % every == 0 for step in steps]
         numbers = MatrixNumbers(
             decay=c.second_moment_decay,
             gain=c.second_moment_gain,

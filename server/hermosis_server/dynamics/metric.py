@@ -98,7 +98,7 @@ class Full(Moments):
 
     Attributes:
       by_tensor:     one matrix a tensor in place of one for the session.
-      refresh_steps: between two decompositions; at least 1.
+      refresh_steps: between two decompositions; at least 1. The first so many steps each have one.
     """
 
     by_tensor: bool = False
@@ -117,7 +117,7 @@ class Kronecker(Moments):
     a side beyond `max_side`, has a diagonal metric instead.
 
     Attributes:
-      refresh_steps: between two decompositions; at least 1.
+      refresh_steps: between two decompositions; at least 1. The first so many steps each have one.
       max_side:      the largest side that a factor is kept for.
     """
 
