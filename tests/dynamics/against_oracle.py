@@ -142,7 +142,10 @@ def compare(
     losses: bool = True,
     device: str = "cpu",
 ) -> EnergySample:
-    """After every step: position, momentum, thermal numbers, energies. Gives the last sample."""
+    """After every step: position, momentum, thermal numbers, energies. Gives the last sample.
+
+    A bath that leaves its range stops both: the oracle by an exception, the session by a step that is not finite.
+    """
     sizes = [math.prod(shape) for shape in shapes]
     start = np.random.default_rng(seed).normal(size=sum(sizes))
     batch = batch_of(hamiltonian, [torch.from_numpy(start).to(device)], row_elements=row_elements, shapes=shapes)
@@ -161,9 +164,17 @@ def compare(
         lr_scale = 1 + 0.5 * math.cos(step)
         rows = batch.rows_of([torch.from_numpy(gradient).to(device)])
         advance = batch.step(rows, [known], [lr_scale])
-        oracle.update(gradient, known, lr_scale)
-        at_end = (oracle.u, oracle.ell, oracle.s)
-        published = oracle.publish(lr_scale)
+        left: ValueError | None = None
+        try:
+            oracle.update(gradient, known, lr_scale)
+            at_end = (oracle.u, oracle.ell, oracle.s)
+            published = oracle.publish(lr_scale)
+        except ValueError as error:
+            left = error
+        if left is not None:
+            assert "bath left" in str(left) or "would reach" in str(left)
+            assert not advance.state_finite[0]
+            return sample
         assert bool(advance.state_finite[0])
         sample = sample_of(advance)
         _compare_energies(hamiltonian, sample, oracle, at_end, rtol, float(w @ w))
