@@ -90,7 +90,7 @@ RECIPE_RANGES: dict[str, tuple[float, tuple[Draw, ...]]] = {
     "vradam": (0.03, (BETA1, BETA2)),
     "cgd": (0.03, (BETA1, BETA2)),
     "nesterov_ode": (0.1, ()),
-    "hermosis": (1.0, (MOMENTUM, MAX_STEP)),
+    "hermosis": (0.03, (MOMENTUM, BETA2)),
     "hermosis_literal": (1.0, (MOMENTUM, MAX_STEP)),
 }
 

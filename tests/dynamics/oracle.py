@@ -62,7 +62,7 @@ class Settings:
         euler, memoryless = self.integrator == "euler", self.profile == Exponential(math.inf)
         if isinstance(self.profile, Polynomial) and self.force != "physical":
             raise ValueError("feedback needs the physical force: kern is known only after the kick")
-        if memoryless and (self.force == "physical" or (self.force == "ema" and not euler)):
+        if memoryless and (self.force == "physical" or (self.force == "ema" and self.integrator == "conformal")):
             raise ValueError("at μ = 0 the kernel is empty and the weight of a gradient undefined")
         if self.lookahead and not euler:
             raise ValueError("lookahead belongs to euler")

@@ -60,7 +60,7 @@ PROFILES = st.one_of(
     st.builds(Constant),
     st.builds(Exponential, momentum_retention=st.one_of(between(0.05, 0.99), either(0.0))),
     st.builds(Exponential, cooling_rate=between(1e-3, 2.0)),
-    st.builds(Linear, growth=between(-1.5, 3.0)),
+    st.builds(Linear, growth=st.one_of(between(-1.5, -0.01), st.just(0.0), between(0.01, 3.0))),
     st.builds(Power, exponent=st.one_of(between(-2.0, -0.2), between(0.2, 4.0)), age=between(0.5, 5.0)),
     st.lists(st.tuples(between(0.1, 1.0), between(0.5, 3.0)), min_size=2, max_size=5).map(
         lambda gaps: Tabulated(

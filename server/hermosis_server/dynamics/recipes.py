@@ -11,7 +11,15 @@ from typing import Literal
 from hermosis_server.dynamics.family import Scheme
 from hermosis_server.dynamics.hamiltonian import Hamiltonian, WeightDecay
 from hermosis_server.dynamics.kinetic import Classical, NormKind, NormScope, Relativistic, VelocityRegularised
-from hermosis_server.dynamics.metric import MINIMUM_EPSILON, Diagonal, Full, MetricPlace
+from hermosis_server.dynamics.metric import (
+    MINIMUM_EPSILON,
+    Diagonal,
+    Euclidean,
+    Full,
+    Kronecker,
+    Metric,
+    MetricPlace,
+)
 from hermosis_server.dynamics.thermal import Exponential, Force, ForceMode, Power
 from hermosis_server.errors import InvalidHyperparameter
 
@@ -203,7 +211,6 @@ def eps(default: float) -> Parameter:
 EPS = eps(1e-8)
 L2 = "L2 penalty, a part of the potential: added to the gradient"
 DECOUPLED = "shrinks the parameters by lr * weight_decay each step, beside the Hamiltonian"
-MAX_STEP = positive("max_step", 0.1, "longest step of the whole model at lr_scale 1, in the euclidean norm")
 
 
 @recipe(
@@ -431,17 +438,48 @@ def nesterov_ode(settings: Parameters) -> Hamiltonian:
 @recipe(
     lr(1e-2),
     momentum(0.9),
-    MAX_STEP,
+    decay("beta2", 0.95, "retention of the second moment over a step: the metric's own temperature"),
+    positive("max_step", 0.1, "longest step of each tensor at lr_scale 1, in the norm of the metric"),
+    EPS,
     weight_decay(0.0, DECOUPLED),
-    physics="The thermal average of the gradients drives relativistic motion whose speed limit does not cool.",
-    source="Learning Dynamics v0.1.0; docs/theory.md, sections 6, 10 and 11",
+    choice(
+        "metric",
+        ("kronecker", "diagonal", "euclidean"),
+        "kronecker keeps two factors a matrix and turns with its rows and columns; euclidean learns none",
+    ),
+    Parameter(
+        name="refresh_steps",
+        kind="number",
+        default=5,
+        minimum=1,
+        maximum=2**31 - 1,
+        description="steps between two decompositions of a kronecker metric; a whole number",
+    ),
+    physics="Relativistic motion of each tensor under a speed limit that does not cool, along the thermal average of "
+    "the gradients, in the Kronecker metric of their second moment.",
+    source="Learning Dynamics v0.1.0; docs/theory.md, sections 5, 6, 10 and 11",
 )
 def hermosis(settings: Parameters) -> Hamiltonian:
+    refresh = settings.number("refresh_steps")
+    if refresh % 1:
+        raise InvalidHyperparameter(
+            f"refresh_steps of recipe hermosis is {refresh:g}, wanted a whole number", field=f"{PATH}.refresh_steps"
+        )
+    retention, kind = settings.number("momentum"), settings.choice("metric")
+    rho2, eps = settings.number("beta2"), settings.number("eps")
+    metric: Metric = Euclidean()
+    if kind == "kronecker":
+        metric = Kronecker(second_moment_decay=rho2, epsilon=eps, normalise=True, refresh_steps=int(refresh))
+    elif kind == "diagonal":
+        metric = Diagonal(second_moment_decay=rho2, epsilon=eps, normalise=True)
     return Hamiltonian(
         learning_rate=settings.number("lr"),
-        thermal=Exponential(momentum_retention=settings.number("momentum")),
+        thermal=Exponential(momentum_retention=retention),
         kinetic=Relativistic(max_step=settings.number("max_step")),
-        integrator=Scheme.CONFORMAL if settings.number("momentum") > 0 else Scheme.SYMPLECTIC_EULER,
+        norm_scope=NormScope.TENSOR,
+        metric=metric,
+        normalise=True,
+        integrator=Scheme.CONFORMAL if retention > 0 else Scheme.SYMPLECTIC_EULER,
         weight_decay=WeightDecay(decoupled=settings.number("weight_decay")),
     )
 
