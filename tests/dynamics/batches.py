@@ -160,8 +160,10 @@ def draw(seed: int, *sizes: int, dtype: torch.dtype, device: torch.device) -> li
 
 def roster() -> dict[str, Hamiltonian]:
     """One Hamiltonian of every structure that the step can take, by name; none keeps matrices."""
-    members = {name: resolve(name, {}) for name in RECIPES}
+    members = {name: resolve(name, {}) for name in RECIPES if name != "hermosis"}
     return members | {
+        "hermosis": resolve("hermosis", {"metric": "euclidean"}),
+        "hermosis diagonal": resolve("hermosis", {"metric": "diagonal"}),
         "sgd nesterov": resolve("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
         "dampened": resolve("sgd", {"momentum": 0.9, "dampening": 0.5}),
         "rmsprop centered": resolve("rmsprop", {"momentum": 0.9, "centered": True}),
@@ -260,6 +262,7 @@ def matrix_roster() -> dict[str, Hamiltonian]:
     """One Hamiltonian of every structure that keeps matrices; for sessions of one shape."""
     return {
         "cgd full": resolve("cgd", {"metric": "full"}),
+        "hermosis kronecker": resolve("hermosis", {"eps": 0.1, "refresh_steps": 2}),
         "full by tensor, conformal": Hamiltonian(
             learning_rate=0.02,
             kinetic=Relativistic(max_step=0.1),

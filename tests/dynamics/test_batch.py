@@ -82,7 +82,15 @@ def test_batched_step_of_many_tensors_equals_one_session_at_a_time(
 
 def test_sessions_of_one_family_keep_their_own_settings_in_a_batch(device: torch.device) -> None:
     hamiltonians = [
-        resolve("hermosis", {"lr": 0.01 * (1 + each), "momentum": 0.1 * (1 + each), "max_step": 0.1 / (1 + each)})
+        resolve(
+            "hermosis",
+            {
+                "lr": 0.01 * (1 + each),
+                "momentum": 0.1 * (1 + each),
+                "max_step": 0.1 / (1 + each),
+                "metric": "euclidean",
+            },
+        )
         for each in range(len(SIZES))
     ]
     compare_alone(hamiltonians, SIZES, 64, torch.float32, device)

@@ -95,6 +95,7 @@ def test_unknown_parameter_is_refused_with_the_known_ones() -> None:
         ("hermosis", {"lr": 10.0, "weight_decay": 0.1}, ".weight_decay"),
         ("adam", {"lr": 1e-320}, ".lr"),
         ("hermosis", {"lr": 1e-200, "max_step": 1e200}, ".max_step"),
+        ("hermosis", {"refresh_steps": 2.5}, ".refresh_steps"),
         ("rgd", {"delta": 5e-324}, ".delta"),
         ("rgd", {"form": "euler", "alpha": 0.5}, ".alpha"),
         ("hermosis_literal", {"information_unit": 1e200}, ".information_unit"),
