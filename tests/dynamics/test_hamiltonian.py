@@ -106,7 +106,14 @@ REFUSED: list[tuple[str, Callable[[], object]]] = [
     ),
     ("kinetic_energy.norm_scope", lambda: Hamiltonian(learning_rate=1.0, norm_scope=NormScope.TENSOR, metric=Full())),
     ("thermal_profile.linear.rate", lambda: Linear(growth=INF)),
-    ("thermal_profile.linear.rate", lambda: Hamiltonian(learning_rate=1.0, thermal=Linear(growth=-1.0), force=UNIT)),
+    (
+        "thermal_profile.linear.rate",
+        lambda: initial_scalars(Hamiltonian(learning_rate=1.0, thermal=Linear(growth=-1.0), force=UNIT)),
+    ),
+    (
+        "thermal_profile.power",
+        lambda: Hamiltonian(learning_rate=1.0, thermal=Power(exponent=1.0, age=1.0), force=UNIT).check_bath(INF),
+    ),
     ("thermal_profile.power.exponent", lambda: Power(exponent=0.0, age=1.0)),
     ("thermal_profile.power.age", lambda: Power(exponent=1.0, age=0.0)),
     ("thermal_profile.power.reference_log_beta", lambda: Power(exponent=1.0, age=1.0, reference_log_beta=NAN)),

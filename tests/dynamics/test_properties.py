@@ -37,6 +37,7 @@ from hermosis_server.dynamics import (
     Truncated,
     VelocityRegularised,
     WeightDecay,
+    initial_scalars,
     resolve,
 )
 from hermosis_server.errors import InvalidHyperparameter
@@ -149,6 +150,7 @@ def test_what_is_asked_for_is_refused_by_name_or_follows_the_oracle(
     refusal: InvalidHyperparameter | None = None
     try:
         hamiltonian = Hamiltonian(**values)
+        initial_scalars(hamiltonian)
     except InvalidHyperparameter as error:
         refusal = error
     if refusal is not None or hamiltonian is None:

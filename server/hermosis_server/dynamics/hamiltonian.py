@@ -127,7 +127,6 @@ class Hamiltonian:
             raise refuse(
                 "learning_rate", f"got {self.learning_rate!r}, too small: step_duration/learning_rate overflows"
             )
-        self.check_bath(self.initial_log_beta)
         self._check_force()
         self._check_scheme()
         self._check_norm()
@@ -145,12 +144,17 @@ class Hamiltonian:
             )
 
     def check_bath(self, log_beta: float) -> None:
-        """Refuses a profile that would take β from here to zero within one step.
+        """Refuses a profile that cannot go on from here; a session's birth and an edit of its profile ask.
 
         Raises:
           InvalidHyperparameter: naming the profile.
         """
         thermal = self.thermal
+        if math.isinf(log_beta) and not isinstance(thermal, Constant | Exponential):
+            raise refuse(
+                f"thermal_profile.{thermal.kind}",
+                "got it where momentum_retention 0 has made beta infinite; wanted exponential or constant",
+            )
         if isinstance(thermal, Linear) and thermal.growth * self.step_duration * math.exp(-log_beta) <= -1:
             raise refuse(
                 "thermal_profile.linear.rate",

@@ -162,7 +162,12 @@ def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scal
 
 
 def initial_scalars(hamiltonian: Hamiltonian) -> Scalars[float]:
-    """The scalars of a session that is published for the first time, in the order of `SCALARS`."""
+    """The scalars of a session that is published for the first time, in the order of `SCALARS`.
+
+    Raises:
+      InvalidHyperparameter: the profile would take β to zero within the first step.
+    """
+    hamiltonian.check_bath(hamiltonian.initial_log_beta)
     undefined = float("nan")
     family = hamiltonian.family(())
     log_beta = hamiltonian.initial_log_beta

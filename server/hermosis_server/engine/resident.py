@@ -70,10 +70,11 @@ def reserve(
     """Takes rows for a session.
 
     Raises:
-      InvalidHyperparameter: a metric that tensors of these shapes cannot have; nothing was taken.
+      InvalidHyperparameter: a metric that tensors of these shapes cannot have, or a profile that β cannot follow from
+                             its start; nothing was taken.
       OutOfDeviceMemory:     they do not fit; nothing was taken.
     """
-    family = hamiltonian.family(shapes)
+    family, scalars = hamiltonian.family(shapes), initial_scalars(hamiltonian)
     spans = spans_of([math.prod(shape) for shape in shapes], by_tensor=family.by_tensor)
     return Resident(
         slot=arena.reserve(family.buffers(spans, holds_parameters=holds_parameters)),
@@ -81,7 +82,7 @@ def reserve(
         hamiltonian=hamiltonian,
         family=family,
         numbers=hamiltonian.numbers(),
-        scalars=initial_scalars(hamiltonian),
+        scalars=scalars,
     )
 
 
@@ -155,9 +156,10 @@ def change_profile(arena: Arena, resident: Resident, thermal: ThermalProfile) ->
       InvalidHyperparameter: the profile contradicts the rest; nothing changed.
     """
     scalars = Scalars(*resident.scalars)
-    if isinstance(thermal, Power) and thermal.reference_log_beta is None:
+    if isinstance(thermal, Power) and thermal.reference_log_beta is None and math.isfinite(scalars.log_beta):
         thermal = replace(thermal, reference_log_beta=scalars.log_beta)
     hamiltonian = replace(resident.hamiltonian, thermal=thermal)
+    hamiltonian.check_bath(scalars.log_beta)
     resident.family = hamiltonian.family(resident.shapes)
     resident.hamiltonian = hamiltonian
     resident.numbers = hamiltonian.numbers()
