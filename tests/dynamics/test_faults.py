@@ -91,7 +91,8 @@ ENERGIES_OF_A_LOSS = ("smoothed_loss", "potential_energy", "thermal_energy", "to
 
 
 def test_missing_loss_leaves_its_energies_undefined_and_the_next_anchors_them_again(device: torch.device) -> None:
-    batch = fresh("rgd euler", device)
+    hamiltonian = Hamiltonian(learning_rate=0.01, kinetic=Relativistic(max_step=0.1))
+    batch = batch_of(hamiltonian, draw(1, *SIZES, dtype=torch.float32, device=device))
 
     def step(loss: float) -> dict[str, float]:
         gradient = batch.rows_of(draw(3, *SIZES, dtype=torch.float32, device=device))
@@ -106,7 +107,7 @@ def test_missing_loss_leaves_its_energies_undefined_and_the_next_anchors_them_ag
     again = step(2.0)
     assert all(math.isfinite(value) for value in again.values())
     assert again["thermal_energy"] < 0
-    assert again["smoothed_loss"] == pytest.approx(2.0, rel=0.5)
+    assert again["smoothed_loss"] == pytest.approx(2.0, rel=0.3)
 
 
 SEES_BETA = {
