@@ -353,7 +353,10 @@ def _advance_(
     if family.conformal:
         heat, cooled_by = cooled(setting, heat)
         left = left * cooled_by.retention
-    at_end, end = heat, norms.moment(raising, heat.log_beta, left=left)
+    # Without cooling in between, all moments after the kick are one.
+    at_end, end = heat, after_kick
+    if family.conformal:
+        end = norms.moment(raising, heat.log_beta, left=left)
     sample = {
         "loss": loss,
         "energy_defect": defect,
@@ -372,7 +375,7 @@ def _advance_(
         heat, cooled_by = cooled(setting, heat)
         left, published_cooling = left * cooled_by.retention, cooled_by.gain
     lasting = torch.ones_like(left) if family.normalise else left
-    next_moment = norms.moment(raising, heat.log_beta, left=left)
+    next_moment = norms.moment(raising, heat.log_beta, left=left) if family.conformal else after_kick
     paces = Drift(drift * raising, again * raising * lasting, pace * c.decoupled_decay)
     norms.prepare(after_rows, after_kick, end, next_moment, paces)
 

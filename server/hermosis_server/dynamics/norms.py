@@ -124,9 +124,9 @@ class GroupNorms(_Norms):
     def prepare(self, partials: Partials, after: Moment, end: Moment, again: Moment, drift: Drift) -> None:
         """Gets ready to pull: all later norms are known from those after the kick."""
         totals = self._groups.totals(*partials)
-        _, braking = self._carried(totals, after)
-        self._end, _ = self._carried(totals, end)
-        self._again, braking_again = self._carried(totals, again)
+        carried, braking = self._carried(totals, after)
+        self._end = carried if end is after else self._carried(totals, end)[0]
+        self._again, braking_again = (carried, braking) if again is after else self._carried(totals, again)
         lead = self._of_group(drift.pace_again) * braking_again
         decay = self._of_group(drift.decay)
         if self._family.decay_follows_speed:
@@ -179,19 +179,21 @@ class CoordinateNorms(_Norms):
     def prepare(self, partials: Partials, after: Moment, end: Moment, again: Moment, drift: Drift) -> None:
         """Gets ready to pull."""
         self._moments = end, again
-        self._after, self._at_end, self._at_again = (self._columns(moment) for moment in (after, end, again))
+        self._after = self._columns(after)
+        self._at_end, self._at_again = (None if each is after else self._columns(each) for each in (end, again))
         self._drift = self._rows.sessions.spread(*drift, dtype=torch.float64)
 
     def pull(self, momentum: Tensor, raised: Tensor, run: slice) -> tuple[Pull, Partials]:
         """How far some rows go, and what the later moments sum."""
-        moving, _ = self._motion(momentum, raised, self._after[run])
-        end = self._motion(momentum, raised, self._at_end[run])
-        again, work = self._motion(momentum, raised, self._at_again[run])
+        after = self._motion(momentum, raised, self._after[run])
+        end = after if self._at_end is None else self._motion(momentum, raised, self._at_end[run])
+        later = after if self._at_again is None else self._motion(momentum, raised, self._at_again[run])
+        moving, again = after[0], later[0]
         drift = Drift(*self._drift[run].unbind(1))
         lead = drift.pace_again * again.braking
         decay = drift.decay * moving.braking if self._family.decay_follows_speed else drift.decay
         pull = Pull(drift.pace * moving.braking + lead, lead, decay)
-        return Pull(*(part.to(self._dtype) for part in pull)), (*self._sums(*end), *self._sums(again, work))
+        return Pull(*(part.to(self._dtype) for part in pull)), (*self._sums(*end), *self._sums(*later))
 
     def later(self, partials: Partials) -> tuple[Carried, Carried]:
         """What sessions carry at the end of the step, and as the next point is published."""
