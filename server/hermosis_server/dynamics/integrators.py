@@ -19,9 +19,7 @@ Rules that hold for every scheme:
 Source: docs/theory.md, section 6.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,13 +38,14 @@ from hermosis_server.dynamics.diagnostics import (
     sample_rows,
 )
 from hermosis_server.dynamics.family import COEFFICIENTS, Coefficients, Family, Scheme
-from hermosis_server.dynamics.flows import cool_, cooled_kick_, decay_, drift_, harmonic_kick_, retrace_, start_
+from hermosis_server.dynamics.flows import cool_, drift_
 from hermosis_server.dynamics.geometry import Geometry, MetricColumns
 from hermosis_server.dynamics.hamiltonian import Hamiltonian
 from hermosis_server.dynamics.matrix_metric import MatrixNumbers
-from hermosis_server.dynamics.norms import Drift, Moment, Norms, Partials, norms_of
+from hermosis_server.dynamics.norms import Drift, Norms, norms_of
+from hermosis_server.dynamics.passes import Columns, Piece, drift_rows_, joined, kick_rows_
 from hermosis_server.dynamics.phase_state import PhaseState, Scalars
-from hermosis_server.dynamics.rows import RowMap, row_peaks, row_squares, tiles
+from hermosis_server.dynamics.rows import RowMap, row_squares, tiles
 from hermosis_server.dynamics.thermal import ForceMode
 from hermosis_server.errors import InternalError
 
@@ -205,25 +204,6 @@ def _split(coefficients: Tensor) -> tuple[Coefficients[Tensor], Tensor]:
     return Coefficients(*coefficients[:, :count].unbind(1)), coefficients[:, count:]
 
 
-class _Columns(NamedTuple):
-    """What the kick needs of each row's session, each (R, 1)."""
-
-    retention: Tensor
-    impulse_gain: Tensor
-    first: Tensor
-    started: Tensor
-    stiffness: Tensor
-    thermal_decay: Tensor
-    metric_decay: Tensor
-    metric_gain: Tensor
-    epsilon: Tensor
-    unit_second_moment: Tensor
-
-    @property
-    def metric(self) -> MetricColumns:
-        return MetricColumns(self.metric_decay, self.metric_gain, self.epsilon, self.unit_second_moment)
-
-
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """A batch with its numbers taken apart."""
@@ -322,9 +302,9 @@ def _advance_(
     geometry = batch.geometry(unit_second_moment, renew=True)
     before_kick, after_kick = norms.moment(raising, old.log_beta), norms.moment(raising, cooling.log_beta)
     kicks = [
-        _kick_(
-            _Piece(state.rows(run), gradient[run], increment[run], drifting[run], run),
-            _Columns(*table[run].unbind(1)),
+        kick_rows_(
+            Piece(state.rows(run), gradient[run], increment[run], drifting[run], run),
+            Columns(*table[run].unbind(1)),
             geometry,
             norms,
             before_kick,
@@ -332,8 +312,8 @@ def _advance_(
         )
         for run in runs
     ]
-    first_square, momentum_square, position_square = rows.sessions.totals(*_joined(plain for plain, _, _ in kicks))
-    before_rows, after_rows = _joined(before for _, before, _ in kicks), _joined(after for _, _, after in kicks)
+    first_square, momentum_square, position_square = rows.sessions.totals(*joined(plain for plain, _, _ in kicks))
+    before_rows, after_rows = joined(before for _, before, _ in kicks), joined(after for _, _, after in kicks)
 
     # The thermal numbers, up to the end of the step.
     before, after = norms.carried(before_rows, before_kick), norms.carried(after_rows, after_kick)
@@ -382,11 +362,13 @@ def _advance_(
     # Drift all rows.
     table = rows.sessions.spread(left, 1 - c.kept_drift, dtype=gradient.dtype)
     drifts = [
-        _drift_(_Piece(state.rows(run), gradient[run], increment[run], drifting[run], run), table[run], family, norms)
+        drift_rows_(
+            Piece(state.rows(run), gradient[run], increment[run], drifting[run], run), table[run], family, norms
+        )
         for run in runs
     ]
-    increment_square, peaks = rows.sessions.totals(*_joined(plain for plain, _ in drifts))
-    ended, published = norms.later(_joined(partials for _, partials in drifts))
+    increment_square, peaks = rows.sessions.totals(*joined(plain for plain, _ in drifts))
+    ended, published = norms.later(joined(partials for _, partials in drifts))
     heat = drifted(heat, published, again)
     sample |= energies(setting, at_end, kick, ended, rows.parameter_counts) | {"step_norm": increment_square.sqrt()}
 
@@ -449,88 +431,3 @@ def _impulse_gain(batch: _Batch, cooling: Cooling) -> Tensor:
             if batch.setting.family.conformal:  # -2ζ ln r of the half cooling before the kick
                 return 2 * c.gradient_gain * batch.old.published_cooling
             return c.gradient_gain * cooling.friction
-
-
-class _Piece(NamedTuple):
-    """Some rows of a batch: their state, gradient, increment, the momentum that drifts, and which they are."""
-
-    state: PhaseState
-    gradient: Tensor
-    increment: Tensor
-    drifting: Tensor
-    run: slice
-
-
-def _kick_(
-    piece: _Piece, columns: _Columns, geometry: Geometry, norms: Norms, before_kick: Moment, after_kick: Moment
-) -> tuple[Partials, Partials, Partials]:
-    """Kicks some rows and leaves the direction of their drift, G X, in the increment, unless it is the momentum itself.
-
-    The metric is an external field: it learns from the gradient, then stands still through kick and drift.
-
-    Returns:
-      Row sums of |g|², |X|² and |w|²; then what the norms measure before the kick, and of the momentum that drifts.
-    """
-    state, family = piece.state, geometry.family
-    position, momentum = state.position, state.momentum
-    force = piece.gradient
-    if family.thermal_decay and position is not None:
-        force = torch.addcmul(piece.gradient, position, columns.thermal_decay)
-    metric = geometry.learned(state, force, columns.metric)
-    impulse = force
-    if family.metric_on_kick and metric is not None:
-        impulse, metric = metric.times(force), None
-    if family.first_kick:
-        start_(momentum, impulse, first=columns.first, unit_momentum=columns.started)
-
-    raised = momentum if metric is None else metric.times(momentum)
-    before = norms.measure(momentum, raised, piece.run, before_kick)
-    cooled_kick_(momentum, impulse, retention=columns.retention, impulse_gain=columns.impulse_gain)
-    if family.bare_decay and position is not None:
-        harmonic_kick_(momentum, position, stiffness=columns.stiffness)
-    drifting = piece.drifting
-    if family.lookahead:
-        drifting.copy_(momentum)
-        cooled_kick_(drifting, impulse, retention=columns.retention, impulse_gain=columns.impulse_gain)
-    raised = drifting if metric is None else piece.increment.copy_(metric.times(drifting))
-    after = norms.measure(drifting, raised, piece.run, after_kick)
-    squares = row_squares(momentum)
-    weight = row_squares(position) if family.needs_parameters and position is not None else torch.zeros_like(squares)
-    return (row_squares(piece.gradient), squares, weight), before, after
-
-
-def _drift_(piece: _Piece, table: Tensor, family: Family, norms: Norms) -> tuple[Partials, Partials]:
-    """Drifts some rows in the direction that `_kick_` left, and cools their momentum.
-
-    Returns:
-      Row sums of |Δw|² and of what is finite if the state is; then what the norms measure at the published point.
-    """
-    state, increment = piece.state, piece.increment
-    left, taken_back = table.unbind(1)
-    direction = increment if family.has_metric_on_drift else piece.drifting
-    pull, partials = norms.pull(piece.drifting, direction, piece.run)
-    lead = direction * -pull.lead if state.lead is not None else None
-    drift_(increment, direction, reach=pull.reach)
-    if family.decoupled_decay and state.position is not None:
-        base = state.position
-        if state.lead is not None:
-            base = base - taken_back * state.lead
-        decay_(increment, base, rate=pull.decay)
-    if state.lead is not None and lead is not None:
-        retrace_(increment, state.lead, share=taken_back)
-        state.lead.copy_(lead)
-    if family.conformal:
-        cool_(state.momentum, retention=left)
-    square = row_squares(increment)
-    peaks = torch.zeros_like(square)
-    if state.position is not None:
-        state.position.add_(increment)
-        peaks = peaks + row_peaks(state.position)
-    if state.second_moment is not None:
-        peaks = peaks + state.second_moment.amax(dim=1)  # the first moment is finite where the second is
-    return (square, peaks), partials
-
-
-def _joined(partials: Iterable[Partials]) -> Partials:
-    """Row partials of all pieces, side by side."""
-    return tuple(torch.cat(column) if len(column) > 1 else column[0] for column in zip(*partials, strict=True))
