@@ -39,7 +39,7 @@ commands:
   demo      train a small network on handwritten digits: server, page and two workers as separate processes
   up        start the server and its page and keep them running until Ctrl-C
   gallery   draw pictures of the theory into docs/gallery, computed by the server's own steps
-  test      run the test suite; what follows is given to pytest
+  test      run the test suite, a process a core; what follows is given to pytest (-n 0 for one process)
   check     formatting, lint, types, and that the generated protobuf code fits the .proto files
   setup     only make the environment, with everything for development
 
@@ -83,7 +83,8 @@ def main() -> None:
     elif arguments.command == "gallery":
         become(["gallery", *arguments.rest])
     elif arguments.command == "test":
-        become(["pytest", *arguments.rest])
+        # A process a core, four at most: each imports torch. `-n 0` among the rest is one process, for a debugger.
+        become(["pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal", *arguments.rest])
     elif arguments.command == "check":
         sys.exit(check())
     else:
