@@ -51,6 +51,7 @@ from hermosis_server.dynamics.thermal import (
 from hermosis_server.errors import InvalidHyperparameter
 
 Shapes = Sequence[tuple[int, ...]]
+LOG_BETA_LIMIT = 700.0  # beyond this β or its inverse is out of float range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +156,8 @@ class Hamiltonian:
                 f"thermal_profile.{thermal.kind}",
                 "got it where momentum_retention 0 has made beta infinite; wanted exponential or constant",
             )
-        if isinstance(thermal, Linear) and thermal.growth * self.step_duration * math.exp(-log_beta) <= -1:
+        thinned = math.exp(min(-log_beta, LOG_BETA_LIMIT))  # 1/β
+        if isinstance(thermal, Linear) and thermal.growth * self.step_duration * thinned <= -1:
             raise refuse(
                 "thermal_profile.linear.rate",
                 f"got {thermal.growth!r}, which takes beta from exp({log_beta:g}) to zero within one step; "
