@@ -24,10 +24,8 @@ from torch import Tensor
 
 from hermosis_server.dynamics.family import Coefficients, Family
 from hermosis_server.dynamics.rows import row_sums
-from hermosis_server.dynamics.thermal import ProfileKind
+from hermosis_server.dynamics.thermal import LOG_BETA_LIMIT, ProfileKind
 
-# Above this ln β what is in units of β is given up: the entropy, and a profile that feeds β back.
-LOG_BETA_LIMIT = 700.0
 T = TypeVar("T")
 SUBSTEPS = 8  # of the classical Runge-Kutta scheme that a feedback profile is defined by
 

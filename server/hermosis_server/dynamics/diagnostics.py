@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hermosis_server.dynamics.cooling import LOG_BETA_LIMIT, Bath, Cooling, cool, thermal_energy
+from hermosis_server.dynamics.cooling import Bath, Cooling, cool, thermal_energy
 from hermosis_server.dynamics.family import Coefficients, Family
 from hermosis_server.dynamics.norms import Carried
+from hermosis_server.dynamics.thermal import LOG_BETA_LIMIT
 from hermosis_server.records import EnergySample
 
 

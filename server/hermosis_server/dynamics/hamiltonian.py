@@ -38,6 +38,7 @@ from hermosis_server.dynamics.metric import (
     blocks_of,
 )
 from hermosis_server.dynamics.thermal import (
+    LOG_BETA_LIMIT,
     Constant,
     Exponential,
     Force,
@@ -51,7 +52,6 @@ from hermosis_server.dynamics.thermal import (
 from hermosis_server.errors import InvalidHyperparameter
 
 Shapes = Sequence[tuple[int, ...]]
-LOG_BETA_LIMIT = 700.0  # beyond this β or its inverse is out of float range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hermosis_server.dynamics.cooling import LOG_BETA_LIMIT, Cooling, cool
+from hermosis_server.dynamics.cooling import Cooling, cool
 from hermosis_server.dynamics.diagnostics import (
     Heat,
     Kick,
@@ -46,7 +46,7 @@ from hermosis_server.dynamics.norms import Drift, Norms, norms_of
 from hermosis_server.dynamics.passes import Columns, Piece, drift_rows_, joined, kick_rows_
 from hermosis_server.dynamics.phase_state import PhaseState, Scalars
 from hermosis_server.dynamics.rows import RowMap, row_squares, tiles
-from hermosis_server.dynamics.thermal import ForceMode
+from hermosis_server.dynamics.thermal import LOG_BETA_LIMIT, ForceMode
 from hermosis_server.errors import InternalError
 
 

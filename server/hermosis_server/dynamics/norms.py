@@ -21,8 +21,7 @@ from torch import Tensor
 from hermosis_server.dynamics.family import Coefficients, Family
 from hermosis_server.dynamics.kinetic import Limits, Motion, NormScope, motion
 from hermosis_server.dynamics.rows import RowMap, row_products, row_squares, row_sums
-
-HEAT_LIMIT = 700.0
+from hermosis_server.dynamics.thermal import LOG_BETA_LIMIT
 
 Partials = tuple[Tensor, ...]  # (R,) float64 sums of each row
 
@@ -93,7 +92,7 @@ class _Norms:
         heat: Tensor | None = None
         if self._family.rest_cooling:
             grown = self._c.rest_cooling * (log_beta - self._c.initial_log_beta)
-            heat = grown.clamp(-HEAT_LIMIT, HEAT_LIMIT).exp()
+            heat = grown.clamp(-LOG_BETA_LIMIT, LOG_BETA_LIMIT).exp()
         one = torch.ones_like(log_beta)
         remaining = one if left is None else left.square()
         # A normalised momentum X/A does not change when both cool.

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from hermosis_server.dynamics.checks import number, refuse
 
+# Beyond this ln β, β or its inverse leaves float64: what is in units of β is given up there, such as the entropy.
+LOG_BETA_LIMIT = 700.0
 MAX_KNOTS = 1024
 MAX_TERMS = 64
 MAX_POWER = 16
