@@ -9,7 +9,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from gallery.style import FAINT, INK, MUTED, color_of, sheet
-from hermosis_server.dynamics import RECIPES, Euclidean, Exponential, Hamiltonian, NormKind, resolve
+from hermosis_server.dynamics import RECIPES, Euclidean, Exponential, Hamiltonian, NormKind, NormScope, resolve
 from hermosis_server.dynamics.metric import MetricPlace, Moments
 from hermosis_server.dynamics.recipes import Value
 
@@ -54,6 +54,7 @@ def extras(hamiltonian: Hamiltonian) -> str:
         (family.decoupled_decay, f"decoupled decay {hamiltonian.weight_decay.decoupled:g}"),
         (family.bare_decay, "bare decay"),
         (hamiltonian.norm_kind is NormKind.EUCLIDEAN, "euclidean norm"),
+        (hamiltonian.norm_scope is NormScope.TENSOR, "norm of each tensor"),
         (family.rest_cooling, "limit cools"),
         (learned is not None and learned.second_moment_decay == 1, "metric sums"),
     ]

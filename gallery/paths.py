@@ -64,6 +64,7 @@ def follow(
     *,
     momentum: Array | Sequence[Sequence[float]] | None = None,
     ends: bool = False,
+    column: bool = False,
 ) -> Paths:
     """Steps sessions from `start`, (S, P), in float64.
 
@@ -71,12 +72,14 @@ def follow(
       hamiltonians: one for each session, of one family; or one for all.
       momentum:     X at the start, zero unless given; not for conformal sessions, which are half cooled there.
       ends:         records the ends of steps, where w and X belong to one moment, in place of the published points.
+      column:       takes the P parameters for a matrix of one column, which has a Kronecker metric, and not a vector.
     """
     position = torch.tensor(np.asarray(start, dtype=np.float64))
     sessions, elements = position.shape
     each = [hamiltonians] * sessions if isinstance(hamiltonians, Hamiltonian) else list(hamiltonians)
     distinct = {id(one): one for one in each}.values()
-    families = [one.family([(elements,)]) for one in distinct]
+    shape = (elements, 1) if column else (elements,)
+    families = [one.family([shape]) for one in distinct]
     family = families[0]
     assert all(other == family for other in families), "sessions in one batch have one family"
     spans = spans_of([elements], by_tensor=family.by_tensor)

@@ -11,10 +11,15 @@ from gallery.style import LANDSCAPE, MUTED, color_of, label_ends, sheet
 
 START, GOAL = (-2.4, -0.6), (0.0, 0.0)
 COLUMNS = 4
+DASHED: Any = (0, (3, 1.5))
 
 
-def full_metric(steps: int) -> Run:
-    return run("cgd", problems.tilted_valley, START, steps, metric="full")
+def full_metric(steps: int) -> dict[str, Run]:
+    """Recipes with a metric that turns: for a matrix of one column a Kronecker metric is the full one."""
+    return {
+        "cgd": run("cgd", problems.tilted_valley, START, steps, metric="full"),
+        "hermosis": run("hermosis", problems.tilted_valley, START, steps, column=True),
+    }
 
 
 def draw(quick: bool) -> Figure:
@@ -31,9 +36,10 @@ def draw(quick: bool) -> Figure:
     x, y, height = problems.landscape(problems.tilted_valley, (-2.8, 1.2), (-1.7, 0.9), 120)
     for axes, one in zip(grid.flat, found, strict=False):
         axes.contourf(x, y, -np.log(height + 0.2), levels=10, cmap=LANDSCAPE)
-        if one.recipe == full.recipe:
-            axes.plot(*full.position.T, color=color_of(one.recipe), lw=1.2, ls=(0, (3, 1.5)))
-            axes.text(0.04, 0.06, "dashed: full metric", transform=axes.transAxes, fontsize=8, color=color_of("cgd"))
+        if one.recipe in full:
+            color = color_of(one.recipe)
+            axes.plot(*full[one.recipe].position.T, color=color, lw=1.2, ls=DASHED)
+            axes.text(0.04, 0.06, "dashed: full metric", transform=axes.transAxes, fontsize=8, color=color)
         trace(axes, one.position, color_of(one.recipe), every=10, goal=GOAL)
         axes.set_xlim(-2.8, 1.2)
         axes.set_ylim(-1.7, 0.9)
@@ -51,7 +57,9 @@ def draw(quick: bool) -> Figure:
 
     curves = below.subplots(gridspec_kw={"right": 0.85})
     ends = []
-    for one, name, style in [*((one, one.recipe, "-") for one in found), (full, "cgd, full metric", (0, (3, 1.5)))]:
+    lines = [(one, one.recipe, "-") for one in found]
+    lines += [(one, f"{one.recipe}, full metric", DASHED) for one in full.values()]
+    for one, name, style in lines:
         loss = np.maximum(np.minimum.accumulate(one.loss), FLOOR)
         curves.semilogy(loss, color=color_of(one.recipe), ls=style, lw=1.5)
         ends.append((float(loss[-1]), name, color_of(one.recipe)))

@@ -25,16 +25,18 @@ class Run:
     loss: Array
 
 
-def run(recipe: str, loss: Loss, start: tuple[float, float], steps: int, **settings: Value) -> Run:
+def run(
+    recipe: str, loss: Loss, start: tuple[float, float], steps: int, *, column: bool = False, **settings: Value
+) -> Run:
     """Sweeps the learning rate as one batch, and keeps the best session.
 
     That is the one with the least loss over the last quarter of its way, on logarithmic average, among those whose loss
-    never rises above twice the first.
+    never rises above twice the first. With `column` the weights are a matrix of one column, and not a vector.
     """
     rates = HALF_DECADES
     hamiltonians = [resolve(recipe, settings | {"lr": rate}) for rate in rates]
     # One step more than is shown: a path records the loss where its gradient is taken.
-    paths: Paths = follow(hamiltonians, problem_of(loss), [start] * len(rates), steps + 1)
+    paths: Paths = follow(hamiltonians, problem_of(loss), [start] * len(rates), steps + 1, column=column)
     score = np.log(np.maximum(paths.loss[-(steps // 4) :], FLOOR)).mean(axis=0)
     tame = (paths.loss <= 2 * paths.loss[0]).all(axis=0)  # not where the loss is NaN
     best = int(np.argmin(np.where(tame, score, np.inf)))

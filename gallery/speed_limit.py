@@ -88,7 +88,7 @@ def draw(quick: bool) -> Figure:
     steps = 30 if quick else 400
     gamma = -math.log(RETENTION)
     for nu, color, name in (
-        (0.0, SERIES[2], "ν = 0\nrecipe hermosis"),
+        (0.0, SERIES[2], "ν = 0\nas rgd, hermosis"),
         (0.5, SERIES[4], "ν = ½"),
         (1.0, INK, "ν = 1\nas published"),
     ):

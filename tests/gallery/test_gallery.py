@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from gallery import __main__ as command
 from gallery import energy, family_tree, paths, phase_portrait, problems, recipes, speed_limit, style, thermal
 from gallery.roster import PICTURES
-from hermosis_server.dynamics import RECIPES, Constant, Exponential, Scheme
+from hermosis_server.dynamics import RECIPES, Constant, Exponential, Full, Kronecker, Scheme, resolve
 
 SHOWN = Path(__file__).resolve().parents[2] / "docs" / "gallery"
 
@@ -178,6 +179,18 @@ def test_a_path_begins_at_its_start_and_the_best_rate_is_chosen() -> None:
     for step in (0, steps):
         assert one.loss[step] == float(problems.rosenbrock(torch.tensor(one.position[step])))
     assert one.loss.max() <= 2 * one.loss[0]
+
+
+def test_a_column_has_the_full_metric() -> None:
+    hermosis = resolve("hermosis", {"metric": "kronecker", "refresh_steps": 1})
+    assert isinstance(hermosis.metric, Kronecker)
+    learned = {name: getattr(hermosis.metric, name) for name in ("second_moment_decay", "epsilon", "normalise")}
+    problem, start = problems.problem_of(problems.tilted_valley), [[-2.4, -0.6]]
+    column = paths.follow(hermosis, problem, start, 20, column=True).position
+    full = paths.follow(replace(hermosis, metric=Full(by_tensor=True, **learned)), problem, start, 20).position
+    vector = paths.follow(hermosis, problem, start, 20).position
+    assert column == pytest.approx(full, rel=1e-12)
+    assert np.abs(column - vector).max() > 0.02
 
 
 def test_ends_of_steps_and_published_points_part_by_half_a_drift() -> None:
