@@ -768,7 +768,7 @@ class RelativisticKinetic(_message.Message):
     REST_COOLING_FIELD_NUMBER: _builtins.int
     REST_ENERGY_FIELD_NUMBER: _builtins.int
     max_step: _builtins.float
-    """max_step is the largest change of a norm group's parameters in one step, eta times chi."""
+    """max_step is eta times chi: the largest change of a norm group's parameters in one step, in the norm that is taken."""
     speed_limit: _builtins.float
     """speed_limit is chi, in units of momentum."""
     rest_cooling: _builtins.float

@@ -164,7 +164,7 @@ def initial_scalars(hamiltonian: Hamiltonian) -> Scalars[float]:
     """The scalars of a session that is published for the first time, in the order of `SCALARS`.
 
     Raises:
-      InvalidHyperparameter: the profile would take β to zero within the first step.
+      InvalidHyperparameter: the profile cannot begin at the initial β.
     """
     hamiltonian.check_bath(hamiltonian.initial_log_beta)
     undefined = float("nan")

@@ -163,8 +163,10 @@ def change_profile(arena: Arena, resident: Resident, thermal: ThermalProfile) ->
     resident.family = hamiltonian.family(resident.shapes)
     resident.hamiltonian = hamiltonian
     resident.numbers = hamiltonian.numbers()
+    # H jumps with the profile, so the energy defect counts from here on anew.
+    resident.scalars = scalars._replace(reference_energy=math.nan)
     if resident.family.needs_loss and not math.isfinite(scalars.internal_energy):
-        resident.scalars = scalars._replace(internal_energy=0.0)  # where such a profile begins
+        resident.scalars = resident.scalars._replace(internal_energy=0.0)  # where such a profile begins
     return hamiltonian
 
 
