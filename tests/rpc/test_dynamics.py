@@ -262,15 +262,15 @@ def test_a_profile_set_while_a_session_runs_goes_on_from_its_present_state(
 
 
 @pytest.mark.parametrize(
-    ("thermal", "field"),
+    ("thermal", "mode", "field"),
     [
-        (Constant(), "force.mode"),
-        (PROFILES["polynomial"], "force.mode"),
-        (Linear(growth=-3.0), "thermal_profile.linear.rate"),
+        (Constant(), ForceMode.EMA, "force.mode"),
+        (PROFILES["polynomial"], ForceMode.EMA, "force.mode"),
+        (Linear(growth=-3.0), ForceMode.UNIT, "thermal_profile.linear.rate"),
     ],
 )
-def test_a_refused_edit_changes_nothing(client: Client, thermal: ThermalProfile, field: str) -> None:
-    alone = Alone(replace(ANY_PROFILE, force=Force()), start())
+def test_a_refused_edit_changes_nothing(client: Client, thermal: ThermalProfile, mode: ForceMode, field: str) -> None:
+    alone = Alone(replace(ANY_PROFILE, force=Force(mode=mode)), start())
     with open_session(client, codec.to_message(alone.batch.hamiltonians[0]), start()) as session:
         gradient = gradient_at(start(), 0)
         session.exchange(gradient)
