@@ -162,7 +162,7 @@ def roster() -> dict[str, Hamiltonian]:
     """One Hamiltonian of every structure that the step can take, by name; none keeps matrices."""
     members = {name: resolve(name, {}) for name in RECIPES if name != "hermosis"}
     return members | {
-        "hermosis": resolve("hermosis", {"metric": "euclidean"}),
+        "hermosis euclidean": resolve("hermosis", {"metric": "euclidean"}),
         "hermosis diagonal": resolve("hermosis", {"metric": "diagonal"}),
         "sgd nesterov": resolve("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
         "dampened": resolve("sgd", {"momentum": 0.9, "dampening": 0.5}),

@@ -106,7 +106,7 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("row_elements", [64, 2048, 40_000])
-@pytest.mark.parametrize("name", ["hermosis", "adamw"])
+@pytest.mark.parametrize("name", ["hermosis euclidean", "adamw"])
 def test_large_sessions_on_two_threads_keep_their_bits_too(name: str, row_elements: int, device: torch.device) -> None:
     """Sizes past the grain at which torch begins to share one operation, and one row, between threads."""
     compare_alone([ROSTER[name]] * 3, (70_001, 39_000, 33_000), row_elements, torch.float32, device, steps=2)

@@ -61,7 +61,7 @@ def test_increment_that_overflows_is_flagged_where_the_worker_holds_the_paramete
     assert batch.step(batch.rows_of(gradients)).state_finite.tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("name", ["hermosis", "rgd", "cooling limit"])
+@pytest.mark.parametrize("name", ["hermosis euclidean", "rgd", "cooling limit"])
 def test_huge_finite_gradient_is_an_ordinary_gradient_under_a_speed_limit(name: str, device: torch.device) -> None:
     batch = fresh(name, device)
     gradients = [vector * 1e36 for vector in draw(2, *SIZES, dtype=torch.float32, device=device)]
@@ -151,7 +151,7 @@ def test_fully_cooled_limit_stops_the_session_and_nothing_else(device: torch.dev
 
 
 def test_thousands_of_steps_stay_finite_while_beta_leaves_float64(device: torch.device) -> None:
-    batch = batch_of(ROSTER["hermosis"], draw(1, 3, dtype=torch.float32, device=device), row_elements=4)
+    batch = batch_of(ROSTER["hermosis euclidean"], draw(1, 3, dtype=torch.float32, device=device), row_elements=4)
     batch.state.scalars[:, SCALARS.index("log_beta")] = 600.0
     for _ in range(1100):
         assert batch.state.position is not None

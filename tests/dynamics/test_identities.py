@@ -273,7 +273,7 @@ def test_adaptive_metric_does_not_see_the_scale_of_the_loss() -> None:
     torch.testing.assert_close(trajectory(adam), trajectory(adam, gradient_scale=1e4), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["hermosis", "rgd", "cooling limit", "relativistic adam", "adamw"])
+@pytest.mark.parametrize("name", ["hermosis euclidean", "rgd", "cooling limit", "relativistic adam", "adamw"])
 def test_cut_into_rows_is_invisible(name: str) -> None:
     hamiltonian = roster()[name]
     one = trajectory(hamiltonian, row_elements=64)

@@ -31,13 +31,14 @@ from hermosis_server.dynamics import (
     Tabulated,
     Term,
     ThermalProfile,
+    resolve,
 )
 from hermosis_server.records import StateBuffer
 from hermosis_server.rpc.codec import hamiltonian as codec
 
 from ..dynamics.batches import SHAPES, Batch, batch_of, matrix_roster, roster
 
-MEMBERS = roster() | matrix_roster()
+MEMBERS = roster() | matrix_roster() | {"hermosis": resolve("hermosis", {})}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LAYOUT = {f"tensor{index}": shape for index, shape in enumerate(SHAPES)}
 SIZE = sum(math.prod(shape) for shape in SHAPES)
@@ -93,6 +94,7 @@ class Alone:
             thermal = replace(thermal, reference_log_beta=batch.scalar("log_beta"))
         if isinstance(thermal, Polynomial) and math.isnan(batch.scalar("internal_energy")):
             batch.state.scalars[0, SCALARS.index("internal_energy")] = 0.0
+        batch.state.scalars[0, SCALARS.index("reference_energy")] = math.nan
         hamiltonian = replace(batch.hamiltonians[0], thermal=thermal)
         batch.hamiltonians, batch.family = [hamiltonian], hamiltonian.family(SHAPES)
         batch.coefficients = torch.tensor([hamiltonian.numbers()], dtype=torch.float64, device=DEVICE)

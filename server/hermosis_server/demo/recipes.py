@@ -11,7 +11,7 @@ GOOD: dict[str, dict[str, float | bool | str]] = {
     "vradam": {"lr": 0.01},
     "cgd": {"lr": 0.01},
     "nesterov_ode": {"lr": 0.01},
-    "hermosis": {"lr": 0.003},
+    "hermosis": {"lr": 0.003, "eps": 1e-3},
     "hermosis_literal": {"lr": 10.0, "momentum": 0.995, "information_unit": 100.0},
 }
 
