@@ -1,4 +1,4 @@
-"""How far each recipe is from its torch.optim twin: `python tests/dynamics/equality_table.py` prints the table.
+"""How far each recipe is from its torch.optim twin: `python -m tests.dynamics.equality_table` prints the table.
 
 The twin and the recipe minimise the same smooth problem over tensors of odd shapes, from the same start. The reference
 is the twin in float64, in float32 too: torch's own rounding is printed beside ours. The difference is the largest over
