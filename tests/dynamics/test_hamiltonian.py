@@ -206,7 +206,7 @@ def test_family_of_matrices_knows_their_sizes() -> None:
     vectors = Hamiltonian(learning_rate=0.1, metric=Kronecker()).family([(5,), (3,)])
     assert not vectors.matrix
     assert vectors.diagonal
-    with pytest.raises(InvalidHyperparameter, match="at most 8192") as refusal:
+    with pytest.raises(InvalidHyperparameter, match="at most 2048") as refusal:
         Hamiltonian(learning_rate=0.1, metric=Full()).family([(100, 100)])
     assert refusal.value.field == "optimizer.hamiltonian.metric.kind"
 

@@ -87,7 +87,7 @@ metrics = st.one_of(
     st.builds(Euclidean),
     st.builds(Diagonal, **moments, centered=st.booleans()),
     st.builds(Full, **moments, by_tensor=st.booleans(), refresh_steps=st.integers(1, 100)),
-    st.builds(Kronecker, **moments, refresh_steps=st.integers(1, 100), max_side=st.integers(1, 8192)),
+    st.builds(Kronecker, **moments, refresh_steps=st.integers(1, 100), max_side=st.integers(1, 2048)),
 )
 decays = st.builds(
     WeightDecay, bare=at_least_zero, thermal=at_least_zero, decoupled=st.floats(0, 1e-4), follows_speed=st.booleans()

@@ -19,6 +19,7 @@ Rules that hold for every scheme:
 Source: docs/theory.md, section 6.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -67,23 +68,6 @@ class Advance:
     sample: Tensor
 
 
-def update_(
-    state: PhaseState,
-    gradient: Tensor,
-    loss: Tensor,
-    *,
-    family: Family,
-    coefficients: Tensor,
-    lr_scale: Tensor,
-    rows: RowMap,
-) -> Advance:
-    """Ends the step that a gradient belongs to, from where it was published; `publish_` then begins the next.
-
-    Takes and gives what `advance_` does.
-    """
-    return _advance_(state, gradient, loss, family, coefficients, lr_scale, rows, publish=False)
-
-
 def advance_(
     state: PhaseState,
     gradient: Tensor,
@@ -93,6 +77,7 @@ def advance_(
     coefficients: Tensor,
     lr_scale: Tensor,
     rows: RowMap,
+    publish: bool = True,
 ) -> Advance:
     """`update_` and `publish_` in one pass over the rows, for a batch of sessions of one family.
 
@@ -104,13 +89,134 @@ def advance_(
       coefficients: (S, n) float64, each row what `Hamiltonian.numbers` gives.
       lr_scale:     (S,) float64, multiplies the duration of the drifts only, so schedules leave friction alone.
       rows:         which rows are whose.
+      publish:      False stops at the end of the step: that is `update_`.
 
     Raises:
       InternalError: the family reads the parameters and the state has none.
 
     Source: docs/theory.md, section 6.
     """
-    return _advance_(state, gradient, loss, family, coefficients, lr_scale, rows, publish=True)
+    if state.position is None and family.needs_parameters:
+        raise InternalError("weight decay without parameters; this is a bug in hermosis")
+    batch = _Batch.of(state, family, coefficients, rows)
+    setting, c, old, norms = batch.setting, batch.setting.c, batch.old, batch.norms
+
+    # The bath over the kick, and the weight of the gradient in it.
+    cooling = _kick_cooling(batch, loss)
+    gain = _impulse_gain(batch, cooling)
+    first = old.step == 0
+    started = (c.first_kick - gain) / cooling.retention if family.first_kick else torch.zeros_like(gain)
+    unit_momentum = torch.where(first, started, old.unit_momentum) * cooling.retention + gain
+    unit_second_moment = old.unit_second_moment * c.second_moment_decay + c.second_moment_gain
+    raising = torch.ones_like(gain)
+    if family.normalise:
+        raising = c.gradient_gain / (unit_momentum * cooling.retention + gain if family.lookahead else unit_momentum)
+    stiffness = c.information_unit * c.bare_decay * c.learning_rate
+    stiffness = stiffness * (-cooling.log_beta.clamp(-LOG_BETA_LIMIT, LOG_BETA_LIMIT)).exp()
+
+    # Kick all rows; the increment holds the direction of the drift until its length is known.
+    increment = torch.empty_like(state.momentum)
+    drifting = torch.empty_like(increment) if family.lookahead else state.momentum
+    runs = [EVERYTHING] if family.matrix else tiles(increment)
+    table = rows.sessions.spread(
+        cooling.retention, gain, first.to(gain.dtype), started, stiffness, c.thermal_decay,
+        c.second_moment_decay, c.second_moment_gain, c.epsilon, unit_second_moment, dtype=gradient.dtype,
+    )  # fmt: skip
+    geometry = batch.geometry(unit_second_moment, renew=True)
+    before_kick, after_kick = norms.moment(raising, old.log_beta), norms.moment(raising, cooling.log_beta)
+    kicks = [
+        kick_rows_(
+            Piece(state.rows(run), gradient[run], increment[run], drifting[run], run),
+            Columns(*table[run].unbind(1)),
+            geometry,
+            norms,
+            before_kick,
+            after_kick,
+        )
+        for run in runs
+    ]
+    first_square, momentum_square, position_square = rows.sessions.totals(*joined(plain for plain, _, _ in kicks))
+    before_rows, after_rows = joined(before for _, before, _ in kicks), joined(after for _, _, after in kicks)
+
+    # The thermal numbers, up to the end of the step.
+    before, after = norms.carried(before_rows, before_kick), norms.carried(after_rows, after_kick)
+    pace = lr_scale * c.learning_rate
+    drift = pace if family.scheme is Scheme.SYMPLECTIC_EULER else pace / 2
+    kick = Kick(
+        cooling=cooling,
+        impulse_gain=gain,
+        energy_unit=torch.where(cooling.kernel > 0, gain * c.action_unit / cooling.kernel, torch.nan),
+        loss=known_loss(c, loss, position_square),
+        position_square=position_square,
+    )
+    heat, energy = anchored(setting, batch.heat(cooling.rate), kick, before.kinetic)
+    heat, defect = kicked(setting, heat, kick, energy, after.kinetic)
+    heat = drifted(heat, after, drift)
+    left = torch.ones_like(gain)
+    if family.conformal:
+        heat, cooled_by = cooled(setting, heat)
+        left = left * cooled_by.retention
+    # Without cooling in between, all moments after the kick are one.
+    at_end, end = heat, after_kick
+    if family.conformal:
+        end = norms.moment(raising, heat.log_beta, left=left)
+    sample = {
+        "loss": loss,
+        "energy_defect": defect,
+        "retention": (-old.published_cooling).exp() * cooling.retention * left,
+        "braking": after.braking,
+        "gradient_norm": first_square.sqrt(),
+        "momentum_norm": momentum_square.sqrt() * left,
+        "learning_rate": pace,
+    }
+
+    # Publishing drifts in the same direction once more, after the momentum has cooled.
+    published_cooling, again = torch.zeros_like(gain), torch.zeros_like(pace)
+    if publish and family.scheme is not Scheme.SYMPLECTIC_EULER:
+        again = drift
+    if publish and family.conformal:
+        heat, cooled_by = cooled(setting, heat)
+        left, published_cooling = left * cooled_by.retention, cooled_by.gain
+    lasting = torch.ones_like(left) if family.normalise else left
+    next_moment = norms.moment(raising, heat.log_beta, left=left) if family.conformal else after_kick
+    paces = Drift(drift * raising, again * raising * lasting, pace * c.decoupled_decay)
+    norms.prepare(end, next_moment, paces)
+
+    # Drift all rows.
+    table = rows.sessions.spread(left, 1 - c.kept_drift, dtype=gradient.dtype)
+    drifts = [
+        drift_rows_(
+            Piece(state.rows(run), gradient[run], increment[run], drifting[run], run), table[run], family, norms
+        )
+        for run in runs
+    ]
+    increment_square, peaks = rows.sessions.totals(*joined(plain for plain, _ in drifts))
+    ended, published = norms.later(joined(partials for _, partials in drifts))
+    heat = drifted(heat, published, again)
+    sample |= energies(setting, at_end, kick, ended, rows.parameter_counts) | {"step_norm": increment_square.sqrt()}
+
+    batch.keep(
+        heat,
+        step=old.step + 1,
+        unit_momentum=unit_momentum * left,
+        unit_second_moment=unit_second_moment,
+        published_cooling=published_cooling,
+    )
+    checks = momentum_square + increment_square + peaks + 0 * left
+    if family.needs_loss:
+        checks = checks + heat.internal_energy
+    if state.matrices is not None:
+        checks = checks + state.matrices.peaks()
+    return Advance(
+        increment=increment,
+        gradient_finite=first_square.isfinite(),
+        state_finite=checks.isfinite(),
+        sample=sample_rows(sample),
+    )
+
+
+# Ends the step that a gradient belongs to, from where it was published; `publish_` then begins the next.
+update_ = functools.partial(advance_, publish=False)
 
 
 def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scale: Tensor, rows: RowMap) -> Tensor:
@@ -146,8 +252,8 @@ def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scal
         inverse = batch.geometry(unit_second_moment, renew=False).held(state, columns)
         direction = direction if inverse is None else inverse.times(direction)
     moment, pace = norms.moment(raising, heat.log_beta), lr_scale * c.learning_rate / 2
-    measured = norms.measure(state.momentum, direction, EVERYTHING, moment)
-    norms.prepare(measured, moment, moment, moment, Drift(0 * pace, pace * raising, 0 * pace))
+    norms.carried(norms.measure(state.momentum, direction, EVERYTHING, moment), moment)
+    norms.prepare(moment, moment, Drift(0 * pace, pace * raising, 0 * pace))
     pull, partials = norms.pull(state.momentum, direction, EVERYTHING)
     drift_(increment, direction, reach=pull.lead)
     _, published = norms.later(partials)
@@ -260,136 +366,6 @@ class _Batch:
             **changed,
         )
         self.state.scalars.copy_(torch.stack(tuple(new), dim=1))
-
-
-def _advance_(
-    state: PhaseState,
-    gradient: Tensor,
-    loss: Tensor,
-    family: Family,
-    coefficients: Tensor,
-    lr_scale: Tensor,
-    rows: RowMap,
-    *,
-    publish: bool,
-) -> Advance:
-    if state.position is None and family.needs_parameters:
-        raise InternalError("weight decay without parameters; this is a bug in hermosis")
-    batch = _Batch.of(state, family, coefficients, rows)
-    setting, c, old, norms = batch.setting, batch.setting.c, batch.old, batch.norms
-
-    # The bath over the kick, and the weight of the gradient in it.
-    cooling = _kick_cooling(batch, loss)
-    gain = _impulse_gain(batch, cooling)
-    first = old.step == 0
-    started = (c.first_kick - gain) / cooling.retention if family.first_kick else torch.zeros_like(gain)
-    unit_momentum = torch.where(first, started, old.unit_momentum) * cooling.retention + gain
-    unit_second_moment = old.unit_second_moment * c.second_moment_decay + c.second_moment_gain
-    raising = torch.ones_like(gain)
-    if family.normalise:
-        raising = c.gradient_gain / (unit_momentum * cooling.retention + gain if family.lookahead else unit_momentum)
-    stiffness = c.information_unit * c.bare_decay * c.learning_rate
-    stiffness = stiffness * (-cooling.log_beta.clamp(-LOG_BETA_LIMIT, LOG_BETA_LIMIT)).exp()
-
-    # Kick all rows; the increment holds the direction of the drift until its length is known.
-    increment = torch.empty_like(state.momentum)
-    drifting = torch.empty_like(increment) if family.lookahead else state.momentum
-    runs = [EVERYTHING] if family.matrix else tiles(increment)
-    table = rows.sessions.spread(
-        cooling.retention, gain, first.to(gain.dtype), started, stiffness, c.thermal_decay,
-        c.second_moment_decay, c.second_moment_gain, c.epsilon, unit_second_moment, dtype=gradient.dtype,
-    )  # fmt: skip
-    geometry = batch.geometry(unit_second_moment, renew=True)
-    before_kick, after_kick = norms.moment(raising, old.log_beta), norms.moment(raising, cooling.log_beta)
-    kicks = [
-        kick_rows_(
-            Piece(state.rows(run), gradient[run], increment[run], drifting[run], run),
-            Columns(*table[run].unbind(1)),
-            geometry,
-            norms,
-            before_kick,
-            after_kick,
-        )
-        for run in runs
-    ]
-    first_square, momentum_square, position_square = rows.sessions.totals(*joined(plain for plain, _, _ in kicks))
-    before_rows, after_rows = joined(before for _, before, _ in kicks), joined(after for _, _, after in kicks)
-
-    # The thermal numbers, up to the end of the step.
-    before, after = norms.carried(before_rows, before_kick), norms.carried(after_rows, after_kick)
-    pace = lr_scale * c.learning_rate
-    drift = pace if family.scheme is Scheme.SYMPLECTIC_EULER else pace / 2
-    kick = Kick(
-        cooling=cooling,
-        impulse_gain=gain,
-        energy_unit=torch.where(cooling.kernel > 0, gain * c.action_unit / cooling.kernel, torch.nan),
-        loss=known_loss(c, loss, position_square),
-        position_square=position_square,
-    )
-    heat, energy = anchored(setting, batch.heat(cooling.rate), kick, before.kinetic)
-    heat, defect = kicked(setting, heat, kick, energy, after.kinetic)
-    heat = drifted(heat, after, drift)
-    left = torch.ones_like(gain)
-    if family.conformal:
-        heat, cooled_by = cooled(setting, heat)
-        left = left * cooled_by.retention
-    # Without cooling in between, all moments after the kick are one.
-    at_end, end = heat, after_kick
-    if family.conformal:
-        end = norms.moment(raising, heat.log_beta, left=left)
-    sample = {
-        "loss": loss,
-        "energy_defect": defect,
-        "retention": (-old.published_cooling).exp() * cooling.retention * left,
-        "braking": after.braking,
-        "gradient_norm": first_square.sqrt(),
-        "momentum_norm": momentum_square.sqrt() * left,
-        "learning_rate": pace,
-    }
-
-    # Publishing drifts in the same direction once more, after the momentum has cooled.
-    published_cooling, again = torch.zeros_like(gain), torch.zeros_like(pace)
-    if publish and family.scheme is not Scheme.SYMPLECTIC_EULER:
-        again = drift
-    if publish and family.conformal:
-        heat, cooled_by = cooled(setting, heat)
-        left, published_cooling = left * cooled_by.retention, cooled_by.gain
-    lasting = torch.ones_like(left) if family.normalise else left
-    next_moment = norms.moment(raising, heat.log_beta, left=left) if family.conformal else after_kick
-    paces = Drift(drift * raising, again * raising * lasting, pace * c.decoupled_decay)
-    norms.prepare(after_rows, after_kick, end, next_moment, paces)
-
-    # Drift all rows.
-    table = rows.sessions.spread(left, 1 - c.kept_drift, dtype=gradient.dtype)
-    drifts = [
-        drift_rows_(
-            Piece(state.rows(run), gradient[run], increment[run], drifting[run], run), table[run], family, norms
-        )
-        for run in runs
-    ]
-    increment_square, peaks = rows.sessions.totals(*joined(plain for plain, _ in drifts))
-    ended, published = norms.later(joined(partials for _, partials in drifts))
-    heat = drifted(heat, published, again)
-    sample |= energies(setting, at_end, kick, ended, rows.parameter_counts) | {"step_norm": increment_square.sqrt()}
-
-    batch.keep(
-        heat,
-        step=old.step + 1,
-        unit_momentum=unit_momentum * left,
-        unit_second_moment=unit_second_moment,
-        published_cooling=published_cooling,
-    )
-    checks = momentum_square + increment_square + peaks + 0 * left
-    if family.needs_loss:
-        checks = checks + heat.internal_energy
-    if state.matrices is not None:
-        checks = checks + state.matrices.peaks()
-    return Advance(
-        increment=increment,
-        gradient_finite=first_square.isfinite(),
-        state_finite=checks.isfinite(),
-        sample=sample_rows(sample),
-    )
 
 
 def _kick_cooling(batch: _Batch, loss: Tensor) -> Cooling:

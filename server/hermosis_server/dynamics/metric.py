@@ -27,7 +27,7 @@ MINIMUM_EPSILON = 2.0**-126
 # Powers are chains of square roots, which round the same on every device and at every place in a batch; pow does not.
 POWER_UNIT = 8
 DEFAULT_SIDE = 1024  # a Kronecker factor is kept for sides up to this
-MAX_SIDE = 8192  # a decomposition costs the cube of it
+MAX_SIDE = 2048  # a decomposition costs the cube of it, and while one runs all sessions wait
 
 
 class MetricPlace(enum.StrEnum):

@@ -117,15 +117,16 @@ class GroupNorms(_Norms):
         return (row_squares(momentum) if self._family.euclidean_norm else work), work
 
     def carried(self, partials: Partials, moment: Moment) -> Carried:
-        """What sessions carry."""
-        return self._carried(self._groups.totals(*partials), moment)[0]
+        """What sessions carry; the last moment that is asked for is the one that `prepare` goes on from."""
+        self._after, self._totals = moment, self._groups.totals(*partials)
+        self._found = self._carried(self._totals, moment)
+        return self._found[0]
 
-    def prepare(self, partials: Partials, after: Moment, end: Moment, again: Moment, drift: Drift) -> None:
+    def prepare(self, end: Moment, again: Moment, drift: Drift) -> None:
         """Gets ready to pull: all later norms are known from those after the kick."""
-        totals = self._groups.totals(*partials)
-        carried, braking = self._carried(totals, after)
-        self._end = carried if end is after else self._carried(totals, end)[0]
-        self._again, braking_again = (carried, braking) if again is after else self._carried(totals, again)
+        carried, braking = self._found
+        self._end = carried if end is self._after else self._carried(self._totals, end)[0]
+        self._again, braking_again = self._found if again is self._after else self._carried(self._totals, again)
         lead = self._of_group(drift.pace_again) * braking_again
         decay = self._of_group(drift.decay)
         if self._family.decay_follows_speed:
@@ -167,7 +168,8 @@ class CoordinateNorms(_Norms):
         return self._sums(*self._motion(momentum, raised, self._columns(moment)[run]))
 
     def carried(self, partials: Partials, moment: Moment) -> Carried:
-        """What sessions carry. Rest energy is that of every parameter, and not of the padding."""
+        """What sessions carry, as above. Rest energy is that of every parameter, and not of the padding."""
+        self._moment = moment
         kinetic, slope, power, work = self._rows.sessions.totals(*partials)
         at_rest = motion(self._family.kinetic, torch.zeros_like(work), Limits(*self._limits), moment.heat)
         kinetic = kinetic + self._rows.parameter_counts * at_rest.kinetic
@@ -175,8 +177,9 @@ class CoordinateNorms(_Norms):
             slope = slope + self._rows.parameter_counts * at_rest.beta_slope
         return Carried(kinetic, slope, power, _mean_braking(power, work))
 
-    def prepare(self, partials: Partials, after: Moment, end: Moment, again: Moment, drift: Drift) -> None:
+    def prepare(self, end: Moment, again: Moment, drift: Drift) -> None:
         """Gets ready to pull."""
+        after = self._moment
         self._moments = end, again
         self._after = self._columns(after)
         self._at_end, self._at_again = (None if each is after else self._columns(each) for each in (end, again))

@@ -137,7 +137,7 @@ def step_rounds(arena: Arena, rounds: list[ReadyRound]) -> list[StepDone]:
     rows = _row_map(tuple(slot.spans[StateBuffer.MOMENTUM] for slot in slots), arena.row_elements, arena.device)
     gathered = {buffer: arena.gather(slots, buffer) for buffer in slots[0].runs}
     state = PhaseState.from_buffers(
-        {buffer: _by_session(slots, buffer, rows) for buffer, rows in gathered.items()},
+        {buffer: _by_session(slots, buffer, values) for buffer, values in gathered.items()},
         _numbers([resident.scalars for resident in residents], arena),
     )
     gradient = torch.zeros_like(state.momentum)
