@@ -11,7 +11,7 @@ from matplotlib.path import Path
 from gallery.style import FAINT, INK, MUTED, color_of, sheet
 from hermosis_server.dynamics import RECIPES, Euclidean, Exponential, Hamiltonian, NormKind, NormScope, resolve
 from hermosis_server.dynamics.metric import MetricPlace, Moments
-from hermosis_server.dynamics.recipes import Value
+from hermosis_server.dynamics.parameters import Value
 
 # Settings that turn a recipe into a near relative of itself.
 VARIANTS: tuple[tuple[str, dict[str, Value]], ...] = (("sgd", {"momentum": 0.9}), ("cgd", {"metric": "full"}))

@@ -9,7 +9,7 @@ from gallery.paths import Array, Paths, follow
 from gallery.problems import Loss, problem_of
 from gallery.style import INK
 from hermosis_server.dynamics import RECIPES, resolve
-from hermosis_server.dynamics.recipes import Value
+from hermosis_server.dynamics.parameters import Value
 
 FLOOR = 1e-12  # below it a loss is solved
 HALF_DECADES = tuple(float(f"{digit}e{power}") for power in range(-4, 1) for digit in (1, 3))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from hermosis_server.dynamics import Hermosis
-from hermosis_server.dynamics.recipes import Value
+from hermosis_server.dynamics.parameters import Value
 
 STEPS = 300
 FLOAT32_STEPS = 200

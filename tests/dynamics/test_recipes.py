@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hermosis_server.dynamics import RECIPES, Hamiltonian, RecipeSpec, resolve
-from hermosis_server.dynamics.recipes import Parameter, Value
+from hermosis_server.dynamics.parameters import Parameter, Value
 from hermosis_server.errors import InvalidHyperparameter
 
 TWINS = {

@@ -16,8 +16,9 @@ from hermosis_server.dynamics.kinetic import (
 )
 from hermosis_server.dynamics.local import Hermosis
 from hermosis_server.dynamics.metric import Diagonal, Euclidean, Full, Kronecker, Metric, MetricPlace
+from hermosis_server.dynamics.parameters import Parameter, Parameters
 from hermosis_server.dynamics.phase_state import MATRIX_BUFFERS, SCALARS, PhaseState, Scalars
-from hermosis_server.dynamics.recipes import RECIPES, Parameter, Parameters, RecipeSpec, resolve
+from hermosis_server.dynamics.recipes import RECIPES, RecipeSpec, resolve
 from hermosis_server.dynamics.rows import RowMap, Spans, pieces, row_count, spans_of
 from hermosis_server.dynamics.thermal import (
     Constant,

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from hermosis_server.dynamics.family import Family
 from hermosis_server.dynamics.hamiltonian import Hamiltonian
 from hermosis_server.dynamics.integrators import advance_, initial_scalars
+from hermosis_server.dynamics.parameters import Value
 from hermosis_server.dynamics.phase_state import MATRIX_BUFFERS, PhaseState
-from hermosis_server.dynamics.recipes import RECIPES, Value, resolve
+from hermosis_server.dynamics.recipes import RECIPES, resolve
 from hermosis_server.dynamics.rows import RowMap, Spans, pieces, row_count, spans_of
 from hermosis_server.errors import CorruptState, InvalidHyperparameter, InvalidRequest
 from hermosis_server.records import EnergySample, StateBuffer
