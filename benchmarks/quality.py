@@ -106,7 +106,6 @@ def hold(race: Race, store: RunStore, *, workers: int, done: Callable[[Run], Non
 
 def write(out: Path, outcome: Outcome, field: Sequence[Contestant], conditions: Conditions) -> list[Path]:
     """The page, the picture and the record; an earlier race of the same day is replaced."""
-    out.mkdir(parents=True, exist_ok=True)
     stem = out / f"quality-{conditions.date}"
     picture = stem.with_suffix(".png")
     draw(picture, outcome.results, outcome.seeds)
@@ -188,6 +187,11 @@ def positive(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse(arguments)
     console = Console()
+    try:
+        asked.out.mkdir(parents=True, exist_ok=True)  # now, and not after half an hour of runs
+    except OSError as error:
+        console.print(f"cannot make the folder {asked.out}: {error.strerror}; wanted one that may be written to")
+        return 2
     present = contestants()
     race = Race(
         tasks=asked.tasks,

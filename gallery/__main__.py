@@ -31,10 +31,15 @@ examples:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    arguments = parser().parse_args(words)
+    made = parser()
+    arguments = made.parse_args(words)
     folder = arguments.out
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix="hermosis-gallery-")) if arguments.quick else FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        made.error(f"cannot make the folder {folder}: {error.strerror}; wanted one that may be written to")
     names = arguments.only or list(PICTURES)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors here are small; threads would only wait for each other

@@ -238,3 +238,13 @@ def test_small_race_writes_its_report_and_goes_on_from_there(
 
     request.getfixturevalue("nothing_may_run")
     assert quality.main(words) == 0
+
+
+def test_report_that_could_not_be_written_is_said_before_the_race(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    runs = tmp_path / "runs.jsonl"
+    assert quality.main(["--quick", "--runs", str(runs), "--out", str(tmp_path / "file" / "report")]) == 2
+    assert "cannot make the folder" in capsys.readouterr().out
+    assert not runs.exists()

@@ -199,3 +199,13 @@ def test_ends_of_steps_and_published_points_part_by_half_a_drift() -> None:
     ends, published = (paths.follow(hamiltonian, problem, [[2.0]], 3, ends=flag) for flag in (True, False))
     assert np.array_equal(ends.momentum, published.momentum)
     assert published.position[1:] == pytest.approx(ends.position[1:] - 0.05 * ends.momentum[1:])
+
+
+def test_folder_that_cannot_be_made_is_said_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--quick", "--out", str(tmp_path / "file" / "pictures")])
+    assert ended.value.code == 2
+    assert "cannot make the folder" in capsys.readouterr().err

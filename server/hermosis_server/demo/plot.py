@@ -29,7 +29,9 @@ def save(path: Path, title: str, readings: Sequence[TelemetryReading]) -> None:
     loss.set_yscale("log", nonpositive="mask")  # the smoothed loss goes below zero when kinetic energy prevails
     for name in ("kinetic_energy", "potential_energy", "thermal_energy", "total_energy"):
         line(energies, name, name.replace("_", " "))
-    energies.set_yscale("symlog", linthresh=1e-3)
+    # Linear around zero, where the total energy swings with the minibatches; logarithmic for the terms it is made of.
+    largest = max((abs(each.energies.potential_energy) for each in readings), default=1.0)
+    energies.set_yscale("symlog", linthresh=largest / 30 if 0 < largest < math.inf else 1e-3)
     energies.set_ylabel("energy / beta")
     line(temperature, "kinetic_temperature", "kinetic temperature, twice the kinetic energy a weight")
     temperature.set_yscale("log", nonpositive="mask")
