@@ -1,0 +1,1 @@
+"""The step of a batch on the CPU, fused: one pass over the rows, in place."""
