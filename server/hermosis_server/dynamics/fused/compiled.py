@@ -1,0 +1,34 @@
+"""How functions here are compiled: without the interpreter lock, division as IEEE has it, and nothing reordered."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def compiled(function: F) -> F:
+    """A function that compiled code calls; it is compiled with its callers."""
+    return cast(F, njit(nogil=True, error_model="numpy")(function))
+
+
+def inlined(function: F) -> F:
+    """Likewise, and always part of its caller: what it is given stays in registers."""
+    return cast(F, njit(nogil=True, error_model="numpy", forceinline=True)(function))
+
+
+@functools.cache
+def sources() -> str:
+    """A digest of all that is compiled together.
+
+    Numba keeps machine code by the source of the outermost function alone; with this in its closure, by all of it.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.blake2b(digest_size=16)
+    for path in (*sorted(here.glob("*.py")), here.parent / "family.py", here.parent / "phase_state.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

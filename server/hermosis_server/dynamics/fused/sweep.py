@@ -1,0 +1,366 @@
+"""Sweep: kick and drift of one row, sixteen elements at a time, in registers.
+
+`flows.py`, `metric.py` and `norms.py` define what is done here; each function names what it is. A row is swept once
+where the length of the drift is known beforehand, and twice where a norm must be summed over its session or tensor
+first: then the second sweep finds the direction of the drift again, from what the first one left.
+"""
+
+import enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hermosis.wire import Dtype
+from hermosis_server.dynamics.family import Coefficients
+from hermosis_server.dynamics.fused.compiled import compiled, inlined
+from hermosis_server.dynamics.fused.lanes import (
+    LANES,
+    Doubles,
+    Floats,
+    larger,
+    load,
+    load_bfloat16,
+    load_doubles,
+    load_float16,
+    load_float32,
+    magnitude,
+    narrow,
+    peak,
+    root,
+    root_doubles,
+    smaller_doubles,
+    splat,
+    splat_double,
+    store,
+    store_bfloat16,
+    store_doubles,
+    store_float16,
+    store_float32,
+    total,
+    widen,
+)
+from hermosis_server.dynamics.fused.plan import Moment, Plan
+from hermosis_server.dynamics.fused.tables import Row
+from hermosis_server.dynamics.fused.traits import Trait
+from hermosis_server.dynamics.kinetic import MAX_RAPIDITY
+from hermosis_server.records import Reply
+
+FLOAT16, BFLOAT16 = int(Dtype.FLOAT16), int(Dtype.BFLOAT16)
+PARAMETERS, INCREMENT = int(Reply.PARAMETERS), int(Reply.INCREMENT)
+FLOAT_BYTES, DOUBLE_BYTES = 4, 8
+
+
+class Sum(enum.IntEnum):
+    """Columns of a row's sums, (len(Sum),) float64. Norms have four: those of `norms.CoordinateNorms` by coordinate,
+    else s and the work, and two that stay zero."""
+
+    GRADIENT = 0  # |g|²
+    MOMENTUM = 1  # |X|² after the kick
+    POSITION = 2  # |w|² at the published point
+    INCREMENT = 3  # |Δw|²
+    PEAK = 4  # not a sum: the largest magnitude of the state
+    BEFORE = 5
+    AFTER = 9
+    END = 13
+    AGAIN = 17
+    COUNT = 21
+
+
+class Pull(enum.IntEnum):
+    """Columns of how far a row goes, (len(Pull),) float64; by coordinate without braking."""
+
+    REACH = 0
+    LEAD = 1
+    DECAY = 2
+
+
+NORMS = Sum.COUNT - Sum.BEFORE
+
+
+@inlined
+def read_gradient(address: int, dtype: int, index: int, count: int) -> Floats:
+    """Sixteen elements of a packed row, widened; zero from `count` on."""
+    if dtype == BFLOAT16:
+        return load_bfloat16(address + 2 * index, count)
+    if dtype == FLOAT16:
+        return load_float16(address + 2 * index, count)
+    return load_float32(address + FLOAT_BYTES * index, count)
+
+
+@inlined
+def write_reply(values: Floats, address: int, dtype: int, index: int, count: int) -> None:
+    """The first `count` of sixteen elements to a packed row, rounded."""
+    if dtype == BFLOAT16:
+        store_bfloat16(values, address + 2 * index, count)
+    elif dtype == FLOAT16:
+        store_float16(values, address + 2 * index, count)
+    else:
+        store_float32(values, address + FLOAT_BYTES * index, count)
+
+
+@inlined
+def root_power(base: Floats, power_units: int) -> Floats:
+    """`metric.root_power_`."""
+    if power_units == 8:
+        return base
+    half = root(base)
+    if power_units == 4:
+        return half
+    quarter = root(half)
+    if power_units == 2:
+        return quarter
+    if power_units == 6:
+        return half * quarter
+    eighth = root(quarter)
+    if power_units == 1:
+        return eighth
+    if power_units == 5:
+        return half * eighth
+    return (half * quarter if power_units == 7 else quarter) * eighth
+
+
+@inlined
+def metric_scale(
+    second_moment: Floats,
+    first_moment: Floats,
+    unit_moment: Floats,
+    epsilon: Floats,
+    normalise: bool,
+    centered: bool,
+    epsilon_inside: bool,
+    power_units: int,
+) -> Floats:
+    """`metric.diagonal_metric`."""
+    scale = second_moment / unit_moment if normalise else second_moment
+    if centered:
+        mean = first_moment / unit_moment if normalise else first_moment
+        scale = larger(scale - mean * mean, splat(np.float32(0)))
+    if epsilon_inside:
+        return root_power(scale + epsilon, power_units)
+    return root_power(scale, power_units) + epsilon
+
+
+@inlined
+def cooled_kick(momentum: Floats, impulse: Floats, retention: Floats, impulse_gain: Floats) -> Floats:
+    """`flows.cooled_kick_`."""
+    return momentum * retention + impulse * impulse_gain
+
+
+@inlined
+def add_norms(
+    sums: int,
+    first: int,
+    momentum: Floats,
+    raised: Floats,
+    factors: Moment,
+    c: Coefficients[float],
+    euclidean: bool,
+) -> Doubles:
+    """Adds what sixteen elements contribute at one moment to its four sums, and gives their braking.
+
+    `norms.CoordinateNorms.measure` with `kinetic.relativistic_motion`; rest energy is left out.
+    """
+    one = splat_double(1.0)
+    wide = widen(momentum)
+    product = wide * widen(raised)
+    square = (wide * wide if euclidean else product) * splat_double(factors.square_factor)
+    work = product * splat_double(factors.work_factor)
+    rapidity = root_doubles(square) / splat_double(c.speed_limit) * splat_double(factors.heat)
+    rapidity = smaller_doubles(rapidity, splat_double(MAX_RAPIDITY))
+    gamma = root_doubles(rapidity * rapidity + one)
+    kinetic = square / (gamma + one)
+    braking = one / gamma
+    slope = kinetic * (rapidity / (gamma + one) * rapidity) / gamma * splat_double(-c.rest_cooling)
+    add_lanes(sums, first, kinetic)
+    add_lanes(sums, first + 1, slope)
+    add_lanes(sums, first + 2, braking * work)
+    add_lanes(sums, first + 3, work)
+    return braking
+
+
+@inlined
+def add_lanes(sums: int, slot: int, values: Doubles) -> None:
+    """Adds to a sum that is too seldom asked for to be kept in a register."""
+    address = sums + slot * LANES * DOUBLE_BYTES
+    store_doubles(load_doubles(address) + values, address)
+
+
+@compiled
+def sweep(
+    row: NDArray[np.int64],
+    traits: NDArray[np.int64],
+    c: Coefficients[float],
+    plan: Plan,
+    pull: NDArray[np.float64],
+    kick: bool,
+    drift: bool,
+    gradient_dtype: int,
+    reply: int,
+    reply_dtype: int,
+    lanes: NDArray[np.float64],
+    sums: NDArray[np.float64],
+) -> None:
+    """Kicks a row, drifts it, or both; `passes.kick_rows_` and `passes.drift_rows_`.
+
+    Args:
+      row:    (8,) where it lies.
+      traits: of its family.
+      c:      coefficients of its session.
+      plan:   of its session's step.
+      pull:   (3,) how far it drifts.
+      lanes:  (NORMS * LANES,) to sum in; of no meaning afterwards.
+      sums:   (Sum.COUNT,) of which the kick writes its own and the drift its own.
+    """
+    position, momentum, length = row[Row.POSITION], row[Row.MOMENTUM], row[Row.LENGTH]
+    second, first, lead = row[Row.SECOND_MOMENT], row[Row.FIRST_MOMENT], row[Row.LEAD]
+    gradient, answer = row[Row.GRADIENT], row[Row.REPLY]
+    holds, leads = position != 0, lead != 0
+    diagonal, centered = traits[Trait.DIAGONAL] != 0, traits[Trait.CENTERED] != 0
+    on_kick, on_drift = diagonal and traits[Trait.METRIC_ON_KICK] != 0, diagonal and not traits[Trait.METRIC_ON_KICK]
+    normalise_metric, inside = traits[Trait.NORMALISE_METRIC] != 0, traits[Trait.EPSILON_INSIDE] != 0
+    power_units = traits[Trait.POWER_UNITS]
+    by_coordinate, euclidean = traits[Trait.BY_COORDINATE] != 0, traits[Trait.EUCLIDEAN_NORM] != 0
+    squares = euclidean and not by_coordinate
+    starts = traits[Trait.FIRST_KICK] != 0 and plan.first != 0
+    bare = holds and traits[Trait.BARE_DECAY] != 0
+    thermal = holds and traits[Trait.THERMAL_DECAY] != 0
+    decoupled = holds and traits[Trait.DECOUPLED_DECAY] != 0
+    weighs = bare or thermal or decoupled
+    follows = traits[Trait.FOLLOWS_SPEED] != 0
+    conformal, lookahead = traits[Trait.CONFORMAL] != 0, traits[Trait.LOOKAHEAD] != 0
+    answers_parameters = drift and answer != 0 and holds and reply == PARAMETERS
+    answers_increment = drift and answer != 0 and reply == INCREMENT
+
+    # Numbers of the session, rounded once.
+    retention, impulse_gain = splat(np.float32(plan.kick.retention)), splat(np.float32(plan.impulse_gain))
+    started, stiffness = splat(np.float32(plan.started)), splat(np.float32(plan.stiffness))
+    thermal_decay, epsilon = splat(np.float32(c.thermal_decay)), splat(np.float32(c.epsilon))
+    decay_2, gain_2 = splat(np.float32(c.second_moment_decay)), splat(np.float32(c.second_moment_gain))
+    unit_2 = splat(np.float32(plan.unit_second_moment))
+    left, taken_back = splat(np.float32(plan.left)), splat(np.float32(1 - c.kept_drift))
+    zero, no_sum = splat(np.float32(0)), splat_double(0.0)
+    reach, leading = splat(np.float32(pull[Pull.REACH])), splat(np.float32(pull[Pull.LEAD]))
+    rate = splat(np.float32(pull[Pull.DECAY]))
+    drift_by, lead_by, decay_by = zero - reach, zero - leading, zero - rate
+
+    lanes_at = lanes.ctypes.data
+    if by_coordinate or squares:
+        lanes[:] = 0
+    gradient_square, momentum_square, position_square = no_sum, no_sum, no_sum
+    increment_square, work_before, work_after = no_sum, no_sum, no_sum
+    highest, highest_2 = zero, zero
+    for i in range(0, length, LANES):
+        count = length - i
+        at = FLOAT_BYTES * i
+        # The force, and the metric that learns from it.
+        m2, m1, scale, impulse, w = zero, zero, zero, zero, zero
+        if holds:
+            w = load(position + at)
+        if kick or lookahead:
+            g = read_gradient(gradient, gradient_dtype, i, count)
+            if kick:
+                wide = widen(g)
+                gradient_square = gradient_square + wide * wide
+            impulse = g
+            if thermal:
+                impulse = g + w * thermal_decay
+        if diagonal:
+            m2 = load(second + at)
+            if centered:
+                m1 = load(first + at)
+            if kick:
+                m2 = m2 * decay_2 + impulse * impulse * gain_2  # metric.update_moments_
+                store(m2, second + at)
+                highest_2 = larger(m2, highest_2)
+                if centered:
+                    m1 = m1 * decay_2 + impulse * gain_2
+                    store(m1, first + at)
+                    highest = larger(magnitude(m1), highest)
+            scale = metric_scale(m2, m1, unit_2, epsilon, normalise_metric, centered, inside, power_units)
+            if on_kick:
+                impulse = impulse / scale
+
+        x = load(momentum + at)
+        if kick:
+            if starts:
+                x = impulse * started  # flows.start_
+            raised = x / scale if on_drift else x
+            if by_coordinate:
+                add_norms(lanes_at, 0, x, raised, plan.before, c, euclidean)
+            else:
+                work_before = work_before + widen(x) * widen(raised)
+                if squares:
+                    add_lanes(lanes_at, 0, widen(x) * widen(x))
+            x = cooled_kick(x, impulse, retention, impulse_gain)
+            if bare:
+                x = x + w * stiffness  # flows.harmonic_kick_
+            momentum_square = momentum_square + widen(x) * widen(x)
+            if weighs:
+                position_square = position_square + widen(w) * widen(w)
+        drifting = cooled_kick(x, impulse, retention, impulse_gain) if lookahead else x
+        direction = drifting / scale if on_drift else drifting
+        if kick and not by_coordinate:
+            work_after = work_after + widen(drifting) * widen(direction)
+            if squares:
+                add_lanes(lanes_at, 4, widen(drifting) * widen(drifting))
+
+        if drift:
+            if by_coordinate:
+                # norms.CoordinateNorms.pull
+                braking = add_norms(lanes_at, 4, drifting, direction, plan.after, c, euclidean)
+                ahead = splat_double(0.0)
+                if conformal:
+                    add_norms(lanes_at, 8, drifting, direction, plan.end, c, euclidean)
+                    later = add_norms(lanes_at, 12, drifting, direction, plan.again, c, euclidean)
+                    ahead = splat_double(plan.pace_again) * later
+                elif plan.pace_again != 0:
+                    ahead = splat_double(plan.pace_again) * braking
+                drift_by = zero - narrow(splat_double(plan.pace) * braking + ahead)
+                lead_by = zero - narrow(ahead)
+                if follows:
+                    decay_by = zero - narrow(splat_double(plan.decay) * braking)
+            increment = direction * drift_by  # flows.drift_
+            base = w
+            if leads:
+                before = load(lead + at)
+                if decoupled:
+                    base = w - taken_back * before
+            if decoupled:
+                increment = increment + base * decay_by  # flows.decay_
+            if leads:
+                increment = increment - before * taken_back  # flows.retrace_
+                onwards = direction * lead_by
+                store(onwards, lead + at)
+                highest = larger(magnitude(onwards), highest)
+            if conformal:
+                x = x * left  # flows.cool_
+            wide = widen(increment)
+            increment_square = increment_square + wide * wide
+            if holds:
+                w = w + increment
+                store(w, position + at)
+                highest = larger(magnitude(w), highest)
+            highest = larger(magnitude(x), highest)
+            if answers_parameters:
+                write_reply(w, answer, reply_dtype, i, count)
+            elif answers_increment:
+                write_reply(increment, answer, reply_dtype, i, count)
+        if kick or conformal:
+            store(x, momentum + at)
+
+    largest = max(float(peak(highest)), np.sqrt(float(peak(highest_2))))
+    if kick:
+        sums[Sum.PEAK] = 0.0
+        sums[Sum.GRADIENT] = total(gradient_square)
+        sums[Sum.MOMENTUM] = total(momentum_square)
+        sums[Sum.POSITION] = total(position_square)
+        sums[Sum.BEFORE + 1], sums[Sum.AFTER + 1] = total(work_before), total(work_after)
+        sums[Sum.BEFORE] = total(load_doubles(lanes_at)) if squares else sums[Sum.BEFORE + 1]
+        sums[Sum.AFTER] = total(load_doubles(lanes_at + 4 * LANES * DOUBLE_BYTES)) if squares else sums[Sum.AFTER + 1]
+    if drift:
+        sums[Sum.INCREMENT] = total(increment_square)
+    if by_coordinate:
+        for slot in range(NORMS):
+            sums[Sum.BEFORE + slot] = total(load_doubles(lanes_at + slot * LANES * DOUBLE_BYTES))
+    sums[Sum.PEAK] = max(sums[Sum.PEAK], largest)
+    lanes[0] = 0.0  # keeps them alive until here
