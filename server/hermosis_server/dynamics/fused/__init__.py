@@ -1,1 +1,11 @@
-"""The step of a batch on the CPU, fused: one pass over the rows, in place."""
+"""The step of a batch on the CPU, fused: one pass over the rows, in place, where the flows make many over copies.
+
+The flows remain the definition. Compiled by Numba; a row is named by its address, so nothing is gathered.
+"""
+
+from hermosis_server.dynamics.fused.bounds import largest
+from hermosis_server.dynamics.fused.launch import Pool, Stepped, step, warm_up
+from hermosis_server.dynamics.fused.tables import ABSENT, Fate, Number, Row, Whole
+from hermosis_server.dynamics.fused.traits import covers
+
+__all__ = ["ABSENT", "Fate", "Number", "Pool", "Row", "Stepped", "Whole", "covers", "largest", "step", "warm_up"]

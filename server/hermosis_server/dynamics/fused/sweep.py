@@ -6,6 +6,7 @@ first: then the second sweep finds the direction of the drift again, from what t
 """
 
 import enum
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -348,7 +349,7 @@ def sweep(
         if kick or conformal:
             store(x, momentum + at)
 
-    largest = max(float(peak(highest)), np.sqrt(float(peak(highest_2))))
+    largest = max(np.float64(peak(highest)), math.sqrt(np.float64(peak(highest_2))))
     if kick:
         sums[Sum.PEAK] = 0.0
         sums[Sum.GRADIENT] = total(gradient_square)
