@@ -82,7 +82,7 @@ def of_session(
     if act == KICK or act == SESSIONS:
         for row in range(first, last):
             sweep(
-                own[row], traits, c, plan, pulls[row], True, not twice, whole[Whole.GRADIENT_DTYPE],
+                rows, whole[Whole.FIRST_ROW] + row, traits, c, plan, pulls[row], True, not twice, whole[Whole.GRADIENT_DTYPE],
                 whole[Whole.REPLY], whole[Whole.REPLY_DTYPE], lanes, sums[row],
             )  # fmt: skip
     if twice and (act == BRAKE or act == SESSIONS):
@@ -90,7 +90,7 @@ def of_session(
     if twice and (act == DRIFT or act == SESSIONS):
         for row in range(first, last):
             sweep(
-                own[row], traits, c, plan, pulls[row], False, True, whole[Whole.GRADIENT_DTYPE],
+                rows, whole[Whole.FIRST_ROW] + row, traits, c, plan, pulls[row], False, True, whole[Whole.GRADIENT_DTYPE],
                 whole[Whole.REPLY], whole[Whole.REPLY_DTYPE], lanes, sums[row],
             )  # fmt: skip
     if act == FINISH or act == SESSIONS:

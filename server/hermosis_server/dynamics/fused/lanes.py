@@ -104,31 +104,49 @@ def _spread(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir
     return builder.shuffle_vector(one, undefined, _same(_WORDS, 0))
 
 
-def _bits(element: ir.Type) -> int:
-    return 16 if isinstance(element, ir.HalfType) else int(getattr(element, "width", 32))
+def _packed(vector: ir.VectorType) -> tuple[str, int]:
+    """LLVM's suffix for masked access, and the bytes of an element, to which alone packed rows are aligned."""
+    return ("f32", 4) if vector == _FLOATS.vector else ("i16", 2)
 
 
 def _read(builder: ir.IRBuilder, address: ir.Value, count: ir.Value, vector: ir.VectorType) -> ir.Value:
     """The first `count` elements at an address, the other lanes zero; nothing beyond is read."""
-    name = {ir.FloatType: "f32", ir.HalfType: "f16", ir.IntType: "i16"}[type(vector.element)]
-    mask = _mask(builder, count)
+    name, align = _packed(vector)
     pointer = _place(builder, address, vector)
-    shape = ir.FunctionType(vector, [pointer.type, _I32, mask.type, vector])
-    read = cgutils.get_or_insert_function(builder.module, shape, f"llvm.masked.load.v{LANES}{name}.p0")
-    align = ir.Constant(_I32, _bits(vector.element) // 8)
-    return builder.call(read, [pointer, align, mask, ir.Constant(vector, None)])
+    with builder.if_else(_all(builder, count)) as (whole, part):
+        with whole:
+            everything, after_whole = builder.load(pointer, align=align), builder.block
+        with part:
+            mask = _mask(builder, count)
+            shape = ir.FunctionType(vector, [pointer.type, _I32, mask.type, vector])
+            read = cgutils.get_or_insert_function(builder.module, shape, f"llvm.masked.load.v{LANES}{name}.p0")
+            some = builder.call(read, [pointer, ir.Constant(_I32, align), mask, ir.Constant(vector, None)])
+            after_part = builder.block
+    values = builder.phi(vector)
+    values.add_incoming(everything, after_whole)
+    values.add_incoming(some, after_part)
+    return values
 
 
 def _write(builder: ir.IRBuilder, values: ir.Value, address: ir.Value, count: ir.Value) -> ir.Value:
     """Writes the first `count` lanes to an address and nothing beyond."""
     vector = values.type
-    name = {ir.FloatType: "f32", ir.HalfType: "f16", ir.IntType: "i16"}[type(vector.element)]
-    mask = _mask(builder, count)
+    name, align = _packed(vector)
     pointer = _place(builder, address, vector)
-    shape = ir.FunctionType(ir.VoidType(), [vector, pointer.type, _I32, mask.type])
-    write = cgutils.get_or_insert_function(builder.module, shape, f"llvm.masked.store.v{LANES}{name}.p0")
-    builder.call(write, [values, pointer, ir.Constant(_I32, _bits(vector.element) // 8), mask])
+    with builder.if_else(_all(builder, count)) as (whole, part):
+        with whole:
+            builder.store(values, pointer, align=align)
+        with part:
+            mask = _mask(builder, count)
+            shape = ir.FunctionType(ir.VoidType(), [vector, pointer.type, _I32, mask.type])
+            write = cgutils.get_or_insert_function(builder.module, shape, f"llvm.masked.store.v{LANES}{name}.p0")
+            builder.call(write, [values, pointer, ir.Constant(_I32, align), mask])
     return _nothing()
+
+
+def _all(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
+    """Whether there is an element for each lane; masked access is slow on processors without masks."""
+    return builder.icmp_signed(">=", count, ir.Constant(_I64, LANES))
 
 
 def _nothing() -> ir.Value:
@@ -167,6 +185,10 @@ def store_float16(values: Floats, address: int, count: int) -> None:
 
 def store_bfloat16(values: Floats, address: int, count: int) -> None:
     pass
+
+
+def prefetch(address: int) -> None:
+    """Asks for a line of memory that will soon be needed; any address will do."""
 
 
 def splat(value: float) -> Floats:
@@ -233,6 +255,16 @@ def _(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
 @_becomes(store, types.void, _FLOATS, _ADDRESS)
 def _(builder: ir.IRBuilder, values: ir.Value, address: ir.Value) -> ir.Value:
     builder.store(values, _place(builder, address, values.type), align=4)
+    return _nothing()
+
+
+@_becomes(prefetch, types.void, _ADDRESS)
+def _(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    shape = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, shape, "llvm.prefetch.p0")
+    reading, into_second_cache, data = (ir.Constant(_I32, number) for number in (0, 2, 1))
+    builder.call(function, [pointer, reading, into_second_cache, data])
     return _nothing()
 
 
