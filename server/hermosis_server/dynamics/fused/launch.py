@@ -1,6 +1,8 @@
 """Launch: steps a batch of sessions of one family, alone or with threads."""
 
-from collections.abc import Callable, Iterator
+import functools
+import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -8,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hermosis_server.dynamics.family import Family
-from hermosis_server.dynamics.fused import kernel as acts
-from hermosis_server.dynamics.fused.kernel import Integers, Numbers, kernel
-from hermosis_server.dynamics.fused.tables import Fate, Number, Row, Whole
+from hermosis_server.dynamics.fused.kernel import PULLS, SUMS, Act, Integers, Numbers, kernel, two_sweeps
+from hermosis_server.dynamics.fused.tables import Fate, Row, Whole
 from hermosis_server.dynamics.fused.traits import traits_of
 from hermosis_server.records import EnergySample
 
@@ -100,34 +101,76 @@ def step(
     Raises:
       TypeError: a table of another type or layout.
     """
-    count = len(sessions)
-    outcome = np.zeros(count, dtype=np.int8)
-    samples = np.empty((count, len(EnergySample._fields)), dtype=np.float64)
-    traits, compiled = traits_of(family), kernel()
+    batch = _Batch(family, rows, sessions, spans, numbers, coefficients, scalars)
+    if pool is None or pool.threads == 1 or len(rows) < 2 or _elements(rows) < SHARED_ELEMENTS:
+        batch.step(np.arange(len(sessions)))
+    else:
+        _share(batch, pool)
+    return Stepped(batch.outcome, batch.samples)
 
-    def call(act: int, which: Integers, first: int, last: int, sums: Numbers, pulls: Numbers) -> None:
-        compiled(
-            act, which, first, last, rows, sessions, spans, numbers, coefficients, scalars, traits, sums, pulls,
-            outcome, samples,
-        )  # fmt: skip
 
-    everyone = np.arange(count)
-    if pool is None or pool.threads == 1:
-        call(acts.SESSIONS, everyone, 0, 0, _NONE, _NONE)
-        return Stepped(outcome, samples)
-    row_elements = rows[:, Row.LENGTH]
-    total = int(row_elements.sum())
-    if total < SHARED_ELEMENTS:
-        call(acts.SESSIONS, everyone, 0, 0, _NONE, _NONE)
-        return Stepped(outcome, samples)
-    share = -(-total // pool.threads)
-    ends = np.cumsum(row_elements)
-    firsts = sessions[:, Whole.FIRST_ROW]
-    elements = ends[firsts + sessions[:, Whole.ROWS] - 1] - ends[firsts] + row_elements[firsts]
-    large = elements > share // 2
+class _Batch:
+    """The tables of a batch, and what comes out."""
+
+    def __init__(
+        self,
+        family: Family,
+        rows: Integers,
+        sessions: Integers,
+        spans: Integers,
+        numbers: Numbers,
+        coefficients: Numbers,
+        scalars: Numbers,
+    ) -> None:
+        self.rows, self.sessions = rows, sessions
+        self._kernel, traits = kernel(), traits_of(family)
+        self.outcome = np.empty(len(sessions), dtype=np.int8)
+        self.samples = np.empty((len(sessions), len(EnergySample._fields)))
+        self._tables = rows, sessions, spans, numbers, coefficients, scalars, traits
+        self.two_sweeps = bool(two_sweeps.py_func(traits))
+        self._results = self.outcome, self.samples
+
+    def step(self, which: Integers) -> None:
+        """Steps some sessions, one after another."""
+        self._kernel(Act.SESSIONS, which, 0, 0, *self._tables, _NONE, _NONE, *self._results)
+
+    def step_cut(self, session: int, pool: Pool) -> None:
+        """Steps one session, its rows cut among all threads."""
+        which, count = np.array([session]), int(self.sessions[session, Whole.ROWS])
+        sums, pulls = np.empty((count, SUMS)), np.empty((count, PULLS))
+        cuts = [count * share // pool.threads for share in range(pool.threads + 1)]
+
+        def act(which_act: Act, first: int, last: int) -> None:
+            self._kernel(which_act, which, first, last, *self._tables, sums, pulls, *self._results)
+
+        def all_rows(which_act: Act) -> None:
+            pool.run([functools.partial(act, which_act, *cut) for cut in itertools.pairwise(cuts)])
+
+        act(Act.BEGIN, 0, count)
+        if self.outcome[session] != Fate.APPLIED:
+            return
+        all_rows(Act.KICK)
+        if self.two_sweeps:
+            act(Act.BRAKE, 0, count)
+            all_rows(Act.DRIFT)
+        act(Act.FINISH, 0, count)
+
+
+def _elements(rows: Integers) -> int:
+    return int(rows[:, Row.LENGTH].sum())
+
+
+def _share(batch: _Batch, pool: Pool) -> None:
+    """Cuts large sessions into rows, and deals the others out, each thread about as many elements."""
+    ends = np.concatenate([[0], np.cumsum(batch.rows[:, Row.LENGTH])])
+    firsts = batch.sessions[:, Whole.FIRST_ROW]
+    elements = ends[firsts + batch.sessions[:, Whole.ROWS]] - ends[firsts]
+    share = ends[-1] / pool.threads
+    large = elements > share / 2
     for session in np.flatnonzero(large):
-        which, row_count = np.array([session]), int(sessions[session, Whole.ROWS])
-        sums, pulls = np.empty((row_count, acts.SUMS)), np.empty((row_count, acts.PULLS))
-        cuts = [row_count * k // pool.threads for k in range(pool.threads + 1)]
-        raise NotImplementedError
-    return Stepped(outcome, samples)
+        batch.step_cut(int(session), pool)
+    small = np.flatnonzero(~large)
+    before = np.cumsum(elements[small]) - elements[small]
+    shares = np.minimum(before * pool.threads // max(1, int(elements[small].sum())), pool.threads - 1)
+    parts = [small[shares == thread] for thread in range(pool.threads)]
+    pool.run([functools.partial(batch.step, part) for part in parts if len(part)])
