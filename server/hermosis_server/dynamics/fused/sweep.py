@@ -46,6 +46,7 @@ from hermosis_server.dynamics.fused.plan import Moment, Plan
 from hermosis_server.dynamics.fused.tables import Row
 from hermosis_server.dynamics.fused.traits import Trait
 from hermosis_server.dynamics.kinetic import MAX_RAPIDITY
+from hermosis_server.dynamics.metric import POWER_UNIT
 from hermosis_server.records import Reply
 
 FLOAT32, FLOAT16, BFLOAT16 = int(Dtype.FLOAT32), int(Dtype.FLOAT16), int(Dtype.BFLOAT16)
@@ -77,6 +78,9 @@ class Ways(NamedTuple):
     holds: bool  # its session has parameters
     diagonal: bool
     on_kick: bool  # the metric acts on the gradient, not on the momentum
+    centered: bool
+    inside: bool  # ε in the metric
+    power_units: int
     by_coordinate: bool
     euclidean: bool  # the norm of the momentum is not that of the metric
     starts: bool  # the first step of a session whose first gradient weighs differently
@@ -122,7 +126,7 @@ def write_reply(values: Floats, address: int, dtype: int, index: int, count: int
 @inlined
 def root_power(base: Floats, power_units: int) -> Floats:
     """`metric.root_power_`."""
-    if power_units == 8:
+    if power_units == POWER_UNIT:
         return base
     half = root(base)
     if power_units == 4:
@@ -227,10 +231,9 @@ def sweep_in(
     second, first, lead = row[Row.SECOND_MOMENT], row[Row.FIRST_MOMENT], row[Row.LEAD]
     gradient, answer = row[Row.GRADIENT], row[Row.REPLY]
     on_drift = ways.diagonal and not ways.on_kick
-    centered, power_units = traits[Trait.CENTERED] != 0, traits[Trait.POWER_UNITS]
-    normalise_metric, inside = traits[Trait.NORMALISE_METRIC] != 0, traits[Trait.EPSILON_INSIDE] != 0
+    normalise_metric = traits[Trait.NORMALISE_METRIC] != 0
     squares = ways.euclidean and not ways.by_coordinate
-    weighs = ways.bare or ways.thermal or ways.decoupled
+    weighs = ways.bare or ways.thermal  # who else asks for |w|² multiplies it by zero
     follows, conformal = traits[Trait.FOLLOWS_SPEED] != 0, traits[Trait.CONFORMAL] != 0
     reads = ways.kick or ways.lookahead
     answers_parameters = ways.drift and answer != 0 and ways.holds and reply == PARAMETERS
@@ -264,7 +267,7 @@ def sweep_in(
         prefetch(next_momentum + at)
         # The force, and the metric that learns from it.
         m2, m1, scale, impulse, w = zero, zero, zero, zero, zero
-        if ways.holds:
+        if ways.holds and (ways.drift or weighs):
             prefetch(next_position + at)
             w = load(position + at)
         if reads:
@@ -279,17 +282,19 @@ def sweep_in(
         if ways.diagonal:
             prefetch(next_second + at)
             m2 = load(second + at)
-            if centered:
+            if ways.centered:
                 m1 = load(first + at)
             if ways.kick:
                 m2 = m2 * decay_2 + impulse * impulse * gain_2  # metric.update_moments_
                 store(m2, second + at)
                 highest_2 = larger(m2, highest_2)
-                if centered:
+                if ways.centered:
                     m1 = m1 * decay_2 + impulse * gain_2
                     store(m1, first + at)
                     highest = larger(magnitude(m1), highest)
-            scale = metric_scale(m2, m1, unit_2, epsilon, normalise_metric, centered, inside, power_units)
+            scale = metric_scale(
+                m2, m1, unit_2, epsilon, normalise_metric, ways.centered, ways.inside, ways.power_units
+            )
             if ways.on_kick:
                 impulse = impulse / scale
 
@@ -412,6 +417,8 @@ def sweep(
     """
     holds, leads = rows[index, Row.POSITION] != 0, rows[index, Row.LEAD] != 0
     diagonal, on_kick = traits[Trait.DIAGONAL] != 0, traits[Trait.METRIC_ON_KICK] != 0
+    centered, inside = traits[Trait.CENTERED] != 0, traits[Trait.EPSILON_INSIDE] != 0
+    power_units = traits[Trait.POWER_UNITS]
     by_coordinate, euclidean = traits[Trait.BY_COORDINATE] != 0, traits[Trait.EUCLIDEAN_NORM] != 0
     starts = traits[Trait.FIRST_KICK] != 0 and plan.first != 0
     lookahead = traits[Trait.LOOKAHEAD] != 0
@@ -420,39 +427,30 @@ def sweep(
     decoupled = holds and traits[Trait.DECOUPLED_DECAY] != 0
     once = kick and drift
     rare = by_coordinate or euclidean or starts or lookahead or bare or leads or not holds
-    if rare or (diagonal and (on_kick or not once)):
+    if rare or (diagonal and (on_kick or centered or inside or power_units != POWER_UNIT // 2 or not once)):
         ways = Ways(
-            kick, drift, holds, diagonal, on_kick, by_coordinate, euclidean, starts, lookahead, bare, thermal,
-            decoupled, leads,
+            kick, drift, holds, diagonal, on_kick, centered, inside, power_units, by_coordinate, euclidean, starts,
+            lookahead, bare, thermal, decoupled, leads,
         )  # fmt: skip
-        sweep_in(
-            ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums
-        )
-    elif diagonal:
+        sweep_in(ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums)
+    elif diagonal:  # Adam
         ways = Ways(
-            True, True, True, True, False, False, False, False, False, False, thermal, decoupled, False
-        )
-        sweep_in(
-            ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums
-        )
+            True, True, True, True, False, False, False, POWER_UNIT // 2, False, False, False, False, False, thermal,
+            decoupled, False,
+        )  # fmt: skip
+        sweep_in(ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums)
     elif once:
         ways = Ways(
-            True, True, True, False, False, False, False, False, False, False, thermal, decoupled, False
+            True, True, True, False, False, False, False, 0, False, False, False, False, False, thermal, decoupled, False
         )
-        sweep_in(
-            ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums
-        )
+        sweep_in(ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums)
     elif kick:
         ways = Ways(
-            True, False, True, False, False, False, False, False, False, False, thermal, decoupled, False
+            True, False, True, False, False, False, False, 0, False, False, False, False, False, thermal, decoupled, False
         )
-        sweep_in(
-            ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums
-        )
+        sweep_in(ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums)
     else:
         ways = Ways(
-            False, True, True, False, False, False, False, False, False, False, thermal, decoupled, False
+            False, True, True, False, False, False, False, 0, False, False, False, False, False, thermal, decoupled, False
         )
-        sweep_in(
-            ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums
-        )
+        sweep_in(ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums)
