@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hermosis_server.dynamics.family import Coefficients
 from hermosis_server.dynamics.fused.bounds import proven
-from hermosis_server.dynamics.fused.compiled import compiled, sources
+from hermosis_server.dynamics.fused.compiled import OPTIONS, compiled, sources
 from hermosis_server.dynamics.fused.energies import brake, draw, finish
 from hermosis_server.dynamics.fused.lanes import LANES
 from hermosis_server.dynamics.fused.plan import Plan, coefficients_of, plan_of, scalars_of
@@ -32,12 +32,13 @@ class Act(enum.IntEnum):
 
 
 SUMS, PULLS = int(Sum.COUNT), len(Pull)
+SCRATCH = NORMS * LANES
 
 Integers = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 Kernel = Callable[
     [int, Integers, int, int, Integers, Integers, Integers, Numbers, Numbers, Numbers, Integers, Numbers, Numbers,
-     NDArray[np.int8], Numbers], None,
+     Numbers, NDArray[np.int8], Numbers], None,
 ]  # fmt: skip
 
 
@@ -129,16 +130,11 @@ def kernel() -> Kernel:
         traits: Integers,
         sums: Numbers,
         pulls: Numbers,
+        lanes: Numbers,
         outcome: NDArray[np.int8],
         samples: Numbers,
     ) -> None:
         version  # noqa: B018  part of the key of Numba's cache
-        lanes = np.empty(NORMS * LANES, np.float64)
-        most = 1
-        if act == Act.SESSIONS:
-            for place in range(which.shape[0]):
-                most = max(most, sessions[which[place], Whole.ROWS])
-            sums, pulls = np.empty((most, SUMS), np.float64), np.empty((most, PULLS), np.float64)
         for place in range(which.shape[0]):
             session = which[place]
             count = sessions[session, Whole.ROWS]
@@ -152,7 +148,7 @@ def kernel() -> Kernel:
     tables, numbers = types.int64[:, ::1], types.float64[:, ::1]
     signature = types.void(
         types.int64, integers, types.int64, types.int64, tables, tables, integers, numbers, numbers, numbers, integers,
-        numbers, numbers, types.int8[::1], numbers,
+        numbers, numbers, types.float64[::1], types.int8[::1], numbers,
     )  # fmt: skip
     # With a signature the kernel is compiled here, and a call that does not fit it is an error, not a new compilation.
-    return cast(Kernel, njit(signature, nogil=True, error_model="numpy", cache=True)(step))
+    return cast(Kernel, njit(signature, **OPTIONS, cache=True)(step))

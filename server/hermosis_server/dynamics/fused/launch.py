@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hermosis_server.dynamics.family import Family
-from hermosis_server.dynamics.fused.kernel import PULLS, SUMS, Act, Integers, Numbers, kernel, two_sweeps
+from hermosis_server.dynamics.fused.kernel import PULLS, SCRATCH, SUMS, Act, Integers, Numbers, kernel, two_sweeps
 from hermosis_server.dynamics.fused.tables import Fate, Row, Whole
 from hermosis_server.dynamics.fused.traits import traits_of
 from hermosis_server.records import EnergySample
 
 SHARED_ELEMENTS = 1 << 18  # below this a batch is stepped before another thread has woken up
-_NONE = np.empty((0, 0), dtype=np.float64)
+_SESSIONS = int(Act.SESSIONS)  # Numba takes microseconds over a member of an enumeration
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,9 @@ class _Batch:
 
     def step(self, which: Integers) -> None:
         """Steps some sessions, one after another."""
-        self._kernel(Act.SESSIONS, which, 0, 0, *self._tables, _NONE, _NONE, *self._results)
+        # Enough for a session that has all rows; what is not needed is never touched.
+        sums, pulls = np.empty((len(self.rows), SUMS)), np.empty((len(self.rows), PULLS))
+        self._kernel(_SESSIONS, which, 0, 0, *self._tables, sums, pulls, np.empty(SCRATCH), *self._results)
 
     def step_cut(self, session: int, pool: Pool) -> None:
         """Steps one session, its rows cut among all threads."""
@@ -141,7 +143,7 @@ class _Batch:
         cuts = [count * share // pool.threads for share in range(pool.threads + 1)]
 
         def act(which_act: Act, first: int, last: int) -> None:
-            self._kernel(which_act, which, first, last, *self._tables, sums, pulls, *self._results)
+            self._kernel(int(which_act), which, first, last, *self._tables, sums, pulls, np.empty(SCRATCH), *self._results)
 
         def all_rows(which_act: Act) -> None:
             pool.run([functools.partial(act, which_act, *cut) for cut in itertools.pairwise(cuts)])

@@ -382,7 +382,6 @@ def sweep_in(
         for slot in range(NORMS):
             sums[Sum.BEFORE + slot] = total(load_doubles(lanes_at + slot * LANES * DOUBLE_BYTES))
     sums[Sum.PEAK] = max(sums[Sum.PEAK], largest)
-    lanes[0] = 0.0  # keeps them alive until here
 
 
 @compiled
