@@ -8,6 +8,9 @@ from typing import TypeVar, cast
 
 from numba import njit
 
+from hermosis import wire
+from hermosis_server import records
+
 F = TypeVar("F", bound=Callable[..., object])
 # Without Numba's runtime nothing is allocated, and views of arrays are not counted: counting took half of a small step.
 OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
@@ -25,12 +28,12 @@ def inlined(function: F) -> F:
 
 @functools.cache
 def sources() -> str:
-    """A digest of all that is compiled together.
+    """A digest of all that is compiled together, and of all that its constants come from.
 
     Numba keeps machine code by the source of the outermost function alone; with this in its closure, by all of it.
     """
-    here = Path(__file__).parent
+    dynamics = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=16)
-    for path in (*sorted(here.glob("*.py")), here.parent / "family.py", here.parent / "phase_state.py"):
+    for path in (*sorted(dynamics.rglob("*.py")), Path(records.__file__), Path(wire.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
