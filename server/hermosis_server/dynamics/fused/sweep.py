@@ -82,7 +82,7 @@ class Ways(NamedTuple):
     inside: bool  # ε in the metric
     power_units: int
     by_coordinate: bool
-    euclidean: bool  # the norm of the momentum is not that of the metric
+    euclidean: bool  # norm of the momentum
     starts: bool  # the first step of a session whose first gradient weighs differently
     lookahead: bool
     bare: bool
@@ -232,7 +232,7 @@ def sweep_in(
     gradient, answer = row[Row.GRADIENT], row[Row.REPLY]
     on_drift = ways.diagonal and not ways.on_kick
     normalise_metric = traits[Trait.NORMALISE_METRIC] != 0
-    squares = ways.euclidean and not ways.by_coordinate
+    squares = ways.euclidean and on_drift and not ways.by_coordinate  # s and work are two sums
     weighs = ways.bare or ways.thermal  # who else asks for |w|² multiplies it by zero
     follows, conformal = traits[Trait.FOLLOWS_SPEED] != 0, traits[Trait.CONFORMAL] != 0
     reads = ways.kick or ways.lookahead
@@ -425,7 +425,7 @@ def sweep(
     thermal = holds and traits[Trait.THERMAL_DECAY] != 0
     decoupled = holds and traits[Trait.DECOUPLED_DECAY] != 0
     once = kick and drift
-    rare = by_coordinate or euclidean or starts or lookahead or bare or leads or not holds
+    rare = by_coordinate or (euclidean and diagonal) or starts or lookahead or bare or leads or not holds
     if rare or (diagonal and (on_kick or centered or inside or power_units != POWER_UNIT // 2 or not once)):
         ways = Ways(
             kick, drift, holds, diagonal, on_kick, centered, inside, power_units, by_coordinate, euclidean, starts,

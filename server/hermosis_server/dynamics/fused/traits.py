@@ -22,7 +22,7 @@ class Trait(enum.IntEnum):
     REST_COOLING = 5
     BY_TENSOR = 6  # norms of each span
     BY_COORDINATE = 7  # norms of each element
-    EUCLIDEAN_NORM = 8  # of the momentum, where the metric's norm is another
+    EUCLIDEAN_NORM = 8
     DIAGONAL = 9
     POWER_UNITS = 10  # of the metric, in eighths
     EPSILON_INSIDE = 11
@@ -65,7 +65,7 @@ def traits_of(family: Family) -> NDArray[np.int64]:
         (Trait.REST_COOLING, family.rest_cooling),
         (Trait.BY_TENSOR, brakes and family.norm_scope is NormScope.TENSOR),
         (Trait.BY_COORDINATE, brakes and family.norm_scope is NormScope.COORDINATE),
-        (Trait.EUCLIDEAN_NORM, family.euclidean_norm and family.has_metric_on_drift),
+        (Trait.EUCLIDEAN_NORM, family.euclidean_norm),
         (Trait.DIAGONAL, family.diagonal),
         (Trait.POWER_UNITS, family.power_units),
         (Trait.EPSILON_INSIDE, family.epsilon_inside),
