@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hermosis.wire import Dtype
 from hermosis_server.dynamics import (
+    COEFFICIENTS,
     SCALARS,
     Advance,
     Constant,
@@ -31,7 +32,7 @@ from hermosis_server.dynamics import (
 )
 from hermosis_server.dynamics.fused import Fate, Pool, covers
 from hermosis_server.errors import InvalidHyperparameter
-from hermosis_server.records import EnergySample, Reply
+from hermosis_server.records import EnergySample, Reply, StateBuffer
 
 from .batches import SHAPES, Batch, batch_of, draw, matrix_roster, roster
 from .fused_batches import TORCH, Answers, fused_step
@@ -299,6 +300,39 @@ def test_a_session_of_unknown_range_is_not_touched(bound: float) -> None:
     answers = fused_step(batch, gradients_of(batch, 3), LOSSES, SCALES, bounds=[bound] * len(SIZES))
     assert (answers.stepped.outcome == Fate.UNPROVEN).all()
     assert bits_of(batch) == before
+
+
+WIDE = ("learning_rate", "gradient_gain", "epsilon", "second_moment_gain", "thermal_decay", "decoupled_decay")
+
+
+@pytest.mark.parametrize("name", ["adamw", "adagrad on the kick", "relativistic adam", "rmsprop centered", "drawn 0", "drawn 6"])
+def test_proof_holds_for_numbers_of_any_size(name: str) -> None:
+    """Half of the elements never saw a gradient, so that nothing but ε divides their momentum."""
+    source, applied = random.Random(name), 0
+    for trial in range(150):
+        batch, _ = twins(MEMBERS[name])
+        for field in source.sample(WIDE, 2):
+            column = COEFFICIENTS.index(field)
+            batch.coefficients[:, column] *= 10.0 ** source.uniform(-3, 36 if field != "epsilon" else 0)
+            if field == "epsilon":
+                batch.coefficients[:, column] = 10.0 ** source.uniform(-37, 0)
+        count = len(batch.hamiltonians)
+        gradients = [each * 10.0 ** source.uniform(-20, 15) for each in gradients_of(batch, trial)]
+        for kind, rows in batch.state.buffers().items():
+            size = 10.0 ** source.uniform(-10, 15)
+            filled = batch.rows_of([(each * size).abs() for each in gradients_of(batch, trial + 1)])
+            rows.copy_(filled)
+            if kind in (StateBuffer.SECOND_MOMENT, StateBuffer.FIRST_MOMENT):
+                rows[:, ::2] = 0
+        for gradient, places in zip(gradients, batch.vectors_of(torch.ones_like(rows).cumsum(1) % 2), strict=True):
+            gradient[places == 1] = 0
+        batch.state.scalars[:, SCALARS.index("step")] = source.choice([0, 5])
+        answers = fused_step(batch, gradients, LOSSES[:count], SCALES[:count])
+        for session in np.flatnonzero(answers.stepped.outcome == Fate.APPLIED):
+            applied += 1
+            for kind, rows in batch.state.buffers().items():
+                assert batch.vectors_of(rows)[session].isfinite().all(), kind
+    assert 50 < applied < 150 * count  # some were proven, some were not
 
 
 LARGE = (300_001, 5, 2048, 4097, 150_000, 1, 90_000)

@@ -33,6 +33,7 @@ def proven(traits: NDArray[int], c: Coefficients[float], plan: Plan, largest: fl
         second = c.second_moment_decay * largest * largest + c.second_moment_gain * force * force
         mean = c.second_moment_decay * largest + c.second_moment_gain * force
         worst = max_of(worst, largest * largest, force * force, c.second_moment_gain)
+        worst = max_of(worst, second, mean, 0.0)
         if traits[Trait.NORMALISE_METRIC]:
             if not plan.unit_second_moment > FLOOR:
                 return False
