@@ -45,11 +45,17 @@ HOUSE = {
     "hermosis_server.errors": room(),
     "hermosis_server.records": room({WIRE}),
     "hermosis_server.dynamics": room(NOUNS, {"torch"}),
+    # Compiled for the processor; numba stays in here.
+    "hermosis_server.dynamics.fused": room(
+        NOUNS | {"hermosis", "hermosis_server", "hermosis_server.dynamics"}, {"torch", "numpy", "numba", "llvmlite"}
+    ),
     "hermosis_server.storage": room(NOUNS),
     "hermosis_server.engine": room(NOUNS | BELOW_ENGINE | DEVICE),
     # Tensors in the engine live in these two only.
     "hermosis_server.engine.arena": room(NOUNS | {"hermosis_server.engine", "hermosis_server.dynamics"}, {"torch"}),
-    "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | {"hermosis_server.engine"}, {"torch"}),
+    "hermosis_server.engine.executor": room(
+        NOUNS | BELOW_ENGINE | DEVICE | {"hermosis_server.engine", "hermosis_server.dynamics.fused"}, {"torch", "numpy"}
+    ),
     "hermosis_server.rpc": room(
         NOUNS | {CONTRACT, "hermosis_server.engine", "hermosis_server.rpc.codec", "hermosis_server"},
         {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "google.rpc"},

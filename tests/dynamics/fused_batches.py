@@ -58,7 +58,7 @@ def fused_step(
     bounds: Sequence[float] | None = None,
     pool: Pool | None = None,
 ) -> Answers:
-    """Steps a batch in place; gradients are flat, each in a wire dtype, at addresses that are aligned to elements only."""
+    """Steps a batch in place; gradients are flat, each in a wire dtype and off every alignment but its elements'."""
     held: list[Tensor] = []
     replies: list[Tensor] = []
     rows = np.zeros((sum(batch.rows.row_counts), len(Row)), np.int64)

@@ -112,7 +112,7 @@ MEMBERS = COVERED | {f"drawn {seed}": drawn(seed) for seed in range(80)}
 
 @pytest.fixture
 def one_rounding_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch as IEEE has it: it contracts addcmul into one rounding on some processors, and its root may be an ulp off."""
+    """torch as IEEE has it: on some processors addcmul rounds once in place of twice, and a root is off by an ulp."""
     monkeypatch.setattr(Tensor, "addcmul_", lambda self, left, right: self.add_(left * right))
     monkeypatch.setattr(torch, "addcmul", lambda plus, left, right: plus + left * right)
     monkeypatch.setattr(Tensor, "sqrt_", lambda self: self.copy_(self.double().sqrt()))
@@ -257,7 +257,9 @@ def test_a_gradient_that_is_not_finite_leaves_its_session_and_no_other_as_it_was
     gradients[1][-1] = trouble
     before = touched.state.clone()
     answers = fused_step(touched, gradients, LOSSES, SCALES, reply=Reply.INCREMENT)
-    assert answers.stepped.outcome.tolist() == [Fate.NON_FINITE_GRADIENT if k == 1 else Fate.APPLIED for k in range(count)]
+    assert answers.stepped.outcome.tolist() == [
+        Fate.NON_FINITE_GRADIENT if k == 1 else Fate.APPLIED for k in range(count)
+    ]
     for kind, rows in touched.state.buffers().items():
         old, new, other = (
             touched.vectors_of(each) for each in (before.buffers()[kind], rows, alone.state.buffers()[kind])
@@ -305,7 +307,10 @@ def test_a_session_of_unknown_range_is_not_touched(bound: float) -> None:
 WIDE = ("learning_rate", "gradient_gain", "epsilon", "second_moment_gain", "thermal_decay", "decoupled_decay")
 
 
-@pytest.mark.parametrize("name", ["adamw", "adagrad on the kick", "relativistic adam", "rmsprop centered", "drawn 0", "drawn 6"])
+@pytest.mark.parametrize(
+    "name",
+    ["adamw", "adagrad on the kick", "relativistic adam", "rmsprop centered", "sgd nesterov", "drawn 0", "drawn 6"],
+)
 def test_proof_holds_for_numbers_of_any_size(name: str) -> None:
     """Half of the elements never saw a gradient, so that nothing but ε divides their momentum."""
     source, applied = random.Random(name), 0
@@ -335,10 +340,22 @@ def test_proof_holds_for_numbers_of_any_size(name: str) -> None:
     assert 50 < applied < 150 * count  # some were proven, some were not
 
 
+@pytest.mark.parametrize(("learning_rate", "fate"), [(1.0, Fate.APPLIED), (1e12, Fate.UNPROVEN)])
+def test_a_momentum_that_only_epsilon_divides_is_bounded_with_the_learning_rate(
+    learning_rate: float, fate: Fate
+) -> None:
+    batch = batch_of(resolve("adam", {"eps": 2e-37}), [torch.full((64,), 1e-10)])
+    batch.coefficients[:, COEFFICIENTS.index("learning_rate")] = learning_rate
+    batch.state.momentum += 1e-10
+    assert fused_step(batch, [torch.zeros(64)], [0.0], [1.0]).stepped.outcome[0] == fate
+
+
 LARGE = (300_001, 5, 2048, 4097, 150_000, 1, 90_000)
 
 
-def run_large(name: str, pool: Pool | None, sessions: range = range(len(LARGE)), dtype: Dtype = Dtype.FLOAT32) -> list[list[bytes]]:
+def run_large(
+    name: str, pool: Pool | None, sessions: range = range(len(LARGE)), dtype: Dtype = Dtype.FLOAT32
+) -> list[list[bytes]]:
     """Per session all bits after two steps."""
     hamiltonian = COVERED[name]
     by_tensor = hamiltonian.family(SHAPES).by_tensor

@@ -9,12 +9,12 @@ session goes through the flows, which look at what came out.
 import math
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hermosis_server.dynamics.family import Coefficients
 from hermosis_server.dynamics.fused.compiled import compiled
 from hermosis_server.dynamics.fused.plan import Plan
+from hermosis_server.dynamics.fused.tables import Integers
 from hermosis_server.dynamics.fused.traits import Trait
 from hermosis_server.dynamics.metric import POWER_UNIT
 
@@ -23,7 +23,7 @@ FLOOR = 1e-37  # of divisors; still a normal float32
 
 
 @compiled
-def proven(traits: NDArray[int], c: Coefficients[float], plan: Plan, largest: float, peak: float) -> bool:  # type: ignore[type-var]
+def proven(traits: Integers, c: Coefficients[float], plan: Plan, largest: float, peak: float) -> bool:
     """Whether a step from a state and with a gradient of these magnitudes stays in float32; NaN proves nothing."""
     z, r = abs(plan.impulse_gain), abs(plan.kick.retention)
     force = peak + (c.thermal_decay * largest if traits[Trait.THERMAL_DECAY] else 0.0)
@@ -52,7 +52,7 @@ def proven(traits: NDArray[int], c: Coefficients[float], plan: Plan, largest: fl
     worst = max_of(worst, impulse, momentum * onwards, abs(plan.started))
     momentum = r * momentum + z * impulse + plan.stiffness * largest
     drifting = max_of(momentum, r * momentum + z * impulse, 0.0, 0.0)
-    direction = drifting * onwards
+    direction = drifting
     worst = max_of(worst, r, z, plan.stiffness)
     worst = max_of(worst, drifting, direction, plan.left)
     reach = abs(plan.pace) + abs(plan.pace_again)

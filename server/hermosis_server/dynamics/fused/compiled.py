@@ -12,18 +12,25 @@ from hermosis import wire
 from hermosis_server import records
 
 F = TypeVar("F", bound=Callable[..., object])
-# Without Numba's runtime nothing is allocated, and views of arrays are not counted: counting took half of a small step.
-OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
+
+def jit(*signature: object, **options: bool) -> Callable[[F], F]:
+    """Numba's decorator.
+
+    Without its runtime nothing is allocated, and views of arrays are not counted: counting took half of a small step.
+    """
+    decorator = cast(Callable[..., Callable[[F], F]], njit)
+    return decorator(*signature, nogil=True, error_model="numpy", _nrt=False, **options)
 
 
 def compiled(function: F) -> F:
     """A function that compiled code calls; it is compiled with its callers."""
-    return cast(F, njit(**OPTIONS)(function))
+    return jit()(function)
 
 
 def inlined(function: F) -> F:
     """Likewise, and always part of its caller: what it is given stays in registers."""
-    return cast(F, njit(**OPTIONS, forceinline=True)(function))
+    return jit(forceinline=True)(function)
 
 
 @functools.cache

@@ -3,25 +3,19 @@
 The formulas are those of kinetic.py, norms.py and diagnostics.py, for one session instead of a batch.
 """
 
-import enum
 import math
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hermosis_server.dynamics.family import Coefficients
 from hermosis_server.dynamics.fused.compiled import compiled
 from hermosis_server.dynamics.fused.plan import Moment, Plan, Stretch, bounded_exp
 from hermosis_server.dynamics.fused.sweep import Pull, Sum
+from hermosis_server.dynamics.fused.tables import Integers, Numbers
 from hermosis_server.dynamics.fused.traits import Trait
 from hermosis_server.dynamics.kinetic import MAX_RAPIDITY
-from hermosis_server.dynamics.phase_state import SCALARS, Scalars
+from hermosis_server.dynamics.phase_state import Scalars
 from hermosis_server.dynamics.thermal import LOG_BETA_LIMIT
 from hermosis_server.records import EnergySample
-
-# The order in which `finish` writes; a test compares every one of them with the flows.
-assert SCALARS == Scalars._fields
 
 
 class Carried(NamedTuple):
@@ -53,11 +47,8 @@ class Shift(NamedTuple):
     smoothing: float
 
 
-Sample = enum.IntEnum("Sample", EnergySample._fields, start=0)  # type: ignore[misc]
-
-
 @compiled
-def motion(traits: NDArray[np.int64], c: Coefficients[float], square: float, heat: float) -> tuple[float, float, float]:
+def motion(traits: Integers, c: Coefficients[float], square: float, heat: float) -> tuple[float, float, float]:
     """κ, ∂κ/∂lnβ and f of one norm group; `kinetic.motion`."""
     if not traits[Trait.RELATIVISTIC]:
         return square / 2, 0.0, 1.0
@@ -72,7 +63,7 @@ def motion(traits: NDArray[np.int64], c: Coefficients[float], square: float, hea
 
 
 @compiled
-def added(sums: NDArray[np.float64], first: int, last: int, column: int) -> float:
+def added(sums: Numbers, first: int, last: int, column: int) -> float:
     """Sum over rows, in their order."""
     value = 0.0
     for row in range(first, last):
@@ -82,10 +73,10 @@ def added(sums: NDArray[np.float64], first: int, last: int, column: int) -> floa
 
 @compiled
 def carried(
-    traits: NDArray[np.int64],
+    traits: Integers,
     c: Coefficients[float],
-    spans: NDArray[np.int64],
-    sums: NDArray[np.float64],
+    spans: Integers,
+    sums: Numbers,
     column: int,
     moment: Moment,
     parameters: int,
@@ -116,7 +107,7 @@ def carried(
 
 
 @compiled
-def draw(pulls: NDArray[np.float64], first: int, last: int, plan: Plan, braking: float, again: float, follows: bool) -> None:  # fmt: skip
+def draw(pulls: Numbers, first: int, last: int, plan: Plan, braking: float, again: float, follows: bool) -> None:
     """How far these rows drift under this braking; `norms.GroupNorms.prepare`."""
     for row in range(first, last):
         pulls[row, Pull.LEAD] = plan.pace_again * again
@@ -126,12 +117,12 @@ def draw(pulls: NDArray[np.float64], first: int, last: int, plan: Plan, braking:
 
 @compiled
 def brake(
-    traits: NDArray[np.int64],
+    traits: Integers,
     c: Coefficients[float],
     plan: Plan,
-    spans: NDArray[np.int64],
-    sums: NDArray[np.float64],
-    pulls: NDArray[np.float64],
+    spans: Integers,
+    sums: Numbers,
+    pulls: Numbers,
 ) -> None:
     """How far each row drifts, now that the norms are known."""
     follows = traits[Trait.FOLLOWS_SPEED] != 0
@@ -149,6 +140,12 @@ def brake(
 def known_beta(log_beta: float) -> float:
     """β while it is a number."""
     return math.exp(log_beta) if log_beta < LOG_BETA_LIMIT else math.nan
+
+
+@compiled
+def known_entropy(heat: Warmth) -> float:
+    """S while β is a number."""
+    return heat.entropy if heat.log_beta < LOG_BETA_LIMIT else math.nan
 
 
 @compiled
@@ -192,7 +189,7 @@ def anchored(c: Coefficients[float], heat: Warmth, plan: Plan, shift: Shift, kin
 
 @compiled
 def kicked(
-    traits: NDArray[np.int64],
+    traits: Integers,
     c: Coefficients[float],
     heat: Warmth,
     plan: Plan,
@@ -202,7 +199,9 @@ def kicked(
 ) -> tuple[Warmth, float]:
     """`diagnostics.kicked`."""
     cooling = plan.kick
-    internal_energy = cooling.heat_retention * heat.internal_energy - cooling.heat_weight * plan.impulse_gain * shift.loss
+    internal_energy = (
+        cooling.heat_retention * heat.internal_energy - cooling.heat_weight * plan.impulse_gain * shift.loss
+    )
     potential = shift.energy_unit * shift.loss
     warm = thermal_energy(c, heat.rate, heat.internal_energy)
     warm_after = thermal_energy(c, cooling.rate_after, internal_energy)
@@ -216,9 +215,7 @@ def kicked(
     whole = known_beta(heat.log_beta) * c.learning_rate * (potential + warm)
     produced = -(cooling.homogeneity * (whole - impulse) + impulse)
     clock = heat.clock if traits[Trait.CONFORMAL] else heat.clock + c.cooling_duration
-    after = Warmth(
-        cooling.log_beta, clock, internal_energy, heat.entropy + produced, reference, cooling.rate_after
-    )
+    after = Warmth(cooling.log_beta, clock, internal_energy, heat.entropy + produced, reference, cooling.rate_after)
     return after, middle - reference
 
 
@@ -253,16 +250,16 @@ def cooled(c: Coefficients[float], heat: Warmth, cooling: Stretch) -> Warmth:
 
 @compiled
 def finish(
-    traits: NDArray[np.int64],
+    traits: Integers,
     c: Coefficients[float],
     plan: Plan,
     old: Scalars[float],
     raw_loss: float,
     parameters: int,
-    spans: NDArray[np.int64],
-    sums: NDArray[np.float64],
-    scalars: NDArray[np.float64],
-    sample: NDArray[np.float64],
+    spans: Integers,
+    sums: Numbers,
+    scalars: Numbers,
+    sample: Numbers,
 ) -> float:
     """Writes a session's scalars and its sample, and gives its LARGEST.
 
@@ -291,9 +288,7 @@ def finish(
         position_square,
         1.0 if math.isinf(plan.kick.rate) else kernel * plan.kick.rate,
     )
-    heat = Warmth(
-        old.log_beta, old.clock, old.internal_energy, old.entropy, old.reference_energy, plan.kick.rate
-    )
+    heat = Warmth(old.log_beta, old.clock, old.internal_energy, old.entropy, old.reference_energy, plan.kick.rate)
     heat, energy = anchored(c, heat, plan, shift, before.kinetic)
     heat, defect = kicked(traits, c, heat, plan, shift, energy, after.kinetic)
     heat = drifted(heat, after, plan.drift)
@@ -308,35 +303,44 @@ def finish(
     potential = shift.energy_unit * shift.loss + bare(c, at_end.log_beta, position_square)
     warm = thermal_energy(c, at_end.rate, at_end.internal_energy)
     smoothing = 1.0 if math.isinf(at_end.rate) else kernel * at_end.rate
-    sample[Sample.loss] = raw_loss
-    sample[Sample.smoothed_loss] = -at_end.internal_energy * smoothing / gain if smoothing > 0 else math.nan
-    sample[Sample.kinetic_energy] = ended.kinetic / unit
-    sample[Sample.potential_energy] = potential / unit
-    sample[Sample.thermal_energy] = warm / unit
-    sample[Sample.total_energy] = (ended.kinetic + potential + warm) / unit
-    sample[Sample.kinetic_loss] = ended.kinetic / shift.energy_unit
-    sample[Sample.kinetic_temperature] = 2 * ended.kinetic / unit / parameters
-    sample[Sample.energy_defect] = defect
-    sample[Sample.internal_energy] = at_end.internal_energy
-    sample[Sample.entropy] = at_end.entropy if at_end.log_beta < LOG_BETA_LIMIT else math.nan
-    sample[Sample.log_beta] = at_end.log_beta
-    sample[Sample.retention] = math.exp(-old.published_cooling) * plan.kick.retention * plan.left_at_end
-    sample[Sample.cooling_rate] = at_end.rate
-    sample[Sample.braking] = after.braking
-    sample[Sample.step_norm] = math.sqrt(added(sums, 0, rows, Sum.INCREMENT))
-    sample[Sample.gradient_norm] = math.sqrt(added(sums, 0, rows, Sum.GRADIENT))
-    sample[Sample.momentum_norm] = math.sqrt(added(sums, 0, rows, Sum.MOMENTUM)) * plan.left_at_end
-    sample[Sample.learning_rate] = plan.learning_rate
-
-    scalars[0] = old.step + 1
-    scalars[1] = heat.clock
-    scalars[2] = heat.log_beta
-    scalars[3] = heat.internal_energy
-    scalars[4] = plan.unit_momentum * plan.left
-    scalars[5] = plan.unit_second_moment
-    scalars[6] = heat.entropy if heat.log_beta < LOG_BETA_LIMIT else math.nan
-    scalars[7] = heat.reference_energy
-    scalars[8] = plan.publishing.gain if conformal else 0.0
+    smoothed_loss = -at_end.internal_energy * smoothing / gain if smoothing > 0 else math.nan
+    measured = EnergySample(
+        loss=raw_loss,
+        smoothed_loss=smoothed_loss,
+        kinetic_energy=ended.kinetic / unit,
+        potential_energy=potential / unit,
+        thermal_energy=warm / unit,
+        total_energy=(ended.kinetic + potential + warm) / unit,
+        kinetic_loss=ended.kinetic / shift.energy_unit,
+        kinetic_temperature=2 * ended.kinetic / unit / parameters,
+        energy_defect=defect,
+        internal_energy=at_end.internal_energy,
+        entropy=known_entropy(at_end),
+        log_beta=at_end.log_beta,
+        retention=math.exp(-old.published_cooling) * plan.kick.retention * plan.left_at_end,
+        cooling_rate=at_end.rate,
+        braking=after.braking,
+        step_norm=math.sqrt(added(sums, 0, rows, Sum.INCREMENT)),
+        gradient_norm=math.sqrt(added(sums, 0, rows, Sum.GRADIENT)),
+        momentum_norm=math.sqrt(added(sums, 0, rows, Sum.MOMENTUM)) * plan.left_at_end,
+        learning_rate=plan.learning_rate,
+    )
+    for column in range(len(measured)):
+        sample[column] = measured[column]
+    published_cooling = plan.publishing.gain if conformal else 0.0
+    new = Scalars(
+        step=old.step + 1,
+        clock=heat.clock,
+        log_beta=heat.log_beta,
+        internal_energy=heat.internal_energy,
+        unit_momentum=plan.unit_momentum * plan.left,
+        unit_second_moment=plan.unit_second_moment,
+        entropy=known_entropy(heat),
+        reference_energy=heat.reference_energy,
+        published_cooling=published_cooling,
+    )
+    for column in range(len(new)):
+        scalars[column] = new[column]
     largest = 0.0
     for row in range(rows):
         largest = max(largest, sums[row, Sum.PEAK])

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import cast
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
 from hermosis_server.dynamics.family import Coefficients
 from hermosis_server.dynamics.fused.bounds import proven
-from hermosis_server.dynamics.fused.compiled import OPTIONS, compiled, sources
+from hermosis_server.dynamics.fused.compiled import compiled, jit, sources
 from hermosis_server.dynamics.fused.energies import brake, draw, finish
 from hermosis_server.dynamics.fused.lanes import LANES
 from hermosis_server.dynamics.fused.plan import Plan, coefficients_of, plan_of, scalars_of
 from hermosis_server.dynamics.fused.sweep import NORMS, Pull, Sum, sweep
-from hermosis_server.dynamics.fused.tables import Fate, Number, Row, Whole
+from hermosis_server.dynamics.fused.tables import Fate, Integers, Number, Numbers, Row, Whole
 from hermosis_server.dynamics.fused.traits import Trait
 
 
@@ -34,8 +34,6 @@ class Act(enum.IntEnum):
 SUMS, PULLS = int(Sum.COUNT), len(Pull)
 SCRATCH = NORMS * LANES
 
-Integers = NDArray[np.int64]
-Numbers = NDArray[np.float64]
 Kernel = Callable[
     [int, Integers, int, int, Integers, Integers, Integers, Numbers, Numbers, Numbers, Integers, Numbers, Numbers,
      Numbers, NDArray[np.int8], Numbers], None,
@@ -151,4 +149,4 @@ def kernel() -> Kernel:
         numbers, numbers, types.float64[::1], types.int8[::1], numbers,
     )  # fmt: skip
     # With a signature the kernel is compiled here, and a call that does not fit it is an error, not a new compilation.
-    return cast(Kernel, njit(signature, **OPTIONS, cache=True)(step))
+    return cast(Kernel, jit(signature, cache=True)(step))

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -191,8 +192,8 @@ def prefetch(address: int) -> None:
     """Asks for a line of memory that will soon be needed; any address will do."""
 
 
-def splat(value: float) -> Floats:
-    """A float32 in every lane; the caller rounds."""
+def splat(value: np.float32) -> Floats:
+    """The same number in every lane."""
     raise NotImplementedError
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hermosis_server.dynamics.family import Family
-from hermosis_server.dynamics.fused.kernel import PULLS, SCRATCH, SUMS, Act, Integers, Numbers, kernel, two_sweeps
-from hermosis_server.dynamics.fused.tables import Fate, Row, Whole
+from hermosis_server.dynamics.fused.kernel import PULLS, SCRATCH, SUMS, Act, kernel
+from hermosis_server.dynamics.fused.tables import Fate, Integers, Numbers, Row, Whole
 from hermosis_server.dynamics.fused.traits import traits_of
 from hermosis_server.records import EnergySample
 
@@ -127,7 +127,6 @@ class _Batch:
         self.outcome = np.empty(len(sessions), dtype=np.int8)
         self.samples = np.empty((len(sessions), len(EnergySample._fields)))
         self._tables = rows, sessions, spans, numbers, coefficients, scalars, traits
-        self.two_sweeps = bool(two_sweeps.py_func(traits))
         self._results = self.outcome, self.samples
 
     def step(self, which: Integers) -> None:
@@ -143,7 +142,9 @@ class _Batch:
         cuts = [count * share // pool.threads for share in range(pool.threads + 1)]
 
         def act(which_act: Act, first: int, last: int) -> None:
-            self._kernel(int(which_act), which, first, last, *self._tables, sums, pulls, np.empty(SCRATCH), *self._results)
+            self._kernel(
+                int(which_act), which, first, last, *self._tables, sums, pulls, np.empty(SCRATCH), *self._results
+            )
 
         def all_rows(which_act: Act) -> None:
             pool.run([functools.partial(act, which_act, *cut) for cut in itertools.pairwise(cuts)])
@@ -152,9 +153,8 @@ class _Batch:
         if self.outcome[session] != Fate.APPLIED:
             return
         all_rows(Act.KICK)
-        if self.two_sweeps:
-            act(Act.BRAKE, 0, count)
-            all_rows(Act.DRIFT)
+        act(Act.BRAKE, 0, count)
+        all_rows(Act.DRIFT)
         act(Act.FINISH, 0, count)
 
 

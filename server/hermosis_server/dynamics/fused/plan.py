@@ -6,10 +6,9 @@ The same formulas as in cooling.py, norms.py and integrators.py, for one session
 import math
 from typing import NamedTuple
 
-from numpy.typing import NDArray
-
 from hermosis_server.dynamics.family import Coefficients
 from hermosis_server.dynamics.fused.compiled import compiled
+from hermosis_server.dynamics.fused.tables import Integers, Numbers
 from hermosis_server.dynamics.fused.traits import FORCES, PROFILES, Trait
 from hermosis_server.dynamics.phase_state import Scalars
 from hermosis_server.dynamics.thermal import LOG_BETA_LIMIT, ForceMode, ProfileKind
@@ -85,7 +84,7 @@ class Plan(NamedTuple):
 
 
 @compiled
-def coefficients_of(row: NDArray[float]) -> Coefficients[float]:  # type: ignore[type-var]
+def coefficients_of(row: Numbers) -> Coefficients[float]:
     """A session's row of numbers, by name."""
     return Coefficients(
         row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
@@ -95,7 +94,7 @@ def coefficients_of(row: NDArray[float]) -> Coefficients[float]:  # type: ignore
 
 
 @compiled
-def scalars_of(row: NDArray[float]) -> Scalars[float]:  # type: ignore[type-var]
+def scalars_of(row: Numbers) -> Scalars[float]:
     """A session's row of scalars, by name."""
     return Scalars(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8])
 
@@ -143,7 +142,7 @@ def cool(profile: int, c: Coefficients[float], log_beta: float) -> Stretch:
 
 
 @compiled
-def moment(traits: NDArray[int], c: Coefficients[float], raising: float, log_beta: float, left: float) -> Moment:  # type: ignore[type-var]
+def moment(traits: Integers, c: Coefficients[float], raising: float, log_beta: float, left: float) -> Moment:
     """The moment at which ln β is this and so much of the momentum is left; `norms._Norms.moment`."""
     heat = 1.0
     if traits[Trait.REST_COOLING]:
@@ -154,7 +153,7 @@ def moment(traits: NDArray[int], c: Coefficients[float], raising: float, log_bet
 
 
 @compiled
-def plan_of(traits: NDArray[int], c: Coefficients[float], old: Scalars[float], lr_scale: float) -> Plan:  # type: ignore[type-var]
+def plan_of(traits: Integers, c: Coefficients[float], old: Scalars[float], lr_scale: float) -> Plan:
     """The plan of a session's next step; `integrators.advance_`."""
     profile, conformal = traits[Trait.PROFILE], traits[Trait.CONFORMAL] != 0
     kick = cool(profile, c, old.log_beta)

@@ -10,7 +10,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hermosis.wire import Dtype
 from hermosis_server.dynamics.family import Coefficients
@@ -43,7 +42,7 @@ from hermosis_server.dynamics.fused.lanes import (
     widen,
 )
 from hermosis_server.dynamics.fused.plan import Moment, Plan
-from hermosis_server.dynamics.fused.tables import Row
+from hermosis_server.dynamics.fused.tables import Integers, Numbers, Row
 from hermosis_server.dynamics.fused.traits import Trait
 from hermosis_server.dynamics.kinetic import MAX_RAPIDITY
 from hermosis_server.dynamics.metric import POWER_UNIT
@@ -213,17 +212,17 @@ def add_lanes(sums: int, slot: int, values: Doubles) -> None:
 @inlined
 def sweep_in(
     ways: Ways,
-    rows: NDArray[np.int64],
+    rows: Integers,
     index: int,
-    traits: NDArray[np.int64],
+    traits: Integers,
     c: Coefficients[float],
     plan: Plan,
-    pull: NDArray[np.float64],
+    pull: Numbers,
     gradient_dtype: int,
     reply: int,
     reply_dtype: int,
-    lanes: NDArray[np.float64],
-    sums: NDArray[np.float64],
+    lanes: Numbers,
+    sums: Numbers,
 ) -> None:
     """`sweep`, in ways that may be known to the compiler."""
     row, coming = rows[index], rows[min(index + 1, rows.shape[0] - 1)]
@@ -252,8 +251,8 @@ def sweep_in(
     unit_2 = splat(np.float32(plan.unit_second_moment))
     left, taken_back = splat(np.float32(plan.left)), splat(np.float32(1 - c.kept_drift))
     zero, no_sum = splat(np.float32(0)), splat_double(0.0)
-    drift_by, lead_by = splat(-np.float32(pull[Pull.REACH])), splat(-np.float32(pull[Pull.LEAD]))
-    decay_by = splat(-np.float32(pull[Pull.DECAY]))
+    drift_by, lead_by = splat(np.float32(-pull[Pull.REACH])), splat(np.float32(-pull[Pull.LEAD]))
+    decay_by = splat(np.float32(-pull[Pull.DECAY]))
 
     lanes_at = lanes.ctypes.data
     if ways.by_coordinate or squares:
@@ -386,19 +385,19 @@ def sweep_in(
 
 @compiled
 def sweep(
-    rows: NDArray[np.int64],
+    rows: Integers,
     index: int,
-    traits: NDArray[np.int64],
+    traits: Integers,
     c: Coefficients[float],
     plan: Plan,
-    pull: NDArray[np.float64],
+    pull: Numbers,
     kick: bool,
     drift: bool,
     gradient_dtype: int,
     reply: int,
     reply_dtype: int,
-    lanes: NDArray[np.float64],
-    sums: NDArray[np.float64],
+    lanes: Numbers,
+    sums: Numbers,
 ) -> None:
     """Kicks a row, drifts it, or both; `passes.kick_rows_` and `passes.drift_rows_`.
 
@@ -440,16 +439,61 @@ def sweep(
         sweep_in(ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums)
     elif once:
         ways = Ways(
-            True, True, True, False, False, False, False, 0, False, False, False, False, False, thermal, decoupled, False
+            True,
+            True,
+            True,
+            False,
+            False,
+            False,
+            False,
+            0,
+            False,
+            False,
+            False,
+            False,
+            False,
+            thermal,
+            decoupled,
+            False,
         )
         sweep_in(ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums)
     elif kick:
         ways = Ways(
-            True, False, True, False, False, False, False, 0, False, False, False, False, False, thermal, decoupled, False
+            True,
+            False,
+            True,
+            False,
+            False,
+            False,
+            False,
+            0,
+            False,
+            False,
+            False,
+            False,
+            False,
+            thermal,
+            decoupled,
+            False,
         )
         sweep_in(ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums)
     else:
         ways = Ways(
-            False, True, True, False, False, False, False, 0, False, False, False, False, False, thermal, decoupled, False
+            False,
+            True,
+            True,
+            False,
+            False,
+            False,
+            False,
+            0,
+            False,
+            False,
+            False,
+            False,
+            False,
+            thermal,
+            decoupled,
+            False,
         )
         sweep_in(ways, rows, index, traits, c, plan, pull, gradient_dtype, reply, reply_dtype, lanes, sums)

@@ -7,6 +7,11 @@ the tables keeps the memory alive, and sees to it that no two rows of a batch ov
 import enum
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+Numbers = NDArray[np.float64]
 ABSENT: Final = 0  # an address of nothing
 
 
@@ -45,7 +50,9 @@ class Number(enum.IntEnum):
     LOSS = 0  # at the published point; NaN where it is not known
     LR_SCALE = 1
     PEAK = 2  # the largest magnitude in the gradient; infinite or NaN where an element is
-    LARGEST = 3  # bounds the magnitudes of the state's elements, see bounds.py; infinite where unknown; renewed by a step
+    LARGEST = (
+        3  # bounds the magnitudes of the state's elements, see bounds.py; infinite where unknown; renewed by a step
+    )
 
 
 class Fate(enum.IntEnum):
