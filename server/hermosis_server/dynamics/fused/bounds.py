@@ -52,7 +52,7 @@ def proven(traits: Integers, c: Coefficients[float], plan: Plan, largest: float,
     worst = max_of(worst, impulse, momentum * onwards, abs(plan.started))
     momentum = r * momentum + z * impulse + plan.stiffness * largest
     drifting = max_of(momentum, r * momentum + z * impulse, 0.0, 0.0)
-    direction = drifting
+    direction = drifting * onwards
     worst = max_of(worst, r, z, plan.stiffness)
     worst = max_of(worst, drifting, direction, plan.left)
     reach = abs(plan.pace) + abs(plan.pace_again)
