@@ -350,6 +350,13 @@ def test_a_momentum_that_only_epsilon_divides_is_bounded_with_the_learning_rate(
     assert fused_step(batch, [torch.zeros(64)], [0.0], [1.0]).stepped.outcome[0] == fate
 
 
+@pytest.mark.parametrize(("size", "fate"), [(1.0, Fate.APPLIED), (1e20, Fate.UNPROVEN)])
+def test_a_gradient_is_bounded_with_its_weight(size: float, fate: Fate) -> None:
+    batch = batch_of(resolve("sgd", {"momentum": 0.9, "lr": 1e-20}), [torch.ones(64)])
+    batch.coefficients[:, COEFFICIENTS.index("gradient_gain")] = 1e25
+    assert fused_step(batch, [torch.full((64,), size)], [0.0], [1.0]).stepped.outcome[0] == fate
+
+
 LARGE = (300_001, 5, 2048, 4097, 150_000, 1, 90_000)
 
 
