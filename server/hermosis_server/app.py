@@ -83,8 +83,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     device = choose_device(settings.device)
     torch.set_num_threads(settings.threads)
     limits = settings.limits()
-    arena = Arena(device, row_elements=settings.row_elements, limit_bytes=limits.device_bytes)
-    executor = Executor(arena, StepQueue(batch_bytes=settings.batch_bytes, linger_s=settings.linger_s))
+    arena = Arena(device, limit_bytes=limits.device_bytes, host_limit_bytes=settings.host_memory_bytes)
+    queue = StepQueue(batch_bytes=settings.batch_bytes, linger_s=settings.linger_s)
+    executor = Executor(arena, queue, threads=settings.threads)
     pinned = device.type == "cuda"
     engine = Engine(executor, limits=limits, allocate=lambda size: staging_buffer(size, pinned=pinned))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -34,14 +34,6 @@ class Settings(BaseSettings):
         ge=1,
         description="Processor threads of a step on the cpu. More speed up large models, and take cores from the wire.",
     )
-    row_elements: int = Field(
-        1024,
-        ge=64,
-        le=1 << 20,
-        multiple_of=64,
-        description="Elements in a row of device memory. Longer rows waste more on small sessions, shorter ones cost "
-        "large sessions time.",
-    )
     batch_bytes: int = Field(
         256 << 20,
         ge=1,
@@ -57,6 +49,11 @@ class Settings(BaseSettings):
     )
     device_memory_bytes: int = Field(
         _DEFAULTS.device_bytes, ge=1 << 20, description="Most bytes of device memory for all sessions together."
+    )
+    host_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of host memory for sessions that idle and make room on the device; 0 keeps all there.",
     )
     staging_bytes: int = Field(
         _DEFAULTS.staging_bytes, ge=1 << 20, description="Most bytes of host memory for gradients on their way."

@@ -529,17 +529,17 @@ def test_a_state_that_does_not_reach_its_digest_is_refused_and_changes_nothing(p
 def test_a_step_that_fails_leaves_the_session_and_frees_the_number(
     play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from hermosis_server.engine import executor
+    from hermosis_server.engine import step
 
     async def scenario(bench: Any) -> None:
-        session = await bench.session(5)
+        session = await bench.session(5, "hermosis")
         before = await bench.engine.state_digest(session.session_id)
 
         def broken(*arguments: Any, **options: Any) -> None:
             raise MemoryError("planted")
 
         with monkeypatch.context() as patch:
-            patch.setattr(executor, "advance_", broken)
+            patch.setattr(step, "advance_", broken)
             with pytest.raises(InternalError):
                 await bench.send(session, ONES, sequence=1)
         assert "planted" in caplog.text

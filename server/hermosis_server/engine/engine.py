@@ -169,7 +169,7 @@ class Engine:
         session.status = SessionStatus.CLOSED
         session.abandon_round(SessionNotReady(f"session {session_id} was closed"))
         try:
-            await self._executor.run(lambda arena: arena.release(session.on_device.slot))
+            await self._on_device(session, on_device.release)
         finally:
             self._sessions.pop(session_id, None)
         return session
@@ -263,7 +263,7 @@ class Engine:
 
     async def free_device_bytes(self) -> int:
         """Device memory that new sessions may still take."""
-        return await self._executor.run(lambda arena: arena.limit_bytes - arena.used_bytes)
+        return await self._executor.run(lambda arena: arena.free_bytes)
 
     async def stop(self) -> None:
         """Refuses new work, finishes rounds that are complete, and ends the device thread."""

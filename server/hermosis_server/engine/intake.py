@@ -11,7 +11,8 @@ from hermosis.wire import Dtype
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler, StagingBudget
-from hermosis_server.engine.executor import Executor, StepDone
+from hermosis_server.engine.batch import StepDone
+from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.rounds import Answer, Round, StepTicket, WorkerRecord, mean_loss
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
@@ -160,9 +161,9 @@ class Intake:
                 staleness=max(done.base_step - contribution.commit.base_step for contribution in contributions),
                 received_bytes=sum(contribution.gradient.size_bytes for contribution in contributions),
                 sent_bytes=sent_bytes,
-                device_s=done.device_s,
-                batch_sessions=done.batch_sessions,
-                wait_s=max(0.0, done.started_s - max(contribution.counted_s for contribution in contributions)),
+                device_s=done.launch.device_s,
+                batch_sessions=done.launch.sessions,
+                wait_s=max(0.0, done.launch.started_s - max(contribution.counted_s for contribution in contributions)),
             )
             session.telemetry.append(reading)
             self._watchers.offer(reading)
