@@ -230,6 +230,7 @@ class Slot:
     """One session's rows.
 
     Attributes:
+      device:       that the session belongs to.
       row_elements: E.
       spans:        for each of its buffers, the spans of elements that are laid into its rows.
       size_bytes:   of all rows, padding included.
@@ -239,6 +240,7 @@ class Slot:
       table:        what whoever steps the session has made of its addresses, until they change.
     """
 
+    device: str
     row_elements: int
     spans: Mapping[StateBuffer, Spans]
     size_bytes: int
@@ -246,6 +248,16 @@ class Slot:
     resident: bool = True
     used: int = 0
     table: Any = None
+
+    @property
+    def device_bytes(self) -> int:
+        """What it holds in device memory."""
+        return self.size_bytes if self.resident else 0
+
+    @property
+    def host_bytes(self) -> int:
+        """What it holds in host memory instead."""
+        return 0 if self.resident else self.size_bytes
 
     def view(self, buffer: StateBuffer) -> Tensor:
         """(rows, E) of a buffer: the arena itself where it lies in one piece, else a copy."""
@@ -337,7 +349,7 @@ class Arena:
         """
         length = row_length(layouts[StateBuffer.MOMENTUM])
         counts = {buffer: sum(row_count(span, length) for span in spans) for buffer, spans in layouts.items()}
-        slot = Slot(length, dict(layouts), sum(counts.values()) * length * ELEMENT_BYTES)
+        slot = Slot(str(self.device), length, dict(layouts), sum(counts.values()) * length * ELEMENT_BYTES)
         self._admit(slot.size_bytes)
         self._make_room(slot.size_bytes, keep=())
         slot.extents = self._near.take(slot, counts)
