@@ -1,6 +1,6 @@
 """A batch's launches: whichever way a session takes through its step, nobody else can tell."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,8 @@ class House:
 
 
 @pytest.fixture
-def house(device: torch.device) -> Iterator[House]:
-    yield House(device)
+def house(device: torch.device) -> House:
+    return House(device)
 
 
 def size_of(resident: Resident) -> int:
