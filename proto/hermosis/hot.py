@@ -357,9 +357,7 @@ def _message(form: _Form, raw: bytes, at: int, end: int) -> Any:
         if kind == _FLAG:
             values[place] = number != 0
             continue
-        stop = at + number
-        if stop > end:
-            raise Unusual
+        stop = at + number  # beyond the end is found below
         if kind == _PAYLOAD:
             values[place] = memoryview(raw)[at:stop]
         elif kind == _BYTES:

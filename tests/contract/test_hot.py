@@ -208,6 +208,9 @@ def plausible(rng: random.Random, direction: str) -> bytes:
         message = Response(**dict([rng.choice(
             [("chunk", chunk), ("result", result), ("whole", answer), ("refused", refused)])]))  # fmt: skip
     raw = message.SerializeToString()
+    if rng.random() < 0.1:  # two submessages in one, which protobuf merges
+        body = getattr(message, message.WhichOneof("message")).SerializeToString() * 2
+        raw = raw[:1] + hot.varint(len(body)) + body
     return raw + b"\xc0\x3e\x05" if rng.random() < 0.05 else raw
 
 
