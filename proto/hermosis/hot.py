@@ -374,6 +374,12 @@ def _message(form: _Form, raw: bytes, at: int, end: int) -> Any:
     return empty._make(values)
 
 
+def whole_gradient_of(message: Any) -> WholeGradient:
+    """The tuple of a generated WholeGradient, such as unary calls bring."""
+    made: WholeGradient = _tuple_of(WholeGradient, message)
+    return made
+
+
 def _hot_of(message: Any, kinds: dict[str, Any]) -> Any:
     """The tuple of a generated message of a hot kind; None for any other."""
     name = message.WhichOneof("message")
