@@ -166,7 +166,9 @@ def test_the_wire_the_state_and_a_copy_from_an_export_have_the_bits_of_the_dynam
         name: values.tobytes() for name, values in alone.buffers().items()
     }
     for scalar in SCALARS:
-        assert getattr(held, scalar) == pytest.approx(alone.batch.scalar(scalar), rel=0, abs=0, nan_ok=True), scalar
+        # The fused pass sums rows in an order of its own.
+        expected = pytest.approx(alone.batch.scalar(scalar), rel=1e-12, abs=1e-12, nan_ok=True)
+        assert getattr(held, scalar) == expected, scalar
 
 
 @pytest.mark.parametrize("name", MEMBERS)

@@ -1,19 +1,18 @@
 """The pass itself, compiled: kick and drift of rows, and a session's step made of them.
 
-A row is done while it lies in the processor's cache: every byte of the state moves once between memory and processor, or
-twice where the norm over many rows must be known before the drift.
+A row is done while it lies in the processor's cache: every byte of the state moves once between memory and processor,
+or twice where the norm over many rows must be known before the drift.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 import math
 
 import numpy as np
-from numba import njit
 
 from hermosis.wire import Dtype
 from hermosis_server.dynamics.fused import rows as on_row
-from hermosis_server.dynamics.fused.rows import EXACT, bits16, bits32, floats
+from hermosis_server.dynamics.fused.rows import bits16, bits32, exact, floats
 from hermosis_server.dynamics.fused.session import C, carried, finish, plan
 from hermosis_server.dynamics.fused.tables import (
     APPLIED,
@@ -34,7 +33,7 @@ INCREMENT = int(Reply.INCREMENT)
 SCRATCH_ROWS = 5  # gradient or force, metric, product of roots or momentum ahead, direction, increment
 
 
-@njit(**EXACT)
+@exact
 def kick_row(flags, c, plans, row, dtype, length, scratch, direction_at, sums):
     """passes.kick_rows_ of one row.
 
@@ -101,7 +100,7 @@ def kick_row(flags, c, plans, row, dtype, length, scratch, direction_at, sums):
     sums[Sum.PEAK] = _peak(row, length, flags)
 
 
-@njit(**EXACT)
+@exact
 def _gradient(row, dtype, base):
     """The gradient of a row as float32: where it lies, or widened into scratch."""
     valid = row[Row.LENGTH]
@@ -114,7 +113,7 @@ def _gradient(row, dtype, base):
     return floats(base, valid)
 
 
-@njit(**EXACT)
+@exact
 def _learn(flags, c, plans, row, gradient, scale, spare):
     """geometry.learned of a diagonal metric: its moments, and the metric itself in `scale`."""
     valid = row[Row.LENGTH]
@@ -135,7 +134,7 @@ def _learn(flags, c, plans, row, gradient, scale, spare):
         on_row.add_number(scale, epsilon)
 
 
-@njit(**EXACT)
+@exact
 def _measure(flags, c, plans, momentum, raised, sums, after):
     """norms.measure: squared norm and work of a row, or by coordinate what its elements make of them."""
     if flags[Flag.BY_COORDINATE]:
@@ -153,14 +152,14 @@ def _measure(flags, c, plans, momentum, raised, sums, after):
         sums[Sum.SQUARE_BEFORE], sums[Sum.WORK_BEFORE] = square, work
 
 
-@njit(**EXACT)
+@exact
 def _braking(c, square, heat):
     """kinetic.relativistic_motion for one element: Γ."""
     rapidity = min(math.sqrt(square) / c[C.speed_limit] * heat, MAX_RAPIDITY)
     return rapidity, math.sqrt(rapidity * rapidity + 1)
 
 
-@njit(**EXACT)
+@exact
 def _coordinates(flags, c, plans, momentum, raised, after):
     """norms.CoordinateNorms: sums of κ, ∂κ/∂lnβ, power and work over the elements of a row, without rest energy."""
     kinetic, slope, power, total = 0.0, 0.0, 0.0, 0.0
@@ -180,7 +179,7 @@ def _coordinates(flags, c, plans, momentum, raised, after):
     return kinetic, slope, power, total
 
 
-@njit(**EXACT)
+@exact
 def _peak(row, length, flags):
     """The largest magnitude in the momentum and the moments of a row."""
     most = on_row.largest_bits(bits32(row[Row.MOMENTUM], length))
@@ -191,13 +190,13 @@ def _peak(row, length, flags):
     return _magnitude(most)
 
 
-@njit(**EXACT)
+@exact
 def _magnitude(word):
     """The number that bits of a float32 without sign stand for."""
     return np.float64(np.uint32(word).view(np.float32))
 
 
-@njit(**EXACT)
+@exact
 def drift_row(flags, c, plans, braking, row, reply, dtype, length, scratch, direction_at, sums):
     """passes.drift_rows_ of one row, and its reply in the dtype that the workers want.
 
@@ -244,7 +243,7 @@ def drift_row(flags, c, plans, braking, row, reply, dtype, length, scratch, dire
         _write(source, row[Row.REPLY], dtype, valid, base, length)
 
 
-@njit(**EXACT)
+@exact
 def _drift_coordinates(flags, c, plans, momentum, direction, position, increment, decay):
     """norms.CoordinateNorms.pull and the drift: each element with its own braking."""
     heat, raising = plans[Plan.HEAT_AFTER], plans[Plan.RAISING]
@@ -261,7 +260,7 @@ def _drift_coordinates(flags, c, plans, momentum, direction, position, increment
         increment[i] = step
 
 
-@njit(**EXACT)
+@exact
 def _write(source, target, dtype, valid, base, length):
     """Puts a row of the reply where it goes out from."""
     if dtype == BFLOAT16:
@@ -279,7 +278,7 @@ def _write(source, target, dtype, valid, base, length):
         floats(target, valid)[:] = floats(source, valid)
 
 
-@njit(**EXACT)
+@exact
 def begin(flags, sessions, numbers, coefficients, scalars, plans, outcome):
     """Plans the step of each session, and tells which will be taken."""
     for one in range(len(sessions)):
@@ -291,7 +290,7 @@ def begin(flags, sessions, numbers, coefficients, scalars, plans, outcome):
             outcome[one] = UNPROVEN
 
 
-@njit(**EXACT)
+@exact
 def pass_rows(
     flags,
     first,
@@ -336,7 +335,7 @@ def pass_rows(
                 )  # fmt: skip
 
 
-@njit(**EXACT)
+@exact
 def settle(flags, first, last, sessions, spans, coefficients, plans, outcome, sums, pulls, carry):
     """What sessions from `first` up to `last` carry before and after the kick, and the braking of their rows.
 
@@ -355,7 +354,7 @@ def settle(flags, first, last, sessions, spans, coefficients, plans, outcome, su
                 carry[one, 4 * after + column] = found[column]
 
 
-@njit(**EXACT)
+@exact
 def conclude(flags, first, last, sessions, numbers, coefficients, scalars, plans, outcome, sums, carry, samples):
     """Ends the step of sessions from `first` up to `last`: their numbers and energies."""
     for one in range(first, last):
@@ -370,7 +369,7 @@ def conclude(flags, first, last, sessions, numbers, coefficients, scalars, plans
         )  # fmt: skip
 
 
-@njit(**EXACT)
+@exact
 def step_sessions(
     flags, first, last, at_once, rows, sessions, spans, numbers, coefficients, scalars, plans, outcome, pulls, spread,
     length, scratch, sums, carry, samples,

@@ -1,9 +1,11 @@
 """Launch: a batch goes through the compiled pass, cut among threads where it is large."""
 
+# mypy: disable-error-code="no-untyped-call"
+
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,8 @@ from hermosis_server.records import EnergySample
 # Below, a batch is done before another thread has woken up.
 LARGE_ELEMENTS = 1 << 18
 
-Ints, Floats = NDArray[np.int64], NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
 
 
 class Stepped(NamedTuple):

@@ -1,10 +1,10 @@
 """Flows on one row, compiled. A row of E elements stays in the processor's cache, so flow may follow flow.
 
-Each function names the flow that it is; dynamics/flows.py and metric.py are the definitions. Sums are float64 in an order
-that depends on the row's length alone.
+Each function names the flow that it is; dynamics/flows.py and metric.py are the definitions. Sums are float64 in an
+order that depends on the row's length alone.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,attr-defined,untyped-decorator"
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 # Floats may not be reordered but in sums, where the order is then the compiler's: a function of the length.
-SUMMED = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"reassoc", "nsz"}}
-EXACT = {"nogil": True, "cache": True, "error_model": "numpy"}
+summed: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+exact: Any = njit(nogil=True, cache=True, error_model="numpy")
 
 
 def _pointer_to(kind: Any) -> Any:
@@ -51,16 +51,16 @@ def bits16(address, count):
     return carray(_uint16(address), (count,))
 
 
-@njit(**EXACT)
+@exact
 def widen_bfloat16(source, target):
     """float32 of bfloat16; `target` is its bits."""
     for i in range(len(source)):
         target[i] = np.uint32(source[i]) << np.uint32(16)
 
 
-@njit(**EXACT)
+@exact
 def widen_float16(source, bits, target):
-    """float32 of finite float16: exponent and fraction moved into place, then the difference of the biases as a factor."""
+    """float32 of finite float16: exponent and fraction into place, then the difference of the biases as a factor."""
     for i in range(len(source)):
         bits[i] = np.uint32(source[i] & np.uint16(0x7FFF)) << np.uint32(13)
     bias = np.float32(2.0**112)
@@ -70,7 +70,7 @@ def widen_float16(source, bits, target):
         bits[i] |= np.uint32(source[i] & np.uint16(0x8000)) << np.uint32(16)
 
 
-@njit(**EXACT)
+@exact
 def narrow_bfloat16(source, target):
     """bfloat16 of finite float32, to nearest, ties to even; `source` is its bits."""
     for i in range(len(target)):
@@ -79,7 +79,7 @@ def narrow_bfloat16(source, target):
         target[i] = np.uint16(word >> np.uint32(16))
 
 
-@njit(**EXACT)
+@exact
 def narrow_float16(source, bits, scratch, scratch_bits, target):
     """float16 of finite float32, to nearest, ties to even, infinite beyond its range.
 
@@ -98,7 +98,7 @@ def narrow_float16(source, bits, scratch, scratch_bits, target):
         target[i] = np.uint16(found | ((bits[i] >> np.uint32(16)) & np.uint32(0x8000)))
 
 
-@njit(**EXACT)
+@exact
 def largest_bits(words):
     """The largest magnitude among float32, as its bits: without the sign they are ordered as the magnitudes are."""
     most = np.uint32(0)
@@ -108,7 +108,7 @@ def largest_bits(words):
     return most
 
 
-@njit(**SUMMED)
+@summed
 def square(values):
     """Sum of squares."""
     total = 0.0
@@ -118,7 +118,7 @@ def square(values):
     return total
 
 
-@njit(**SUMMED)
+@summed
 def product(left, right):
     """Scalar product."""
     total = 0.0
@@ -127,28 +127,28 @@ def product(left, right):
     return total
 
 
-@njit(**EXACT)
+@exact
 def add_scaled(force, gradient, position, rate):
     """The pull of thermal weight decay: y = g + λ w."""
     for i in range(len(force)):
         force[i] = gradient[i] + position[i] * rate
 
 
-@njit(**EXACT)
+@exact
 def update_moment(moment, gradient, decay, gain):
     """metric.update_moments_: M ← ρ M + q g²."""
     for i in range(len(gradient)):
         moment[i] = moment[i] * decay + gradient[i] * gradient[i] * gain
 
 
-@njit(**EXACT)
+@exact
 def update_mean(moment, gradient, decay, gain):
     """metric.update_moments_: m ← ρ m + q g."""
     for i in range(len(gradient)):
         moment[i] = moment[i] * decay + gradient[i] * gain
 
 
-@njit(**EXACT)
+@exact
 def metric_base(scale, second, unit, normalise):
     """metric.diagonal_metric up to its root: M, or M/D."""
     if normalise:
@@ -159,7 +159,7 @@ def metric_base(scale, second, unit, normalise):
             scale[i] = second[i]
 
 
-@njit(**EXACT)
+@exact
 def centre(scale, first, unit, normalise):
     """metric.diagonal_metric: M - m², not below zero."""
     one = np.float32(1.0)
@@ -170,13 +170,13 @@ def centre(scale, first, unit, normalise):
         scale[i] = rest if rest > np.float32(0.0) else np.float32(0.0)
 
 
-@njit(**EXACT)
+@exact
 def add_number(scale, number):
     for i in range(len(scale)):
         scale[i] += number
 
 
-@njit(**EXACT)
+@exact
 def root_power(scale, product_, units):
     """metric.root_power_: scale ** (units / 8) by repeated square roots."""
     weight, begun = 4, False
@@ -199,21 +199,21 @@ def root_power(scale, product_, units):
         weight //= 2
 
 
-@njit(**EXACT)
+@exact
 def divide(target, source, scale):
     """G of a diagonal metric."""
     for i in range(len(target)):
         target[i] = source[i] / scale[i]
 
 
-@njit(**EXACT)
+@exact
 def start(momentum, impulse, unit):
     """flows.start_: X ← A₀ y."""
     for i in range(len(impulse)):
         momentum[i] = impulse[i] * unit
 
 
-@njit(**SUMMED)
+@summed
 def kick(momentum, impulse, retention, gain):
     """flows.cooled_kick_: X ← r X + z y; gives |X|² before and after."""
     before, after = 0.0, 0.0
@@ -226,21 +226,21 @@ def kick(momentum, impulse, retention, gain):
     return before, after
 
 
-@njit(**EXACT)
+@exact
 def lookahead(target, momentum, impulse, retention, gain):
     """flows.cooled_kick_ once more, on a copy."""
     for i in range(len(impulse)):
         target[i] = momentum[i] * retention + impulse[i] * gain
 
 
-@njit(**EXACT)
+@exact
 def harmonic_kick(momentum, position, stiffness):
     """flows.harmonic_kick_: X ← X + s w."""
     for i in range(len(position)):
         momentum[i] += position[i] * stiffness
 
 
-@njit(**SUMMED)
+@summed
 def drift(increment, direction, position, reach):
     """flows.drift_: Δw = -d v, and w ← w + Δw; gives |Δw|²."""
     total = 0.0
@@ -252,7 +252,7 @@ def drift(increment, direction, position, reach):
     return total
 
 
-@njit(**EXACT)
+@exact
 def drift_decayed(increment, direction, position, reach, rate):
     """flows.drift_ and flows.decay_: Δw = -d v - λ w, and w ← w + Δw."""
     for i in range(len(position)):
@@ -261,7 +261,7 @@ def drift_decayed(increment, direction, position, reach, rate):
         position[i] += step
 
 
-@njit(**SUMMED)
+@summed
 def drift_away(increment, direction, reach):
     """flows.drift_ where the workers hold the parameters; gives |Δw|²."""
     total = 0.0

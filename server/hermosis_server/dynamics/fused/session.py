@@ -4,15 +4,14 @@
 `finish` follows the drift. Each function of diagnostics.py, cooling.py and norms.py is named where its formula stands.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 import math
 
 import numpy as np
-from numba import njit
 
 from hermosis_server.dynamics.family import COEFFICIENTS, Coefficients
-from hermosis_server.dynamics.fused.rows import EXACT
+from hermosis_server.dynamics.fused.rows import exact
 from hermosis_server.dynamics.fused.tables import Flag, Number, Plan, Sum
 from hermosis_server.dynamics.kinetic import MAX_RAPIDITY
 from hermosis_server.dynamics.phase_state import SCALARS, Scalars
@@ -29,18 +28,18 @@ MOST, MOST_SQUARED = 1e36, 1e17
 MANY = 1e150  # of a float64 that will be squared
 
 
-@njit(**EXACT)
+@exact
 def _beta(log_beta):
     """diagnostics._beta."""
     return math.exp(log_beta) if log_beta < LOG_BETA_LIMIT else np.nan
 
 
-@njit(**EXACT)
+@exact
 def _inverse_beta(log_beta):
     return math.exp(-min(max(log_beta, -LOG_BETA_LIMIT), LOG_BETA_LIMIT))
 
 
-@njit(**EXACT)
+@exact
 def plan(flags, c, state, number, plans):
     """What is known before the kick; True where the step is proven to stay finite.
 
@@ -81,14 +80,14 @@ def plan(flags, c, state, number, plans):
     return _stays_finite(flags, c, number, plans)
 
 
-@njit(**EXACT)
+@exact
 def _heat(c, log_beta):
     """norms.moment: (β/β₀)^ν."""
     grown = c[C.rest_cooling] * (log_beta - c[C.initial_log_beta])
     return math.exp(min(max(grown, -LOG_BETA_LIMIT), LOG_BETA_LIMIT))
 
 
-@njit(**EXACT)
+@exact
 def _stays_finite(flags, c, number, plans):
     """Bounds every intermediate result from the largest magnitudes of gradient and state. Comparisons fail on NaN."""
     state = number[Number.LARGEST]
@@ -127,7 +126,7 @@ def _stays_finite(flags, c, number, plans):
     )
 
 
-@njit(**EXACT)
+@exact
 def motion(flags, c, square, heat):
     """kinetic.motion: κ, ∂κ/∂lnβ and f of a squared norm."""
     if not flags[Flag.RELATIVISTIC]:
@@ -147,7 +146,7 @@ def motion(flags, c, square, heat):
     return moving + rest, slope, 1 / gamma
 
 
-@njit(**EXACT)
+@exact
 def carried(flags, c, plans, sums, spans, elements, after, pulls):
     """norms.GroupNorms.carried, or that of CoordinateNorms: κ, its slope, power and mean braking of a session.
 
@@ -195,7 +194,7 @@ def carried(flags, c, plans, sums, spans, elements, after, pulls):
     return kinetic, slope, power, braking
 
 
-@njit(**EXACT)
+@exact
 def finish(flags, c, state, number, plans, before, after, sums, elements, sample):
     """The thermal numbers of a step, and its energies: diagnostics.anchored, kicked, drifted, energies.
 
