@@ -36,15 +36,7 @@ class Answers:
 def ranges(state: PhaseState, row_counts: Sequence[int]) -> list[float]:
     """LARGEST of each session, from its buffers."""
     parts = {kind: torch.split(rows, list(row_counts)) for kind, rows in state.buffers().items()}
-    return [
-        largest(
-            *(
-                parts[kind][session] if kind in parts else None  # type: ignore[arg-type]
-                for kind in COLUMNS
-            )
-        )
-        for session in range(len(row_counts))
-    ]
+    return [largest(*(rows[session] for rows in parts.values())) for session in range(len(row_counts))]
 
 
 def fused_step(
@@ -62,7 +54,7 @@ def fused_step(
     held: list[Tensor] = []
     replies: list[Tensor] = []
     rows = np.zeros((sum(batch.rows.row_counts), len(Row)), np.int64)
-    sessions = np.zeros((len(gradients), 8), np.int64)
+    sessions = np.zeros((len(gradients), len(Whole)), np.int64)
     elements = batch.state.momentum.shape[1]
     spans = [[row_count(span, elements) for span in each] for each in batch.rows.spans]
     for kind, tensor in batch.state.buffers().items():

@@ -8,7 +8,6 @@ session goes through the flows, which look at what came out.
 
 import math
 
-import torch
 from torch import Tensor
 
 from hermosis_server.dynamics.family import Coefficients
@@ -30,10 +29,10 @@ def proven(traits: Integers, c: Coefficients[float], plan: Plan, largest: float,
     worst = max_of(largest, peak, force, c.thermal_decay)
     least = 1.0  # element of the metric's diagonal
     if traits[Trait.DIAGONAL]:
-        second = c.second_moment_decay * largest * largest + c.second_moment_gain * force * force
+        second = c.second_moment_decay * largest + c.second_moment_gain * force * force
         mean = c.second_moment_decay * largest + c.second_moment_gain * force
-        worst = max_of(worst, largest * largest, force * force, c.second_moment_gain)
         worst = max_of(worst, second, mean, 0.0)
+        worst = max_of(worst, force * force, c.second_moment_gain, 0.0)
         if traits[Trait.NORMALISE_METRIC]:
             if not plan.unit_second_moment > FLOOR:
                 return False
@@ -68,21 +67,8 @@ def max_of(a: float, b: float, c: float, d: float) -> float:
     return max(max(a, b), max(c, d)) + 0 * (a + b + c + d)
 
 
-def largest(
-    position: Tensor | None,
-    momentum: Tensor,
-    second_moment: Tensor | None = None,
-    first_moment: Tensor | None = None,
-    lead: Tensor | None = None,
-) -> float:
-    """What a session's LARGEST begins with: the largest magnitude of its state, of M the root; infinite for NaN."""
-    found = 0.0
-    for rows in (position, momentum, second_moment, first_moment, lead):
-        if rows is None or not rows.numel():
-            continue
-        low, high = (float(each) for each in torch.aminmax(rows))
-        magnitude = max(-low, high)
-        if not math.isfinite(magnitude):
-            return math.inf
-        found = max(found, math.sqrt(magnitude) if rows is second_moment else magnitude)
-    return found
+def largest(*buffers: Tensor | None) -> float:
+    """What a session's LARGEST begins with: the largest magnitude in its buffers; infinite where one is not finite."""
+    present = [rows for rows in buffers if rows is not None and rows.numel()]
+    found = max((float(rows.abs().amax()) for rows in present), default=0.0)
+    return found if all(bool(rows.isfinite().all()) for rows in present) else math.inf

@@ -90,7 +90,7 @@ def step(
     Args:
       family:       of all sessions; `covers` said yes.
       rows:         (R, len(Row)) addresses; see tables.py, as for the next three.
-      sessions:     (S, 8).
+      sessions:     (S, len(Whole)).
       spans:        (G,) rows of each span, session after session.
       numbers:      (S, 4); LARGEST is renewed for those applied.
       coefficients: (S, n) what `Hamiltonian.numbers` gives.

@@ -6,7 +6,6 @@ first: then the second sweep finds the direction of the drift again, from what t
 """
 
 import enum
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -259,7 +258,7 @@ def sweep_in(
         lanes[:] = 0
     gradient_square, momentum_square, position_square = no_sum, no_sum, no_sum
     increment_square, work_before, work_after = no_sum, no_sum, no_sum
-    highest, highest_2 = zero, zero
+    highest = zero
     for i in range(0, length, LANES):
         count = length - i
         at = FLOAT_BYTES * i
@@ -286,7 +285,7 @@ def sweep_in(
             if ways.kick:
                 m2 = m2 * decay_2 + impulse * impulse * gain_2  # metric.update_moments_
                 store(m2, second + at)
-                highest_2 = larger(m2, highest_2)
+                highest = larger(m2, highest)
                 if ways.centered:
                     m1 = m1 * decay_2 + impulse * gain_2
                     store(m1, first + at)
@@ -365,7 +364,7 @@ def sweep_in(
         if ways.kick or conformal:
             store(x, momentum + at)
 
-    largest = max(np.float64(peak(highest)), math.sqrt(np.float64(peak(highest_2))))
+    largest = np.float64(peak(highest))
     if ways.kick:
         sums[Sum.PEAK] = 0.0
         sums[Sum.GRADIENT] = total(gradient_square)

@@ -18,7 +18,8 @@ ABSENT: Final = 0  # an address of nothing
 class Row(enum.IntEnum):
     """Columns of `rows`, (R, 8) int64: where one row lies in each buffer; `ABSENT` where there is none of it.
 
-    Rows of state are float32 and begin at a multiple of 64 bytes; what lies behind their LENGTH is zero and stays so.
+    Rows of state are float32, begin at a multiple of 64 bytes and have room for a multiple of 16 elements; what lies
+    behind their LENGTH is zero and stays so.
     Rows of gradient and reply are packed: each begins where the one before it in its span ends.
     """
 
@@ -33,7 +34,7 @@ class Row(enum.IntEnum):
 
 
 class Whole(enum.IntEnum):
-    """Columns of `sessions`, (S, 8) int64."""
+    """Columns of `sessions`, (S, len(Whole)) int64."""
 
     FIRST_ROW = 0  # in `rows`
     ROWS = 1
@@ -50,9 +51,7 @@ class Number(enum.IntEnum):
     LOSS = 0  # at the published point; NaN where it is not known
     LR_SCALE = 1
     PEAK = 2  # the largest magnitude in the gradient; infinite or NaN where an element is
-    LARGEST = (
-        3  # bounds the magnitudes of the state's elements, see bounds.py; infinite where unknown; renewed by a step
-    )
+    LARGEST = 3  # the largest magnitude in the state's rows; infinite where unknown; a step renews it
 
 
 class Fate(enum.IntEnum):
