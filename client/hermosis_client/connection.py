@@ -3,13 +3,13 @@
 import threading
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 
-from hermosis.v1 import gradient_pb2_grpc, session_pb2_grpc, telemetry_pb2_grpc
+from hermosis.v1 import session_pb2_grpc, telemetry_pb2_grpc
 from hermosis_client.errors import HermosisError, error_from_call
 from hermosis_client.retry import Patience, patiently
 
@@ -86,7 +86,10 @@ class Connection:
         self._calls: list[CallThreads] = []
         # Also when it is forgotten, at the latest at exit, and before a server that was started before it.
         self._end = weakref.finalize(self, _close, self._channel, self._calls)
-        self.gradients = gradient_pb2_grpc.GradientServiceStub(self._channel)
+        # Its messages are serialized by whoever sends and parsed by whoever receives: see hot.py.
+        self.exchange: Callable[[Iterator[bytes]], Answers[bytes]] = cast(
+            Any, self._channel.stream_stream("/hermosis.v1.GradientService/Exchange")
+        )
         self.sessions = session_pb2_grpc.SessionServiceStub(self._channel)
         self.telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._channel)
 
