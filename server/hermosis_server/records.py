@@ -219,8 +219,7 @@ class StateScalars:
     published_cooling: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSequence:
+class WorkerSequence(NamedTuple):
     worker_id: str
     sequence: int
     payload_crc32: int

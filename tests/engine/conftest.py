@@ -31,7 +31,6 @@ from hermosis_server.records import (
 )
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-ROW_ELEMENTS = 64
 
 
 @pytest.fixture(params=DEVICES)
@@ -112,10 +111,10 @@ def fill(assembler: Any, values: np.ndarray) -> None:
 @contextlib.asynccontextmanager
 async def bench(device: torch.device, *, linger_s: float = 0.0, **limits: int) -> AsyncIterator[Bench]:
     chosen = Limits(**limits)
-    arena = Arena(device, row_elements=ROW_ELEMENTS, limit_bytes=chosen.device_bytes)
+    arena = Arena(device, limit_bytes=chosen.device_bytes)
     executor = Executor(arena, StepQueue(batch_bytes=1 << 26, linger_s=linger_s))
     pinned = device.type == "cuda"
-    engine = Engine(executor, limits=chosen, allocate=lambda size: staging_buffer(size, pinned=pinned))
+    engine = Engine([executor], limits=chosen, allocate=lambda size: staging_buffer(size, pinned=pinned))
     try:
         yield Bench(engine, executor)
     finally:

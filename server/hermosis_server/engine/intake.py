@@ -9,7 +9,7 @@ from hermosis.wire import Dtype
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler, StagingBudget
-from hermosis_server.engine.executor import Executor, StepDone
+from hermosis_server.engine.batch import StepDone
 from hermosis_server.engine.rounds import Answer, Round, StepTicket, Tell, WorkerRecord, awaited, mean_loss
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
@@ -33,15 +33,13 @@ class Intake:
     """Takes contributions and hands complete rounds to the device thread.
 
     Args:
-      executor: owns the device.
       budget:   host memory for vectors on their way.
       limits:   checked before memory is taken.
       watchers: hear of each step.
     """
 
-    def __init__(self, executor: Executor, budget: StagingBudget, *, limits: Limits, watchers: Watchers) -> None:
+    def __init__(self, budget: StagingBudget, *, limits: Limits, watchers: Watchers) -> None:
         self.stopping = asyncio.Event()
-        self._executor = executor
         self._budget = budget
         self._limits = limits
         self._watchers = watchers
@@ -114,7 +112,7 @@ class Intake:
         if ready is None:
             return
         contributions = ready.ordered()
-        self._executor.submit(
+        session.executor.submit(
             ReadyRound(
                 resident=session.on_device,
                 contributions=contributions,
@@ -164,9 +162,9 @@ class Intake:
                 staleness=max(done.base_step - contribution.commit.base_step for contribution in contributions),
                 received_bytes=sum(contribution.gradient.size_bytes for contribution in contributions),
                 sent_bytes=sent_bytes,
-                device_s=done.device_s,
-                batch_sessions=done.batch_sessions,
-                wait_s=max(0.0, done.started_s - max(contribution.counted_s for contribution in contributions)),
+                device_s=done.launch.device_s,
+                batch_sessions=done.launch.sessions,
+                wait_s=max(0.0, done.launch.started_s - max(contribution.counted_s for contribution in contributions)),
             )
             session.telemetry.append(reading)
             self._watchers.offer(reading)
@@ -195,7 +193,7 @@ class Intake:
             raise SessionNotReady("the contribution was given up before its step; send it again")
         result = replace(result, duplicate=True)
         if wish.reply is Reply.PARAMETERS:
-            vector = await self._executor.run(
+            vector = await session.executor.run(
                 lambda arena: on_device.read_parameters(arena, session.on_device, wish.dtype)
             )
             return Answer(result, vector)
