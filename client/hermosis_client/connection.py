@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 
+from hermosis import allocator
 from hermosis.v1 import session_pb2_grpc, telemetry_pb2_grpc
 from hermosis_client.errors import HermosisError, error_from_call
 from hermosis_client.retry import Patience, patiently
@@ -81,6 +82,7 @@ class Connection:
             raise ValueError(f"timeout_s is {timeout_s}; it is a positive number of seconds")
         self.address = address
         self.timeout_s = timeout_s
+        allocator.keep_memory()
         self._channel = grpc.insecure_channel(address, options=_options(address))
         self._closed = False
         self._calls: list[CallThreads] = []
