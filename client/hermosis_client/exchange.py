@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from numpy.typing import ArrayLike
 
-from hermosis import wire
+from hermosis import hot, wire
 from hermosis.v1 import gradient_pb2
 from hermosis_client import codec
 from hermosis_client.connection import Connection
@@ -128,7 +128,7 @@ class Worker:
         def attempt() -> Tensors:
             stream, opened = self._introduce(self._settings.reply, generation=0)
             try:
-                stream.send([_Request(pull=gradient_pb2.PullParameters(handle=HANDLE))])
+                stream.send([_Request(pull=gradient_pb2.PullParameters(handle=HANDLE)).SerializeToString()])
                 step = landing.receive(stream, 0)
             except BaseException:
                 self._drop()  # No gradient may go on from parameters that never came.
@@ -188,12 +188,12 @@ class Worker:
             )
             stream.send(gradient)
             try:
-                result = wait_for_result(stream, sequence)
+                result, chunk = wait_for_result(stream, sequence)
             except BaseException:
                 gradient.abandoned = True
                 raise
             if reply is Reply.PARAMETERS or (reply is Reply.INCREMENT and result.applied):
-                self.step = landing.receive(stream, sequence)
+                self.step = landing.receive(stream, sequence, chunk)
             elif reply is Reply.INCREMENT:
                 landing.zero()
             self._next_sequence = sequence + 1
@@ -201,8 +201,8 @@ class Worker:
 
         return self._persist(attempt)
 
-    def _commit(self, sequence: int, numbers: StepNumbers) -> gradient_pb2.Commit:
-        return gradient_pb2.Commit(
+    def _commit(self, sequence: int, numbers: StepNumbers) -> hot.Commit:
+        return hot.Commit(
             handle=HANDLE,
             sequence=sequence,
             base_step=self.step or 0,
@@ -261,7 +261,7 @@ class Worker:
         if self._opened_for is not None:
             messages.insert(0, _Request(close=gradient_pb2.CloseHandle(handle=HANDLE)))
         self._opened_for = None
-        self._stream.send(messages)
+        self._stream.send([message.SerializeToString() for message in messages])
         opened = wait_for_opening(self._stream)
         self._opened_for = reply
         self._next_sequence = opened.next_sequence

@@ -5,20 +5,22 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 import grpc
+from google.protobuf.message import DecodeError
 
+from hermosis import hot
 from hermosis.v1 import gradient_pb2
 from hermosis_client.connection import Answers, CallThreads, Connection
 from hermosis_client.errors import ConnectionFailed, connection_failed
 
-_Request = gradient_pb2.ExchangeRequest
-_Response = gradient_pb2.ExchangeResponse
-_Outbox = queue.SimpleQueue[Iterable[_Request] | None]
+# What comes: hot messages as tuples, the others as they were generated.
+Message = hot.HotResponse | gradient_pb2.ExchangeResponse
+_Outbox = queue.SimpleQueue[Iterable[bytes] | None]
 
 _FAREWELL_S = 2.0
 
 
 class ExchangeStream:
-    """A stream of messages there and back.
+    """A stream of messages there and back, serialized by hot.py and by whoever sends.
 
     What is sent is an iterable: gRPC's own thread draws its messages as fast as the wire takes them, so that a large
     gradient is encoded chunk by chunk while earlier chunks are on their way, and never lies in memory a second time.
@@ -30,21 +32,23 @@ class ExchangeStream:
         self._connection = connection
         self._outbox: _Outbox = queue.SimpleQueue()
         self._threads = CallThreads(release=partial(self._outbox.put, None))
-        self._call: Answers[_Response] = connection.gradients.Exchange(_drawn(self._outbox, self._threads))
+        self._call: Answers[bytes] = connection.exchange(_drawn(self._outbox, self._threads))
         connection.watch_over(self._call, self._threads)
 
-    def send(self, messages: Iterable[_Request]) -> None:
+    def send(self, messages: Iterable[bytes]) -> None:
         """Queues messages, to be drawn later by another thread. Never waits."""
         self._outbox.put(messages)
 
-    def receive(self) -> _Response:
+    def receive(self) -> Message:
         """Waits for the next message.
 
         Raises:
           HermosisError: the stream has ended; ConnectionFailed where the server did not say why.
         """
         try:
-            return next(self._call)
+            return hot.parse_response(next(self._call), gradient_pb2.ExchangeResponse.FromString)
+        except DecodeError:
+            raise self.broken("bytes that are no message") from None
         except StopIteration:
             self._end()
             raise connection_failed(self._connection.address, "the server ended the stream") from None
@@ -72,7 +76,7 @@ class ExchangeStream:
         self._threads.release()
 
 
-def _drawn(outbox: _Outbox, threads: CallThreads) -> Iterator[_Request]:
+def _drawn(outbox: _Outbox, threads: CallThreads) -> Iterator[bytes]:
     """What gRPC's sending thread sends. Holds no stream, so that a forgotten one can go."""
     threads.note()
     while (messages := outbox.get()) is not None:

@@ -4,47 +4,45 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hermosis import wire
+from hermosis import hot, wire
 from hermosis.v1 import gradient_pb2
 from hermosis_client import codec
 from hermosis_client.dtypes import Float32, decode_into, encode
 from hermosis_client.errors import error_from_refusal
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import StepResult
-from hermosis_client.stream import ExchangeStream
+from hermosis_client.stream import ExchangeStream, Message
 
 # A worker's stream carries one session, under this name.
 HANDLE = 1
 
 
 class OutgoingGradient:
-    """Messages of one contribution, each encoded when the wire is ready for it."""
+    """Messages of one contribution, each encoded when the wire is ready for it; one message where one chunk is enough.
 
-    def __init__(self, flat: Float32, dtype: wire.Dtype, chunk_bytes: int, commit: gradient_pb2.Commit) -> None:
+    The flat vector is read until the last message has been drawn, and may not change before.
+    """
+
+    def __init__(self, flat: Float32, dtype: wire.Dtype, chunk_bytes: int, commit: hot.Commit) -> None:
         self.abandoned = False
         self._flat = flat
         self._dtype = dtype
         self._chunk_bytes = chunk_bytes
         self._commit = commit
 
-    def __iter__(self) -> Iterator[gradient_pb2.ExchangeRequest]:
-        dtype = codec.dtype_number(self._dtype)
-        for span in wire.spans(self._flat.size, self._dtype.itemsize, self._chunk_bytes):
+    def __iter__(self) -> Iterator[bytes]:
+        if 0 < self._flat.size * self._dtype.itemsize <= self._chunk_bytes:
+            payload = encode(self._flat, self._dtype)
+            yield hot.write_request(hot.WholeGradient(self._commit, self._dtype, wire.checksum(payload), payload))
+            return
+        sequence = self._commit.sequence
+        for offset, length in wire.spans(self._flat.size, self._dtype.itemsize, self._chunk_bytes):
             if self.abandoned:
                 break
-            payload = encode(self._flat[span.offset : span.offset + span.length], self._dtype)
-            chunk = gradient_pb2.GradientChunk(
-                handle=HANDLE,
-                sequence=self._commit.sequence,
-                offset=span.offset,
-                dtype=dtype,
-                crc32=wire.checksum(payload),
-                payload=payload,
-            )
-            yield gradient_pb2.ExchangeRequest(chunk=chunk)
-        yield gradient_pb2.ExchangeRequest(
-            commit=self._commit
-        )  # Also of an abandoned one: up to here the server ignores it.
+            payload = encode(self._flat[offset : offset + length], self._dtype)
+            chunk = hot.GradientChunk(HANDLE, sequence, offset, self._dtype, wire.checksum(payload), payload)
+            yield hot.write_request(chunk)
+        yield hot.write_request(self._commit)  # Also of an abandoned one: up to here the server ignores it.
 
 
 class Landing:
@@ -57,41 +55,58 @@ class Landing:
     def zero(self) -> None:
         self._flat[:] = 0
 
-    def receive(self, stream: ExchangeStream, sequence: int) -> int:
-        """Takes all chunks of one answer; gives the step they speak of."""
+    def receive(self, stream: ExchangeStream, sequence: int, first: hot.ParametersChunk | None = None) -> int:
+        """Takes all chunks of one answer; gives the step they speak of.
+
+        Args:
+          first: a chunk that came with the result.
+        """
         filled = step = 0
+        chunk = first
         while filled < self._flat.size:
-            response = _awaited(stream, sequence)
-            if response.WhichOneof("message") != "chunk" or response.chunk.sequence != sequence:
-                continue
-            chunk = response.chunk
-            payload = chunk.payload  # Once: every access builds a new object.
-            dtype = wire.Dtype(chunk.dtype)
-            end = chunk.offset + len(payload) // dtype.itemsize
-            if chunk.offset != filled or end > self._flat.size or wire.checksum(payload) != chunk.crc32:
+            if chunk is None:
+                message = _awaited(stream, sequence)
+                if not isinstance(message, hot.ParametersChunk) or message.sequence != sequence:
+                    continue
+                chunk = message
+            payload = chunk.payload
+            dtype = _DTYPES.get(chunk.dtype)
+            end = chunk.offset + len(payload) // dtype.itemsize if dtype else 0
+            damaged = chunk.offset != filled or not filled < end <= self._flat.size
+            if dtype is None or damaged or wire.checksum(payload) != chunk.crc32:
                 raise stream.broken("a damaged answer")
             decode_into(payload, dtype, self._flat[filled:end])
-            filled, step = end, chunk.step
+            filled, step, chunk = end, chunk.step, None
         return step
+
+
+_DTYPES = {int(dtype): dtype for dtype in wire.Dtype}
 
 
 def wait_for_opening(stream: ExchangeStream) -> gradient_pb2.SessionOpened:
     while True:
-        response = _awaited(stream, 0)
-        if response.WhichOneof("message") == "opened":
-            return response.opened
+        message = _awaited(stream, 0)
+        if isinstance(message, gradient_pb2.ExchangeResponse) and message.HasField("opened"):
+            return message.opened
 
 
-def wait_for_result(stream: ExchangeStream, sequence: int) -> StepResult:
+def wait_for_result(stream: ExchangeStream, sequence: int) -> tuple[StepResult, hot.ParametersChunk | None]:
+    """The fate of a contribution, and its vector where that came in the same message."""
     while True:
-        response = _awaited(stream, sequence)
-        if response.WhichOneof("message") == "result" and response.result.sequence == sequence:
-            return codec.step_result(response.result)
+        message = _awaited(stream, sequence)
+        if isinstance(message, hot.WholeAnswer) and message.result.sequence == sequence:
+            return codec.step_result(message.result), message.chunk
+        if isinstance(message, hot.StepResult) and message.sequence == sequence:
+            return codec.step_result(message), None
 
 
-def _awaited(stream: ExchangeStream, sequence: int) -> gradient_pb2.ExchangeResponse:
+def _awaited(stream: ExchangeStream, sequence: int) -> Message:
     """The next message; raises the typed error when it refuses the work with that number."""
-    response = stream.receive()
-    if response.WhichOneof("message") == "refused" and response.refused.sequence == sequence:
-        raise error_from_refusal(response.refused.refusal)
-    return response
+    message = stream.receive()
+    if (
+        isinstance(message, gradient_pb2.ExchangeResponse)
+        and message.HasField("refused")
+        and message.refused.sequence == sequence
+    ):
+        raise error_from_refusal(message.refused.refusal)
+    return message
