@@ -33,7 +33,7 @@ def encode(values: Float32, dtype: Dtype) -> bytes:
     return _to_bfloat16(values).astype("<u2", copy=False).tobytes()
 
 
-def decode_into(payload: bytes, dtype: Dtype, out: Float32) -> None:
+def decode_into(payload: bytes | bytearray | memoryview, dtype: Dtype, out: Float32) -> None:
     """Lands wire bytes in a float32 array of as many elements, with one copy."""
     if dtype is Dtype.FLOAT32:
         out[:] = np.frombuffer(payload, "<f4")

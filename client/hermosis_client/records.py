@@ -7,7 +7,7 @@ does not know reads as UNKNOWN.
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from hermosis.v1 import dynamics_pb2
 from hermosis_client.layout import ParameterLayout
@@ -150,6 +150,9 @@ class EnergySample:
     gradient_norm: float = math.nan
     momentum_norm: float = math.nan
     learning_rate: float = math.nan
+
+
+ENERGIES = tuple(field.name for field in fields(EnergySample))  # in the order of a packed message's columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
