@@ -62,8 +62,8 @@ class Fleet:
     """A worker of many sessions: sweeps, ensembles, a model a user. Calls of several threads wait for one another.
 
     One exchange is as many steps as there are members and costs little more than one, because gradients and answers
-    travel packed and the server steps them together. Each member is still a session of its own: its result is to the bit
-    what it would be alone, and what befalls one of them, a refusal or a gradient that is not finite, is no other's
+    travel packed and the server steps them together. Each member is still a session of its own: its result is what it
+    would be alone, to the bit, and what befalls one of them, a refusal or a gradient that is not finite, is no other's
     concern.
 
         rates = np.geomspace(1e-4, 1e-1, 64)
@@ -149,8 +149,8 @@ class Fleet:
           lr_scales:     (M,) of this worker's own schedules for this step, which multiply the sessions'.
           members:       (M,) indices of those that take part, each once; None means all S.
           energies:      asks for the energies of the steps.
-          out:           to land in: contiguous float32 (M, P), or flat where the members' sizes differ; None means a new
-                         one.
+          out:           to land in: contiguous float32 (M, P), or flat where the members' sizes differ; None means
+                         a new one.
 
         Returns:
           The fates of the contributions and the parameters after the steps, or increments as `Worker.exchange` gives
@@ -307,7 +307,7 @@ class Fleet:
         return [work.landed[first:end] for first, end in zip(work.starts[:-1], work.starts[1:], strict=True)]
 
     def _hold(self, work: Work) -> None:
-        """Notes the steps of the parameters that came: at the end of a call, for before it the caller has none of them."""
+        """Notes the steps of the parameters that came: when the call ends, since before that its caller has none."""
         if work.landed is None:
             return
         came = work.settled & (

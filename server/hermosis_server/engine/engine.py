@@ -10,7 +10,7 @@ The hot path is intake.py; here are the sessions, from birth to close.
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,12 +18,14 @@ from hermosis.wire import Dtype
 from hermosis_server.dynamics import Hamiltonian, ThermalProfile
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
+from hermosis_server.engine.arena import Arena
 from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
 from hermosis_server.engine.resident import ExportedState
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.engine.telemetry import TelemetryRing, Watch, Watchers
+from hermosis_server.engine.volley import Volleys
 from hermosis_server.errors import (
     HermosisError,
     InternalError,
@@ -72,6 +74,7 @@ class Engine:
         self._sessions: dict[str, Session] = {}
         self._watchers = Watchers()
         self.intake = Intake(executor, self.budget, limits=limits, watchers=self._watchers)
+        self.volleys = Volleys(executor, self._watchers)
 
     # Sessions
 
@@ -199,10 +202,21 @@ class Engine:
 
     async def pull(self, session_id: str, dtype: Dtype) -> Vector:
         """The parameters now."""
-        session = self._resident_session(session_id)
-        if session.status is SessionStatus.CREATING:
-            session.require_ready()
-        return await self._on_device(session, on_device.read_parameters, dtype)
+        return await self._on_device(self._initialised(session_id), on_device.read_parameters, dtype)
+
+    async def pull_many(self, wanted: Sequence[tuple[str, Dtype]]) -> list[Vector | HermosisError]:
+        """The parameters now of sessions, each in its dtype; or why there are none."""
+        sessions = [_tried(self._initialised, session_id) for session_id, _ in wanted]
+
+        def read(arena: Arena) -> list[Vector | HermosisError]:
+            return [
+                session
+                if isinstance(session, HermosisError)
+                else _tried(on_device.read_parameters, arena, session.on_device, dtype)
+                for session, (_, dtype) in zip(sessions, wanted, strict=True)
+            ]
+
+        return await self._executor.run(read)
 
     async def state_digest(self, session_id: str) -> bytes:
         """Digest of the whole optimizer state now."""
@@ -210,10 +224,7 @@ class Engine:
 
     async def export_session(self, session_id: str) -> ExportedState:
         """The whole optimizer state now, in plain bytes."""
-        session = self._resident_session(session_id)
-        if session.status is SessionStatus.CREATING:
-            session.require_ready()
-        return await self._on_device(session, on_device.export)
+        return await self._on_device(self._initialised(session_id), on_device.export)
 
     def begin_import(self, session_id: str) -> dict[StateBuffer, Assembler]:
         """Assemblers for the buffers of a state to come; the caller releases them."""
@@ -282,8 +293,21 @@ class Engine:
             raise SessionNotReady(f"session {session_id} is just being created or closed; try again")
         return session
 
+    def _initialised(self, session_id: str) -> Session:
+        session = self._resident_session(session_id)
+        if session.status is SessionStatus.CREATING:
+            session.require_ready()
+        return session
+
     async def _on_device(self, session: Session, function: Callable[..., T], *arguments: object) -> T:
         return await self._executor.run(lambda arena: function(arena, session.on_device, *arguments))
+
+
+def _tried(function: Callable[..., T], *arguments: object) -> T | HermosisError:
+    try:
+        return function(*arguments)
+    except HermosisError as error:
+        return error
 
 
 def _warn(session_id: str, hamiltonian: Hamiltonian) -> None:

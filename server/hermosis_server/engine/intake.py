@@ -170,9 +170,7 @@ class Intake:
     async def _answer_again(self, session: Session, ticket: StepTicket, wish: ReplyWish) -> Answer:
         """The recorded outcome, with what the worker may have missed."""
         if ticket.result is None:
-            if ticket.future is None:
-                raise SessionNotReady("the contribution was given up before its step; send it again")
-            await asyncio.shield(ticket.future)
+            await asyncio.shield(ticket.wait())
         result = ticket.result
         if result is None:
             raise SessionNotReady("the contribution was given up before its step; send it again")

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.records import Commit, ReplyWish, StepResult, Vector
@@ -19,6 +19,12 @@ class Answer(NamedTuple):
     vector: Vector | None
 
 
+class Columns(Protocol):
+    """Results of contributions that stepped together."""
+
+    def result(self, place: int) -> StepResult: ...
+
+
 @dataclass(slots=True)
 class StepTicket:
     """The promise of one contribution's fate.
@@ -27,15 +33,35 @@ class StepTicket:
     """
 
     payload_crc32: int
-    future: asyncio.Future[Answer] | None
-    result: StepResult | None = None
+    future: asyncio.Future[Answer] | None = None
+    fate: StepResult | tuple[Columns, int] | None = None
     increment: Vector | None = None
 
+    @property
+    def result(self) -> StepResult | None:
+        """What became of it; None as long as that is not known."""
+        if isinstance(self.fate, tuple):
+            columns, place = self.fate
+            return columns.result(place)
+        return self.fate
+
     def resolve(self, answer: Answer, *, keep_vector: bool) -> None:
-        self.result = answer.result
+        self.fate = answer.result
         self.increment = answer.vector if keep_vector else None
         if self.future is not None and not self.future.done():
             self.future.set_result(answer)
+        self.future = None
+
+    def wait(self) -> asyncio.Future[Answer]:
+        """For its fate, by whoever was not there from the start."""
+        if self.future is None:
+            self.future = asyncio.get_running_loop().create_future()
+        return self.future
+
+    def settle(self, fate: tuple[Columns, int]) -> None:
+        self.fate = fate
+        if self.future is not None and not self.future.done():
+            self.future.set_result(Answer(fate[0].result(fate[1]), None))
         self.future = None
 
     def fail(self, error: Exception) -> None:

@@ -3,34 +3,49 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from hermosis_server.records import TelemetryReading
 
 
+class Readings(Protocol):
+    """Readings of many sessions that stepped together, still in columns."""
+
+    def reading(self, place: int) -> TelemetryReading: ...
+
+
 class TelemetryRing:
-    """The newest readings of one session, oldest first."""
+    """The newest readings of one session, oldest first. One that is a line of columns is read when it is asked for."""
 
     def __init__(self, capacity: int) -> None:
-        self._readings: deque[TelemetryReading] = deque(maxlen=capacity)
+        self._readings: deque[TelemetryReading | tuple[Readings, int]] = deque(maxlen=capacity)
 
-    def append(self, reading: TelemetryReading) -> None:
+    def append(self, reading: TelemetryReading | tuple[Readings, int]) -> None:
         self._readings.append(reading)
 
     @property
     def latest(self) -> TelemetryReading | None:
-        return self._readings[-1] if self._readings else None
+        return _read(self._readings[-1]) if self._readings else None
 
     @property
     def oldest_step(self) -> int:
         """Step of the oldest reading held; zero when there is none."""
-        return self._readings[0].step if self._readings else 0
+        return _read(self._readings[0]).step if self._readings else 0
 
     def history(self, *, after_step: int, max_readings: int) -> list[TelemetryReading]:
         """Readings after a step, thinned evenly to at most `max_readings`; the newest is always among them."""
-        return thinned([reading for reading in self._readings if reading.step > after_step], max_readings)
+        readings = map(_read, self._readings)
+        return thinned([reading for reading in readings if reading.step > after_step], max_readings)
 
     def clear(self) -> None:
         self._readings.clear()
+
+
+def _read(entry: TelemetryReading | tuple[Readings, int]) -> TelemetryReading:
+    if isinstance(entry, TelemetryReading):
+        return entry
+    source, place = entry
+    return source.reading(place)
 
 
 def thinned(readings: Sequence[TelemetryReading], at_most: int) -> list[TelemetryReading]:
@@ -88,6 +103,10 @@ class Watchers:
 
     def remove(self, watch: Watch) -> None:
         self._watches.discard(watch)
+
+    def __bool__(self) -> bool:
+        """Whether there is anybody."""
+        return bool(self._watches)
 
     def offer(self, reading: TelemetryReading) -> None:
         for watch in self._watches:

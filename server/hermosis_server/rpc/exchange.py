@@ -6,9 +6,10 @@ and the server's memory stays as it is. A piece of work that is refused is answe
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, NamedTuple
 
+from hermosis import packed
 from hermosis.v1 import gradient_pb2
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.intake import stopping as stopped
@@ -18,12 +19,12 @@ from hermosis_server.records import Vector
 from hermosis_server.rpc import status
 from hermosis_server.rpc.codec import gradient as codec
 from hermosis_server.rpc.links import Link, open_link
+from hermosis_server.rpc.packed import PackedDesk
 
 Response = gradient_pb2.ExchangeResponse
 
 MAX_HANDLES = 65_536
-# Room in a message for everything that is not payload.
-PACKED_OVERHEAD_BYTES = 1024
+MAX_OPENINGS = 1024  # in one message; as many refusals fit an answer
 
 
 class _Outgoing(NamedTuple):
@@ -49,8 +50,14 @@ class ExchangeStream:
         self._room.set()
         self._links: dict[int, Link] = {}
         self._refused_handles: set[int] = set()
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._outbox: asyncio.Queue[_Outgoing | None] = asyncio.Queue()
+        self._desk = PackedDesk(
+            engine,
+            self._links,
+            send=lambda response: self._send(Response.FromString(response)),
+            later=self._answer_later,
+        )
 
     async def responses(self, requests: AsyncIterator[gradient_pb2.ExchangeRequest]) -> AsyncIterator[Response]:
         """Everything the worker is answered, until it ends the stream or the server stops."""
@@ -100,7 +107,15 @@ class ExchangeStream:
         elif kind == "commit":
             self._commit(request.commit)
         elif kind == "packed":
-            self._packed(request.packed)
+            request.DiscardUnknownFields()
+            message = packed.read_gradients(request.SerializeToString())
+            assert message is not None, "generated code writes the usual form"
+            self._desk.gradients(message)
+        elif kind == "open_many":
+            self._open_many(request.open_many)
+        elif kind == "packed_pull":
+            pull = request.packed_pull
+            self._later(self._packed_pulled(pull.number, list(pull.handles)), 0)
         elif kind == "pull":
             self._pull(request.pull.handle)
         elif kind == "close":
@@ -109,6 +124,14 @@ class ExchangeStream:
             raise InvalidRequest("a message of no kind that this server knows came; set exactly one field of message")
 
     def _open(self, message: gradient_pb2.OpenSession) -> None:
+        opened = self._opened(message)
+        if isinstance(opened, gradient_pb2.SessionOpened):
+            self._send(Response(opened=opened))
+        else:
+            self._send(Response(refused=opened))
+
+    def _opened(self, message: gradient_pb2.OpenSession) -> gradient_pb2.SessionOpened | gradient_pb2.StreamRefusal:
+        """Opens a handle; the answer to it. Raises InvalidRequest for what makes no sense on this stream."""
         handle = message.handle
         if handle in self._links:
             raise InvalidRequest(f"handle {handle} is open already; close it first or choose another", field="handle")
@@ -131,25 +154,21 @@ class ExchangeStream:
             if len(self._refused_handles) >= MAX_HANDLES:
                 raise
             self._refused_handles.add(handle)
-            self._refuse(handle, 0, error)
-            return
+            return _refusal(handle, 0, error)
         self._refused_handles.discard(handle)
         self._links[handle] = link
+        self._desk.forget()
         session = link.session
-        self._send(
-            Response(
-                opened=gradient_pb2.SessionOpened(
-                    handle=handle,
-                    step=session.step,
-                    generation=session.generation,
-                    next_sequence=link.worker.sequence + 1,
-                    status=int(session.status),  # type: ignore[arg-type]
-                    layout_digest=session.spec.layout.digest,
-                    parameter_count=session.spec.layout.parameter_count,
-                    chunk_bytes=self._engine.limits.chunk_bytes,
-                    window_bytes=self._window_bytes,
-                )
-            )
+        return gradient_pb2.SessionOpened(
+            handle=handle,
+            step=session.step,
+            generation=session.generation,
+            next_sequence=link.worker.sequence + 1,
+            status=int(session.status),  # type: ignore[arg-type]
+            layout_digest=session.spec.layout.digest,
+            parameter_count=session.spec.layout.parameter_count,
+            chunk_bytes=self._engine.limits.chunk_bytes,
+            window_bytes=self._window_bytes,
         )
 
     def _chunk(self, message: gradient_pb2.GradientChunk) -> None:
@@ -177,24 +196,19 @@ class ExchangeStream:
             return
         self._later(self._answers(handle, sequence, fate), self._window_of(link))
 
-    def _packed(self, message: gradient_pb2.PackedGradients) -> None:
-        fates: list[tuple[int, int, Awaitable[Answer] | Exception]] = []
-        window = 0
-        for gradient in message.gradients:
-            handle, sequence = gradient.commit.handle, gradient.commit.sequence
-            link = self._link(handle)
-            if link is None:
-                continue
-            window += self._window_of(link)
-            try:
-                link.receive(self._engine, codec.whole_gradient(gradient, link.gradient_dtype))
-                fates.append((handle, sequence, link.commit(self._engine, codec.commit(gradient.commit))))
-            except Exception as error:
-                abandoned = link.gradients.pop(sequence, None)
-                if abandoned is not None:
-                    abandoned.release()
-                fates.append((handle, sequence, error))
-        self._later(self._packed_answers(fates), window)
+    def _open_many(self, message: gradient_pb2.OpenSessions) -> None:
+        if len(message.open) > MAX_OPENINGS:
+            raise InvalidRequest(f"{len(message.open)} sessions are opened in one message, {MAX_OPENINGS} at most")
+        for handle in message.close:
+            self._close_handle(handle)
+        answer = gradient_pb2.SessionsOpened()
+        for opening in message.open:
+            opened = self._opened(opening)
+            if isinstance(opened, gradient_pb2.SessionOpened):
+                answer.opened.append(opened)
+            else:
+                answer.refused.append(opened)
+        self._send(Response(opened_many=answer))
 
     def _pull(self, handle: int) -> None:
         link = self._link(handle)
@@ -209,20 +223,8 @@ class ExchangeStream:
         result = Response(result=codec.step_result(answer.result, handle))
         return _chained(result, self._chunks(handle, sequence, answer.vector))
 
-    async def _packed_answers(
-        self, fates: Iterable[tuple[int, int, Awaitable[Answer] | Exception]]
-    ) -> Iterator[Response]:
-        results = []
-        for handle, sequence, fate in fates:
-            try:
-                if isinstance(fate, Exception):
-                    raise fate
-                answer = await fate
-                results.append(codec.packed_result(answer.result, answer.vector, handle, self._packed_limit))
-            except Exception as error:
-                refusal = status.to_refusal(error)
-                results.append(gradient_pb2.PackedResult(refusal=refusal, handle=handle, sequence=sequence))
-        return (Response(packed=message) for message in codec.packed_results(results, self._packed_limit))
+    async def _packed_pulled(self, number: int, handles: list[int]) -> Iterator[Response]:
+        return iter([Response.FromString(await self._desk.pull(number, handles))])
 
     async def _pulled(self, handle: int, link: Link) -> Iterator[Response]:
         try:
@@ -238,10 +240,6 @@ class ExchangeStream:
         for chunk in codec.vector_chunks(vector, handle=handle, sequence=sequence, chunk_bytes=chunk_bytes):
             yield Response(chunk=chunk)
 
-    @property
-    def _packed_limit(self) -> int:
-        return self._engine.limits.max_message_bytes - PACKED_OVERHEAD_BYTES
-
     def _later(self, answers: Coroutine[Any, Any, Iterator[Response]], window_bytes: int) -> None:
         """Lets answers follow when they are known, and counts them against the window until they are written."""
 
@@ -254,6 +252,22 @@ class ExchangeStream:
         task = asyncio.ensure_future(wait())
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
+
+    def _answer_later(self, window_bytes: int) -> Callable[[bytes], None]:
+        """The way for an answer that comes when it is known; it counts against the window until it is written."""
+        due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def answer(response: bytes) -> None:
+            self._outbox.put_nowait(_Outgoing(iter([Response.FromString(response)]), window_bytes))
+            self._waiting.discard(due)
+            if not due.done():
+                due.set_result(None)
+
+        self._unanswered_bytes += window_bytes
+        if self._unanswered_bytes > self._window_bytes:
+            self._room.clear()
+        self._waiting.add(due)
+        return answer
 
     def _answered(self, window_bytes: int) -> None:
         self._unanswered_bytes -= window_bytes
@@ -271,6 +285,7 @@ class ExchangeStream:
         self._refused_handles.discard(handle)
         link = self._links.pop(handle, None)
         if link is not None:
+            self._desk.forget()
             link.close()
 
     def _window_of(self, link: Link) -> int:
@@ -284,9 +299,12 @@ class ExchangeStream:
         self._send(_refused(handle, sequence, error))
 
 
+def _refusal(handle: int, sequence: int, error: Exception) -> gradient_pb2.StreamRefusal:
+    return gradient_pb2.StreamRefusal(handle=handle, sequence=sequence, refusal=status.to_refusal(error))
+
+
 def _refused(handle: int, sequence: int, error: Exception) -> Response:
-    refusal = status.to_refusal(error)
-    return Response(refused=gradient_pb2.StreamRefusal(handle=handle, sequence=sequence, refusal=refusal))
+    return Response(refused=_refusal(handle, sequence, error))
 
 
 def _chained(first: Response, rest: Iterator[Response]) -> Iterator[Response]:

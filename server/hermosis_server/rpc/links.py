@@ -4,7 +4,7 @@ The stream and the unary calls share these, so a gradient means the same whichev
 """
 
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hermosis.v1 import gradient_pb2
@@ -53,9 +53,7 @@ class Link:
         Raises:
           InvalidRequest: too many were refused and none committed; whoever sends this does not read the answers.
         """
-        gradient = self.gradients.pop(sequence, None)
-        if gradient is not None:
-            gradient.release()
+        self.abandon(sequence)
         if len(self.refused) >= MAX_OPEN_GRADIENTS:
             raise InvalidRequest(f"{len(self.refused)} gradients were refused and none of them committed")
         self.refused.add(sequence)
@@ -73,8 +71,18 @@ class Link:
             self.gradients[chunk.sequence] = gradient
         gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
 
-    def commit(self, engine: Engine, commit: Commit) -> Coroutine[Any, Any, Answer]:
-        """Counts a gradient whose chunks have all come, and returns the wait for its answer."""
+    def abandon(self, sequence: int) -> None:
+        """Drops a gradient on its way, if there is one."""
+        gradient = self.gradients.pop(sequence, None)
+        if gradient is not None:
+            gradient.release()
+
+    def commit(self, engine: Engine, commit: Commit, *, silent: bool = False) -> Coroutine[Any, Any, Answer]:
+        """Counts a gradient whose chunks have all come, and returns the wait for its answer.
+
+        Args:
+          silent: wants no vector, whatever was agreed.
+        """
         gradient = self.gradients.pop(commit.sequence, None)
         if gradient is None:
             raise InvalidRequest(
@@ -86,7 +94,8 @@ class Link:
             gradient.release()
             raise
         wait = self.ack_level is not AckLevel.RECEIVED
-        return engine.intake.contribute(self.session, self.worker, commit, self.wish, gradient, wait=wait)
+        wish = replace(self.wish, reply=Reply.NONE) if silent else self.wish
+        return engine.intake.contribute(self.session, self.worker, commit, wish, gradient, wait=wait)
 
 
 def open_link(
