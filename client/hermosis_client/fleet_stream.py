@@ -139,5 +139,6 @@ class FleetStream:
             places = None if answer is None else waiting.pop(answer.number, None)
             if answer is not None and places is not None:
                 work.land(answer, places)
-        counted = ready[work.settled[ready]]
-        self._next_sequence[work.members[counted]] = work.sequences[counted] + 1
+        if work.gradient is not None:
+            counted = ready[work.settled[ready]]
+            self._next_sequence[work.members[counted]] = work.sequences[counted] + 1

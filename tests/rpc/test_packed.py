@@ -114,7 +114,7 @@ def test_each_session_is_what_it_would_be_alone_and_all_step_in_one_launch(serve
             assert answer.number == 7
             assert list(answer.outcomes) == [APPLIED] * count
             assert list(answer.steps) == [step] * count
-            assert not (answer.refusals or answer.duplicates or answer.reply_steps)
+            assert [*answer.refusals, *answer.duplicates, *answer.reply_steps] == []
             energies = np.reshape(answer.energies, (count, len(ENERGIES)))
             for i, (twin, reply) in enumerate(zip(twins, vectors(answer, lane.sizes), strict=True)):
                 push = tools.push_request(twin.session_id, values[i], step)
@@ -254,7 +254,7 @@ GOOD = np.ones((3, 10), np.float32)
 def test_what_cannot_be_right_as_a_whole_is_refused_as_a_whole(lane: Lane, message: Request, reason: str) -> None:
     answer = lane.packed(message)
     assert (answer.number, answer.refusal.reason) == (7, reason)
-    assert not (answer.outcomes or answer.payload)
+    assert (len(answer.outcomes), answer.payload) == (0, b"")
 
 
 def test_a_handle_that_was_refused_or_closed_is_not_open(server: Any, tools: Any, make: Any) -> None:
