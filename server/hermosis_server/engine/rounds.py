@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -78,7 +77,7 @@ class WorkerRecord:
 
     worker_id: str
     sequence: int = 0  # of the last contribution counted
-    recent: OrderedDict[int, StepTicket] = field(default_factory=OrderedDict)
+    recent: dict[int, StepTicket] = field(default_factory=dict)
     base_step: int = 0
     staleness: int = 0
     received_bytes: int = 0
@@ -86,12 +85,11 @@ class WorkerRecord:
     streams: int = 0
 
     def remember(self, sequence: int, ticket: StepTicket) -> None:
-        for older in self.recent.values():
-            older.increment = None
+        if (last := self.recent.get(self.sequence)) is not None:
+            last.increment = None
         self.sequence = sequence
         self.recent[sequence] = ticket
-        while len(self.recent) > RECENT_SEQUENCES:
-            self.recent.popitem(last=False)
+        self.recent.pop(sequence - RECENT_SEQUENCES, None)
 
     def forget(self, sequence: int) -> None:
         """Undoes `remember` for a contribution that was counted but never tried."""
