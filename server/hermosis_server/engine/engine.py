@@ -93,7 +93,7 @@ class Engine:
         session = Session(
             session_id=session_id,
             spec=spec,
-            telemetry=TelemetryRing(self.limits.max_readings),
+            telemetry=TelemetryRing(session_id, self.limits.max_readings),
             max_workers=self.limits.max_workers,
         )
         self._sessions[session_id] = session  # before the wait, so that nobody else gets the id

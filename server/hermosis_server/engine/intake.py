@@ -99,7 +99,7 @@ class Intake:
             raise
         if repeated:
             gradient.release()
-            return self._answer_again(session, ticket, wish)
+            return self._answer_again(session, worker, ticket, wish)
         future = ticket.future
         self._advance(session)
         return _fate(future) if wait and future is not None else _known(session.received(commit))
@@ -149,7 +149,9 @@ class Intake:
                 energies=done.energies if applied else None,
                 state_digest=done.state_digest if contribution.commit.want_digest else b"",
             )
-            contribution.ticket.resolve(Answer(result, vector), keep_vector=contribution.wish.reply is Reply.INCREMENT)
+            if vector is not None and vector.reply is Reply.INCREMENT:
+                contribution.worker.increments[result.sequence] = vector
+            contribution.ticket.resolve(Answer(result, vector))
         if applied:
             reading = TelemetryReading(
                 session_id=session.session_id,
@@ -167,7 +169,9 @@ class Intake:
             session.telemetry.append(reading)
             self._watchers.offer(reading)
 
-    async def _answer_again(self, session: Session, ticket: StepTicket, wish: ReplyWish) -> Answer:
+    async def _answer_again(
+        self, session: Session, worker: WorkerRecord, ticket: StepTicket, wish: ReplyWish
+    ) -> Answer:
         """The recorded outcome, with what the worker may have missed."""
         if ticket.result is None:
             await asyncio.shield(ticket.wait())
@@ -181,12 +185,13 @@ class Intake:
             )
             return Answer(result, vector)
         if wish.reply is Reply.INCREMENT and result.outcome is Outcome.APPLIED:
-            if ticket.increment is None or ticket.increment.dtype is not wish.dtype:
+            increment = worker.increments.get(result.sequence)
+            if increment is None or increment.dtype is not wish.dtype:
                 raise StaleGradient(
                     f"the increment of sequence {result.sequence} is no longer held; only a worker's last one is",
                     metadata={"step": str(session.step)},
                 )
-            return Answer(result, ticket.increment)
+            return Answer(result, increment)
         return Answer(result, None)
 
 

@@ -18,35 +18,16 @@ class Answer(NamedTuple):
     vector: Vector | None
 
 
-class Columns(Protocol):
-    """Results of contributions that stepped together."""
-
-    def result(self, place: int) -> StepResult: ...
-
-
 @dataclass(slots=True)
 class StepTicket:
-    """The promise of one contribution's fate.
-
-    `result` stays for repeats when the future is gone. `increment` stays too, because nobody could compute it again.
-    """
+    """The promise of one contribution's fate; `result` stays for repeats when the future is gone."""
 
     payload_crc32: int
     future: asyncio.Future[Answer] | None = None
-    fate: StepResult | tuple[Columns, int] | None = None
-    increment: Vector | None = None
+    result: StepResult | None = None
 
-    @property
-    def result(self) -> StepResult | None:
-        """What became of it; None as long as that is not known."""
-        if isinstance(self.fate, tuple):
-            columns, place = self.fate
-            return columns.result(place)
-        return self.fate
-
-    def resolve(self, answer: Answer, *, keep_vector: bool) -> None:
-        self.fate = answer.result
-        self.increment = answer.vector if keep_vector else None
+    def resolve(self, answer: Answer) -> None:
+        self.result = answer.result
         if self.future is not None and not self.future.done():
             self.future.set_result(answer)
         self.future = None
@@ -57,12 +38,6 @@ class StepTicket:
             self.future = asyncio.get_running_loop().create_future()
         return self.future
 
-    def settle(self, fate: tuple[Columns, int]) -> None:
-        self.fate = fate
-        if self.future is not None and not self.future.done():
-            self.future.set_result(Answer(fate[0].result(fate[1]), None))
-        self.future = None
-
     def fail(self, error: Exception) -> None:
         if self.future is not None and not self.future.done():
             self.future.set_exception(error)
@@ -71,22 +46,34 @@ class StepTicket:
         self.future = None
 
 
+class Tickets(Protocol):
+    """Tickets of one worker's contributions to many sessions, still in columns."""
+
+    def ticket(self, session_id: str) -> StepTicket: ...
+
+
 @dataclass(slots=True)
 class WorkerRecord:
-    """What the server knows of one worker of one session."""
+    """What the server knows of one worker of one session.
+
+    Attributes:
+      recent:     the last contributions counted, by their numbers.
+      increments: answered since the last of them was counted; kept because nobody could compute them again.
+    """
 
     worker_id: str
     sequence: int = 0  # of the last contribution counted
-    recent: dict[int, StepTicket] = field(default_factory=dict)
+    recent: dict[int, StepTicket | Tickets] = field(default_factory=dict)
+    increments: dict[int, Vector] = field(default_factory=dict)
     base_step: int = 0
     staleness: int = 0
     received_bytes: int = 0
     last_seen_s: float = 0.0
     streams: int = 0
 
-    def remember(self, sequence: int, ticket: StepTicket) -> None:
-        if (last := self.recent.get(self.sequence)) is not None:
-            last.increment = None
+    def remember(self, sequence: int, ticket: StepTicket | Tickets) -> None:
+        if self.increments:
+            self.increments.clear()
         self.sequence = sequence
         self.recent[sequence] = ticket
         self.recent.pop(sequence - RECENT_SEQUENCES, None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hermosis_server.dynamics import Hamiltonian
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.resident import Resident
-from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, WorkerRecord
+from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, Tickets, WorkerRecord
 from hermosis_server.engine.telemetry import TelemetryRing
 from hermosis_server.errors import (
     InternalError,
@@ -140,13 +140,14 @@ class Session:
           PayloadMismatch: the bytes are not those that were counted.
           InvalidRequest:  it was so long ago that its outcome is no longer known.
         """
-        ticket = worker.recent.get(sequence)
-        if ticket is None:
+        entry = worker.recent.get(sequence)
+        if entry is None:
             raise InvalidRequest(
                 f"sequence {sequence} of worker {worker.worker_id} is long past, {worker.sequence + 1} is next",
                 field="commit.sequence",
                 metadata={"next_sequence": str(worker.sequence + 1)},
             )
+        ticket = entry if isinstance(entry, StepTicket) else entry.ticket(self.session_id)
         if gradient.checksum() != ticket.payload_crc32:
             raise PayloadMismatch(
                 f"sequence {sequence} of worker {worker.worker_id} was counted with other bytes; "
@@ -199,7 +200,13 @@ class Session:
         self._require_fresh(worker, base_step)
 
     def count(
-        self, worker: WorkerRecord, sequence: int, base_step: int, ticket: StepTicket, size_bytes: int, now_s: float
+        self,
+        worker: WorkerRecord,
+        sequence: int,
+        base_step: int,
+        ticket: StepTicket | Tickets,
+        size_bytes: int,
+        now_s: float,
     ) -> None:
         """Notes a contribution that may be counted; whoever calls this lets it become part of a step."""
         worker.remember(sequence, ticket)

@@ -1,14 +1,14 @@
 """Volley: contributions to many sessions that came in one message, each a round of its own. Columns, not objects.
 
-The rules are those of every contribution (session.py); only the records are lean. What the steps led to stays in the
-columns it came in, and becomes a StepResult or a TelemetryReading when somebody asks for it.
+The rules are those of every contribution (session.py); only the records are lean. What is known of a volley stays in
+the columns it came in, and becomes a ticket, a result or a reading when somebody asks for it.
 """
 
 import functools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from hermosis_server.engine import checks
 from hermosis_server.engine.assembler import Staging
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.interim import FleetDone, Part, ReadyFleet, address_of, submit_fleet
-from hermosis_server.engine.rounds import StepTicket, WorkerRecord
+from hermosis_server.engine.rounds import Answer, StepTicket, WorkerRecord
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.telemetry import Watchers
 from hermosis_server.errors import HermosisError, SessionNotFound
@@ -36,7 +36,19 @@ from hermosis_server.records import (
 T = TypeVar("T")
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
+class Roster:
+    """Sessions by their ids, in an order; the same for volley after volley of the same handles."""
+
+    def __init__(self, session_ids: Sequence[str]) -> None:
+        self.session_ids = session_ids
+
+    @functools.cached_property
+    def places(self) -> Mapping[str, int]:
+        """Of each in the order."""
+        return {session_id: place for place, session_id in enumerate(self.session_ids)}
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Volley:
     """S contributions of one worker to different sessions, each of which makes a step by itself.
 
@@ -55,6 +67,8 @@ class Volley:
     worker_id: str
     wish: ReplyWish
     dtype: Dtype
+    staging: Staging
+    roster: Roster
     sessions: Sequence[Session]
     workers: Sequence[WorkerRecord]
     generations: Sequence[int]
@@ -62,34 +76,61 @@ class Volley:
     base_steps: Sequence[int]
     losses: Sequence[float]
     lr_scales: Sequence[float]
-    staging: Staging
     gradients: Sequence[slice]
     peaks: Sequence[float]
     checksums: Sequence[int]
     reply_bytes: Sequence[int]
 
+    def at(self, places: Sequence[int]) -> "Volley":
+        """Those contributions only."""
+        columns: dict[str, Any] = {name: _of(getattr(self, name), places) for name in _COLUMNS}
+        return replace(self, roster=Roster(_of(self.roster.session_ids, places)), **columns)
+
+
+_COLUMNS = (
+    *("sessions", "workers", "generations", "sequences", "base_steps", "losses", "lr_scales"),
+    *("gradients", "peaks", "checksums", "reply_bytes"),
+)
+
+
+def _no_samples() -> NDArray[np.float64]:
+    return np.zeros((0, len(EnergySample._fields)))
+
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Fates:
-    """What became of contributions that stepped together, in their order; kept for repeats and telemetry.
+    """What is remembered of a volley that was counted, for repeats and telemetry; columns in its order.
+
+    It holds no session, gradient or reply: as long as one session remembers it, it is there for all of them.
 
     Attributes:
+      known:   whether the columns below are.
       samples: (S, len(EnergySample._fields)); meaningless where nothing was applied.
     """
 
-    session_ids: Sequence[str]
+    roster: Roster
     generations: Sequence[int]
     sequences: Sequence[int]
-    outcomes: Sequence[Outcome]
-    steps: Sequence[int]
-    stalenesses: Sequence[int]
-    samples: NDArray[np.float64]
-    received_bytes: Sequence[int]
-    sent_bytes: Sequence[int]
-    time_s: float
-    device_s: float
-    batch_sessions: int
-    wait_s: float
+    checksums: Sequence[int]
+    gradients: Sequence[slice]
+    reply_bytes: Sequence[int]
+    known: bool = False
+    outcomes: Sequence[Outcome] = ()
+    steps: Sequence[int] = ()
+    stalenesses: Sequence[int] = ()
+    samples: NDArray[np.float64] = field(default_factory=_no_samples)
+    time_s: float = 0.0
+    device_s: float = 0.0
+    batch_sessions: int = 0
+    wait_s: float = 0.0
+    _waiting: dict[int, StepTicket] = field(default_factory=dict)
+
+    def ticket(self, session_id: str) -> StepTicket:
+        """Of one contribution, for a worker that sends it again; one whose fate is not known yet will hear of it."""
+        place = self.roster.places[session_id]
+        if self.known:
+            return StepTicket(self.checksums[place], result=self.result(place))
+        return self._waiting.setdefault(place, StepTicket(self.checksums[place]))
 
     def result(self, place: int) -> StepResult:
         """The fate of one contribution."""
@@ -104,21 +145,43 @@ class Fates:
             energies=self._energies(place) if outcome is Outcome.APPLIED else None,
         )
 
-    def reading(self, place: int) -> TelemetryReading:
+    def reading(self, session_id: str) -> TelemetryReading:
         """The step of one session as a reading."""
+        place = self.roster.places[session_id]
         return TelemetryReading(
-            session_id=self.session_ids[place],
+            session_id=session_id,
             step=self.steps[place],
             time_s=self.time_s,
             energies=self._energies(place),
             contributions=1,
             staleness=self.stalenesses[place],
-            received_bytes=self.received_bytes[place],
-            sent_bytes=self.sent_bytes[place],
+            received_bytes=self.gradients[place].stop - self.gradients[place].start,
+            sent_bytes=self.reply_bytes[place],
             device_s=self.device_s,
             batch_sessions=self.batch_sessions,
             wait_s=self.wait_s,
         )
+
+    def learn(self, done: FleetDone, base_steps: Sequence[int], counted_s: float) -> None:
+        """Takes what the device thread tells."""
+        self.outcomes = done.outcomes
+        self.steps = done.after.tolist()
+        self.stalenesses = [step - base for step, base in zip(done.before.tolist(), base_steps, strict=True)]
+        self.samples = done.samples
+        self.time_s = time.time()
+        self.device_s = done.launch.device_s
+        self.batch_sessions = done.launch.sessions
+        self.wait_s = max(0.0, done.launch.started_s - counted_s)
+        self.known = True
+
+    def tell(self, failed: Mapping[int, Exception]) -> None:
+        """Lets those hear who asked before anything was known."""
+        for place, ticket in self._waiting.items():
+            if place in failed:
+                ticket.fail(failed[place])
+            else:
+                ticket.resolve(Answer(self.result(place), None))
+        self._waiting.clear()
 
     def _energies(self, place: int) -> EnergySample:
         return EnergySample(*self.samples[place].tolist())
@@ -155,133 +218,119 @@ class Volleys:
           refuse: hears of each one that cannot, by its place in the volley, and why; at once, or when its step failed.
           land:   hears once, after all refusals, what became of the others; None where there are no others.
         """
-        places: list[int] = []
-        tickets: list[StepTicket] = []
-        parts: list[Part] = []
-        now_s = time.time()
-        memory, address = volley.staging.memory, address_of(volley.staging.memory)
-        columns = zip(
-            volley.sessions,
-            volley.workers,
-            volley.generations,
-            volley.sequences,
-            volley.base_steps,
-            volley.losses,
-            volley.lr_scales,
-            volley.gradients,
-            volley.peaks,
-            volley.checksums,
-            strict=True,
-        )
-        for place, (session, worker, known, sequence, base, loss, scale, piece, peak, crc32) in enumerate(columns):
-            try:
-                _require_countable(session, worker, known, sequence, base, loss, scale)
-            except HermosisError as error:
-                refuse(place, error)
-                continue
-            ticket = StepTicket(crc32)
-            session.count(worker, sequence, base, ticket, piece.stop - piece.start, now_s)
-            session.stepping += 1
-            places.append(place)
-            tickets.append(ticket)
-            parts.append(Part(memory[piece], address + piece.start, volley.dtype, peak))
+        places = _countable(volley, refuse)
         if not places:
             volley.staging.release()
             land(None)
             return
-        taken = _of(volley.sessions, places)
+        if len(places) < len(volley.sessions):
+            volley = volley.at(places)
+        fates = Fates(
+            roster=volley.roster,
+            generations=volley.generations,
+            sequences=volley.sequences,
+            checksums=volley.checksums,
+            gradients=volley.gradients,
+            reply_bytes=volley.reply_bytes,
+        )
+        now_s = time.time()
+        columns = zip(
+            volley.sessions, volley.workers, volley.sequences, volley.base_steps, volley.gradients, strict=True
+        )
+        for session, worker, sequence, base_step, piece in columns:
+            session.count(worker, sequence, base_step, fates, piece.stop - piece.start, now_s)
+            session.stepping += 1
+        memory, address, dtype = volley.staging.memory, address_of(volley.staging.memory), volley.dtype
         ready = ReadyFleet(
-            residents=[session.on_device for session in taken],
-            parts=parts,
-            losses=_of(volley.losses, places),
-            lr_scales=[s.lr_scale * own for s, own in zip(taken, _of(volley.lr_scales, places), strict=True)],
+            residents=[session.on_device for session in volley.sessions],
+            parts=[
+                Part(memory[piece], address + piece.start, dtype, peak)
+                for piece, peak in zip(volley.gradients, volley.peaks, strict=True)
+            ],
+            losses=volley.losses,
+            lr_scales=[s.lr_scale * own for s, own in zip(volley.sessions, volley.lr_scales, strict=True)],
             wish=volley.wish,
             worker_id=volley.worker_id,
-            sequences=_of(volley.sequences, places),
-            checksums=_of(volley.checksums, places),
+            sequences=volley.sequences,
+            checksums=volley.checksums,
             size_bytes=len(memory),
-            done=functools.partial(self._finished, volley, places, tickets, time.monotonic(), refuse, land),
+            done=functools.partial(self._finished, volley, places, fates, time.monotonic(), refuse, land),
         )
         submit_fleet(self._executor, ready)
 
     def _finished(
         self,
         volley: Volley,
-        places: list[int],
-        tickets: list[StepTicket],
+        places: Sequence[int],
+        fates: Fates,
         counted_s: float,
         refuse: Refuse,
         land: Land,
         done: FleetDone | Exception,
     ) -> None:
-        """Hears of a volley's fate: frees its memory, settles its tickets, tells rings and watchers, and the worker."""
+        """Hears of a volley's fate: frees its memory, tells rings, watchers and workers."""
         volley.staging.release()
         failed = dict.fromkeys(range(len(places)), done) if isinstance(done, Exception) else done.failed
-        for index, error in failed.items():
-            place = places[index]
+        for place, error in failed.items():
             volley.sessions[place].stepping -= 1
             volley.workers[place].forget(volley.sequences[place])
-            tickets[index].fail(error)
-            refuse(place, error)
+            refuse(places[place], error)
         if isinstance(done, Exception):
+            fates.tell(failed)
             land(None)
             return
-        sessions, base_steps = _of(volley.sessions, places), _of(volley.base_steps, places)
-        steps = done.after.tolist()
-        stalenesses = [before - base for before, base in zip(done.before.tolist(), base_steps, strict=True)]
-        fates = Fates(
-            session_ids=[session.session_id for session in sessions],
-            generations=[session.generation for session in sessions],
-            sequences=_of(volley.sequences, places),
-            outcomes=done.outcomes,
-            steps=steps,
-            stalenesses=stalenesses,
-            samples=done.samples,
-            received_bytes=[piece.stop - piece.start for piece in _of(volley.gradients, places)],
-            sent_bytes=_of(volley.reply_bytes, places),
-            time_s=time.time(),
-            device_s=done.launch.device_s,
-            batch_sessions=done.launch.sessions,
-            wait_s=max(0.0, done.launch.started_s - counted_s),
-        )
-        columns = zip(sessions, _of(volley.workers, places), tickets, done.outcomes, steps, stalenesses, strict=True)
-        for index, (session, worker, ticket, outcome, step, staleness) in enumerate(columns):
-            if index in failed:
+        fates.learn(done, volley.base_steps, counted_s)
+        columns = zip(volley.sessions, volley.workers, fates.outcomes, fates.steps, fates.stalenesses, strict=True)
+        for place, (session, worker, outcome, step, staleness) in enumerate(columns):
+            if failed and place in failed:
                 continue
             session.stepping -= 1
             session.step = step
             worker.staleness = staleness
-            ticket.settle((fates, index))
             if outcome is Outcome.APPLIED:
-                session.telemetry.append((fates, index))
+                session.telemetry.append(fates)
                 if self._watchers:
-                    self._watchers.offer(fates.reading(index))
+                    self._watchers.offer(fates.reading(session.session_id))
         if volley.wish.reply is Reply.INCREMENT:
-            _keep_increments(volley.wish, tickets, fates, done.replies)
+            _keep_increments(volley, fates, done.replies)
+        fates.tell(failed)
         land(Landing(places, fates, done.replies))
 
 
 def _of(column: Sequence[T], places: Sequence[int]) -> Sequence[T]:
-    """The entries at places, which are all or some of them, in order."""
-    return column if len(places) == len(column) else [column[place] for place in places]
+    return [column[place] for place in places]
 
 
-def _require_countable(
-    session: Session, worker: WorkerRecord, generation: int, sequence: int, base_step: int, loss: float, lr_scale: float
-) -> None:
-    """Raises unless a gradient that came whole may be counted now; see `Session.require_admissible`."""
-    if session.status is SessionStatus.CLOSED:
-        raise SessionNotFound(f"session {session.session_id} is closed")
-    session.require_generation(generation)
-    checks.check_lr_scale(lr_scale, field="lr_scales")
-    session.require_admissible(worker, sequence, base_step, loss)
+def _countable(volley: Volley, refuse: Refuse) -> list[int]:
+    """The places of those that may be counted now, by the rules of `Session.require_admissible`."""
+    places = []
+    columns = zip(
+        volley.sessions,
+        volley.workers,
+        volley.generations,
+        volley.sequences,
+        volley.base_steps,
+        volley.losses,
+        volley.lr_scales,
+        strict=True,
+    )
+    for place, (session, worker, generation, sequence, base_step, loss, lr_scale) in enumerate(columns):
+        try:
+            if session.status is SessionStatus.CLOSED:
+                raise SessionNotFound(f"session {session.session_id} is closed")
+            session.require_generation(generation)
+            checks.check_lr_scale(lr_scale, field="lr_scales")
+            session.require_admissible(worker, sequence, base_step, loss)
+        except HermosisError as error:
+            refuse(place, error)
+        else:
+            places.append(place)
+    return places
 
 
-def _keep_increments(
-    wish: ReplyWish, tickets: Sequence[StepTicket], fates: Fates, replies: Sequence[memoryview | None]
-) -> None:
-    """Each worker's last increment stays with its ticket, because nobody could compute it again."""
-    for ticket, step, reply in zip(tickets, fates.steps, replies, strict=True):
+def _keep_increments(volley: Volley, fates: Fates, replies: Sequence[memoryview | None]) -> None:
+    wish = volley.wish
+    for worker, sequence, step, reply in zip(volley.workers, volley.sequences, fates.steps, replies, strict=True):
         if reply is not None:
             # A copy: the memory of one reply is that of its whole launch.
-            ticket.increment = Vector(step=step, reply=wish.reply, dtype=wish.dtype, payload=bytes(reply))
+            worker.increments[sequence] = Vector(step=step, reply=wish.reply, dtype=wish.dtype, payload=bytes(reply))

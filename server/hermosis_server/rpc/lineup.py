@@ -11,6 +11,7 @@ from hermosis.packed import Bytes, PackedGradients
 from hermosis.wire import Dtype
 from hermosis_server.engine.rounds import WorkerRecord
 from hermosis_server.engine.session import Session
+from hermosis_server.engine.volley import Roster
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.records import AckLevel, Commit, Reply
 from hermosis_server.rpc.links import Link
@@ -26,6 +27,7 @@ class Group(NamedTuple):
     """
 
     places: Sequence[int]
+    roster: Roster
     sessions: Sequence[Session]
     workers: Sequence[WorkerRecord]
     generations: Sequence[int]
@@ -100,6 +102,7 @@ class Lineup:
         links = [self.links[place] for place in places]
         return Group(
             places=places,
+            roster=Roster([link.session.session_id for link in links]),
             sessions=[link.session for link in links],
             workers=[link.worker for link in links],
             generations=[link.generation for link in links],

@@ -147,6 +147,7 @@ class PackedDesk:
             worker_id=link.worker.worker_id,
             wish=replace(link.wish, reply=Reply.NONE) if silent else link.wish,
             dtype=link.gradient_dtype,
+            roster=group.roster,
             sessions=group.sessions,
             workers=group.workers,
             generations=group.generations,
