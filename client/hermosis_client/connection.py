@@ -3,9 +3,9 @@
 import threading
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 
@@ -86,6 +86,10 @@ class Connection:
         self._calls: list[CallThreads] = []
         # Also when it is forgotten, at the latest at exit, and before a server that was started before it.
         self._end = weakref.finalize(self, _close, self._channel, self._calls)
+        # A fleet writes and reads the bytes of its messages by itself.
+        self.exchange: Callable[[Iterator[bytes]], Answers[bytes]] = cast(
+            Any, self._channel.stream_stream("/hermosis.v1.GradientService/Exchange")
+        )
         self.gradients = gradient_pb2_grpc.GradientServiceStub(self._channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(self._channel)
         self.telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._channel)

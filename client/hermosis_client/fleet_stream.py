@@ -11,7 +11,7 @@ from hermosis.v1 import gradient_pb2
 from hermosis_client import codec
 from hermosis_client.connection import Connection
 from hermosis_client.errors import error_from_refusal
-from hermosis_client.fleet_work import BrokenAnswer, Ints, Terms, Work, read_answer
+from hermosis_client.fleet_work import BrokenAnswer, Ints, Terms, Work, read_answer, read_openings
 from hermosis_client.session import Session
 from hermosis_client.stream import ExchangeStream
 
@@ -44,7 +44,7 @@ class FleetStream:
     def __init__(self, connection: Connection, standing: Standing) -> None:
         count = len(standing.sessions)
         self._standing = standing
-        self._stream = ExchangeStream(connection)
+        self._stream = ExchangeStream(connection, raw=True)
         self._open: NDArray[np.bool_] = np.zeros(count, bool)
         self._next_sequence: Ints = np.zeros(count, np.int64)
         self._numbers = itertools.count(1)
@@ -83,7 +83,7 @@ class FleetStream:
         for part in parts:
             self._opened(work, part)
 
-    def _opening(self, members: Ints, *, anew: bool) -> gradient_pb2.ExchangeRequest:
+    def _opening(self, members: Ints, *, anew: bool) -> bytes:
         standing, terms = self._standing, self._standing.terms
         opens = [
             gradient_pb2.OpenSession(
@@ -99,12 +99,13 @@ class FleetStream:
             for member in members.tolist()
         ]
         close = members[self._open[members]].tolist()
-        return gradient_pb2.ExchangeRequest(open_many=gradient_pb2.OpenSessions(close=close, open=opens))
+        request = gradient_pb2.OpenSessions(close=close, open=opens)
+        return gradient_pb2.ExchangeRequest(open_many=request).SerializeToString()
 
     def _opened(self, work: Work, places: Ints) -> None:
-        while (response := self._stream.receive()).WhichOneof("message") != "opened_many":
-            pass
-        answer = response.opened_many
+        answer = None
+        while answer is None:
+            answer = read_openings(self._stream.receive())
         place_of = dict(zip(work.members[places].tolist(), places.tolist(), strict=True))
         self._open[work.members[places]] = False
         for opened in answer.opened:
@@ -133,9 +134,9 @@ class FleetStream:
         work.sequences[ready[first]] = self._next_sequence[members[first]]
         work.base_steps[ready[first]] = self._standing.steps[members[first]]
         waiting = dict(zip(self._numbers, work.cut(ready), strict=False))
-        self._stream.send(map(gradient_pb2.ExchangeRequest.FromString, work.messages(dict(waiting), self._stream)))
+        self._stream.send(work.messages(dict(waiting), self._stream))
         while waiting:
-            answer = read_answer(self._stream.receive().SerializeToString())
+            answer = read_answer(self._stream.receive())
             places = None if answer is None else waiting.pop(answer.number, None)
             if answer is not None and places is not None:
                 work.land(answer, places)

@@ -246,6 +246,16 @@ def read_answer(raw: bytes) -> packed.PackedResults | None:
     return plain
 
 
+def read_openings(raw: bytes) -> gradient_pb2.SessionsOpened | None:
+    """The answer to openings in an ExchangeResponse; None where it carries something else.
+
+    Raises:
+      BrokenAnswer: the bytes are no message.
+    """
+    response = _parsed(gradient_pb2.ExchangeResponse(), raw)
+    return response.opened_many if response.WhichOneof("message") == "opened_many" else None
+
+
 def _parsed(message: _Message, raw: packed.Bytes) -> _Message:
     try:
         message.ParseFromString(bytes(raw))

@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import grpc
 
@@ -11,34 +12,34 @@ from hermosis_client.connection import Answers, CallThreads, Connection
 from hermosis_client.errors import ConnectionFailed, connection_failed
 
 _Request = gradient_pb2.ExchangeRequest
-_Response = gradient_pb2.ExchangeResponse
-_Outbox = queue.SimpleQueue[Iterable[_Request] | None]
+_Outbox = queue.SimpleQueue[Iterable[_Request] | Iterable[bytes] | None]
 
 _FAREWELL_S = 2.0
 
 
 class ExchangeStream:
-    """A stream of messages there and back.
+    """A stream of messages there and back; as bytes if it is raw.
 
     What is sent is an iterable: gRPC's own thread draws its messages as fast as the wire takes them, so that a large
     gradient is encoded chunk by chunk while earlier chunks are on their way, and never lies in memory a second time.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, raw: bool = False) -> None:
         connection.check_open()
         self.ended = False
         self._connection = connection
         self._outbox: _Outbox = queue.SimpleQueue()
         self._threads = CallThreads(release=partial(self._outbox.put, None))
-        self._call: Answers[_Response] = connection.gradients.Exchange(_drawn(self._outbox, self._threads))
+        exchange: Any = connection.exchange if raw else connection.gradients.Exchange
+        self._call: Answers[Any] = exchange(_drawn(self._outbox, self._threads))
         connection.watch_over(self._call, self._threads)
 
-    def send(self, messages: Iterable[_Request]) -> None:
+    def send(self, messages: Iterable[_Request] | Iterable[bytes]) -> None:
         """Queues messages, to be drawn later by another thread. Never waits."""
         self._outbox.put(messages)
 
-    def receive(self) -> _Response:
-        """Waits for the next message.
+    def receive(self) -> Any:
+        """Waits for the next message: an ExchangeResponse, or the bytes of one on a raw stream.
 
         Raises:
           HermosisError: the stream has ended; ConnectionFailed where the server did not say why.
@@ -72,7 +73,7 @@ class ExchangeStream:
         self._threads.release()
 
 
-def _drawn(outbox: _Outbox, threads: CallThreads) -> Iterator[_Request]:
+def _drawn(outbox: _Outbox, threads: CallThreads) -> Iterator[_Request | bytes]:
     """What gRPC's sending thread sends. Holds no stream, so that a forgotten one can go."""
     threads.note()
     while (messages := outbox.get()) is not None:

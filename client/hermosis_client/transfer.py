@@ -91,7 +91,7 @@ def wait_for_result(stream: ExchangeStream, sequence: int) -> StepResult:
 
 def _awaited(stream: ExchangeStream, sequence: int) -> gradient_pb2.ExchangeResponse:
     """The next message; raises the typed error when it refuses the work with that number."""
-    response = stream.receive()
+    response: gradient_pb2.ExchangeResponse = stream.receive()
     if response.WhichOneof("message") == "refused" and response.refused.sequence == sequence:
         raise error_from_refusal(response.refused.refusal)
     return response

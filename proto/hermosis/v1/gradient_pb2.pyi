@@ -267,7 +267,7 @@ Global___Commit: _TypeAlias = Commit  # noqa: Y015
 
 @_typing.final
 class WholeGradient(_message.Message):
-    """WholeGradient is a contribution that fits one message."""
+    """WholeGradient is a contribution that fits one message; on a stream its payload is at most Limits.max_chunk_bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -525,6 +525,7 @@ class ExchangeRequest(_message.Message):
     CLOSE_FIELD_NUMBER: _builtins.int
     OPEN_MANY_FIELD_NUMBER: _builtins.int
     PACKED_PULL_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___OpenSession:
         """open a session on this stream."""
@@ -557,6 +558,10 @@ class ExchangeRequest(_message.Message):
     def packed_pull(self) -> Global___PackedPull:
         """packed_pull of the parameters of many sessions."""
 
+    @_builtins.property
+    def whole(self) -> Global___WholeGradient:
+        """whole gradient that fits one chunk, and its commit."""
+
     def __init__(
         self,
         *,
@@ -568,12 +573,13 @@ class ExchangeRequest(_message.Message):
         close: Global___CloseHandle | None = ...,
         open_many: Global___OpenSessions | None = ...,
         packed_pull: Global___PackedPull | None = ...,
+        whole: Global___WholeGradient | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "commit", "packed", "pull", "close", "open_many", "packed_pull"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "commit", "packed", "pull", "close", "open_many", "packed_pull", "whole"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -696,6 +702,38 @@ class ParametersChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ParametersChunk: _TypeAlias = ParametersChunk  # noqa: Y015
+
+@_typing.final
+class WholeAnswer(_message.Message):
+    """WholeAnswer answers a gradient that came whole, where what goes back fits one chunk too; otherwise a StepResult and
+    chunks do, as for a gradient that came in chunks.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def result(self) -> Global___StepResult:
+        """result of the contribution."""
+
+    @_builtins.property
+    def chunk(self) -> Global___ParametersChunk:
+        """chunk holds the whole vector."""
+
+    def __init__(
+        self,
+        *,
+        result: Global___StepResult | None = ...,
+        chunk: Global___ParametersChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WholeAnswer: _TypeAlias = WholeAnswer  # noqa: Y015
 
 @_typing.final
 class PackedResults(_message.Message):
@@ -862,6 +900,7 @@ class ExchangeResponse(_message.Message):
     PACKED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     OPENED_MANY_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___SessionOpened:
         """opened answers open."""
@@ -886,6 +925,10 @@ class ExchangeResponse(_message.Message):
     def opened_many(self) -> Global___SessionsOpened:
         """opened_many answers open_many."""
 
+    @_builtins.property
+    def whole(self) -> Global___WholeAnswer:
+        """whole answer to a whole gradient."""
+
     def __init__(
         self,
         *,
@@ -895,12 +938,13 @@ class ExchangeResponse(_message.Message):
         packed: Global___PackedResults | None = ...,
         refused: Global___StreamRefusal | None = ...,
         opened_many: Global___SessionsOpened | None = ...,
+        whole: Global___WholeAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "chunk", "result", "packed", "refused", "opened_many"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "chunk", "result", "packed", "refused", "opened_many", "whole"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -18,32 +19,52 @@ class Answer(NamedTuple):
     vector: Vector | None
 
 
+# Told once what became of a contribution, on the event loop. It must not raise.
+Tell = Callable[[Answer | Exception], None]
+
+
+def awaited() -> tuple[asyncio.Future[Answer], Tell]:
+    """A future for one who waits in a coroutine, and the call that settles it. Whoever cancels it is not told."""
+    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def tell(answer: Answer | Exception) -> None:
+        if future.done():
+            return
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+            future.exception()  # whoever waited may have gone, and the loop would report an error nobody can read
+        else:
+            future.set_result(answer)
+
+    return future, tell
+
+
 @dataclass(slots=True)
 class StepTicket:
-    """The promise of one contribution's fate; `result` stays for repeats when the future is gone."""
+    """The promise of one contribution's fate.
+
+    Attributes:
+      waiting: who will be told of it.
+      result:  stays for repeats.
+    """
 
     payload_crc32: int
-    future: asyncio.Future[Answer] | None = None
+    waiting: list[Tell] = field(default_factory=list)
     result: StepResult | None = None
+    given_up: bool = False
 
     def resolve(self, answer: Answer) -> None:
         self.result = answer.result
-        if self.future is not None and not self.future.done():
-            self.future.set_result(answer)
-        self.future = None
-
-    def wait(self) -> asyncio.Future[Answer]:
-        """For its fate, by whoever was not there from the start."""
-        if self.future is None:
-            self.future = asyncio.get_running_loop().create_future()
-        return self.future
+        self._tell(answer)
 
     def fail(self, error: Exception) -> None:
-        if self.future is not None and not self.future.done():
-            self.future.set_exception(error)
-            # A worker that has gone never asks; without this the loop would report an error nobody can read.
-            self.future.exception()
-        self.future = None
+        self.given_up = True
+        self._tell(error)
+
+    def _tell(self, answer: Answer | Exception) -> None:
+        waiting, self.waiting = self.waiting, []
+        for tell in waiting:
+            tell(answer)
 
 
 class Tickets(Protocol):

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from hermosis.wire import Dtype
 from hermosis_server.engine import checks
 from hermosis_server.engine.assembler import Staging
+from hermosis_server.engine.batch import FleetDone
 from hermosis_server.engine.executor import Executor
-from hermosis_server.engine.interim import FleetDone, Part, ReadyFleet, address_of, submit_fleet
 from hermosis_server.engine.rounds import Answer, StepTicket, WorkerRecord
+from hermosis_server.engine.scheduler import ReadyFleet
 from hermosis_server.engine.session import Session
+from hermosis_server.engine.step import Part
 from hermosis_server.engine.telemetry import Watchers
 from hermosis_server.errors import HermosisError, SessionNotFound
 from hermosis_server.records import (
@@ -55,6 +57,7 @@ class Volley:
     Entry i of every column is of the same contribution.
 
     Attributes:
+      executor:    of the device that all the sessions live on.
       generations: that the worker knows of the sessions.
       lr_scales:   the worker's own.
       staging:     memory with the gradients.
@@ -64,6 +67,7 @@ class Volley:
       reply_bytes: of each one's reply.
     """
 
+    executor: Executor
     worker_id: str
     wish: ReplyWish
     dtype: Dtype
@@ -203,12 +207,10 @@ class Volleys:
     """Takes volleys and hands them to the device thread, each as one.
 
     Args:
-      executor: owns the device.
       watchers: hear of each step.
     """
 
-    def __init__(self, executor: Executor, watchers: Watchers) -> None:
-        self._executor = executor
+    def __init__(self, watchers: Watchers) -> None:
         self._watchers = watchers
 
     def fire(self, volley: Volley, *, refuse: Refuse, land: Land) -> None:
@@ -240,7 +242,7 @@ class Volleys:
         for session, worker, sequence, base_step, piece in columns:
             session.count(worker, sequence, base_step, fates, piece.stop - piece.start, now_s)
             session.stepping += 1
-        memory, address, dtype = volley.staging.memory, address_of(volley.staging.memory), volley.dtype
+        memory, address, dtype = volley.staging.memory, volley.staging.address, volley.dtype
         ready = ReadyFleet(
             residents=[session.on_device for session in volley.sessions],
             parts=[
@@ -256,7 +258,7 @@ class Volleys:
             size_bytes=len(memory),
             done=functools.partial(self._finished, volley, places, fates, time.monotonic(), refuse, land),
         )
-        submit_fleet(self._executor, ready)
+        volley.executor.submit(ready)
 
     def _finished(
         self,
@@ -333,4 +335,6 @@ def _keep_increments(volley: Volley, fates: Fates, replies: Sequence[memoryview 
     for worker, sequence, step, reply in zip(volley.workers, volley.sequences, fates.steps, replies, strict=True):
         if reply is not None:
             # A copy: the memory of one reply is that of its whole launch.
-            worker.increments[sequence] = Vector(step=step, reply=wish.reply, dtype=wish.dtype, payload=bytes(reply))
+            worker.increments[sequence] = Vector(
+                step=step, reply=wish.reply, dtype=wish.dtype, payload=memoryview(bytes(reply))
+            )

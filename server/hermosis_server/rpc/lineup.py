@@ -89,6 +89,7 @@ class Lineup:
                 link.ack_level is AckLevel.APPLIED
                 and link.session.steps_at_once
                 and link.session.session_id not in sessions
+                and link.session.executor is first.session.executor
                 and (link.worker.worker_id, link.wish) == (first.worker.worker_id, first.wish)
                 and link.gradient_dtype is first.gradient_dtype
                 and size > 0

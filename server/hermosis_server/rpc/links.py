@@ -3,15 +3,13 @@
 The stream and the unary calls share these, so a gradient means the same whichever way it came.
 """
 
-from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from hermosis.v1 import gradient_pb2
 from hermosis.wire import Dtype, is_plain_name
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.engine import Engine
-from hermosis_server.engine.rounds import Answer, WorkerRecord
+from hermosis_server.engine.rounds import Tell, WorkerRecord
 from hermosis_server.engine.session import Session, require_next
 from hermosis_server.errors import InvalidRequest, LayoutMismatch, Unsupported
 from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish
@@ -53,7 +51,9 @@ class Link:
         Raises:
           InvalidRequest: too many were refused and none committed; whoever sends this does not read the answers.
         """
-        self.abandon(sequence)
+        gradient = self.gradients.pop(sequence, None)
+        if gradient is not None:
+            gradient.release()
         if len(self.refused) >= MAX_OPEN_GRADIENTS:
             raise InvalidRequest(f"{len(self.refused)} gradients were refused and none of them committed")
         self.refused.add(sequence)
@@ -71,17 +71,14 @@ class Link:
             self.gradients[chunk.sequence] = gradient
         gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
 
-    def abandon(self, sequence: int) -> None:
-        """Drops a gradient on its way, if there is one."""
-        gradient = self.gradients.pop(sequence, None)
-        if gradient is not None:
-            gradient.release()
-
-    def commit(self, engine: Engine, commit: Commit, *, silent: bool = False) -> Coroutine[Any, Any, Answer]:
-        """Counts a gradient whose chunks have all come, and returns the wait for its answer.
+    def commit(self, engine: Engine, commit: Commit, answer: Tell, *, silent: bool = False) -> None:
+        """Counts a gradient whose chunks have all come; `answer` is called with its fate.
 
         Args:
           silent: wants no vector, whatever was agreed.
+
+        Raises:
+          HermosisError: it was refused, and is forgotten.
         """
         gradient = self.gradients.pop(commit.sequence, None)
         if gradient is None:
@@ -95,7 +92,20 @@ class Link:
             raise
         wait = self.ack_level is not AckLevel.RECEIVED
         wish = replace(self.wish, reply=Reply.NONE) if silent else self.wish
-        return engine.intake.contribute(self.session, self.worker, commit, wish, gradient, wait=wait)
+        engine.intake.contribute(self.session, self.worker, commit, wish, gradient, answer, wait=wait)
+
+    def contribute(
+        self, engine: Engine, commit: Commit, chunk: GradientChunk, answer: Tell, *, silent: bool = False
+    ) -> None:
+        """Receives a gradient that came whole, and commits it. One that is refused is forgotten at once."""
+        try:
+            self.receive(engine, chunk)
+        except BaseException:
+            abandoned = self.gradients.pop(chunk.sequence, None)
+            if abandoned is not None:
+                abandoned.release()
+            raise
+        self.commit(engine, commit, answer, silent=silent)
 
 
 def open_link(

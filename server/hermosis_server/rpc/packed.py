@@ -5,9 +5,8 @@ The handles of a worker's packed messages are the same again and again, so what 
 the way of every contribution.
 """
 
-import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,6 @@ from hermosis import packed, wire
 from hermosis.packed import PackedGradients
 from hermosis_server.engine.assembler import Staging
 from hermosis_server.engine.engine import Engine
-from hermosis_server.engine.rounds import Answer
 from hermosis_server.engine.volley import Volley
 from hermosis_server.errors import CorruptChunk, InvalidRequest, LayoutMismatch
 from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply
@@ -54,7 +52,6 @@ class PackedDesk:
         self._later = later
         self._lineups: dict[bytes, Lineup] = {}
         self._kept_handles = 0
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def forget(self) -> None:
         """A handle was opened or closed: lineups may be of links that are no more."""
@@ -144,6 +141,7 @@ class PackedDesk:
         chosen = columns.at(group.places)
         memory = staging.memory
         volley = Volley(
+            executor=link.session.executor,
             worker_id=link.worker.worker_id,
             wish=replace(link.wish, reply=Reply.NONE) if silent else link.wish,
             dtype=link.gradient_dtype,
@@ -174,23 +172,11 @@ class PackedDesk:
         chunk = GradientChunk(
             sequence=commit.sequence, offset=0, dtype=link.gradient_dtype, crc32=crc32, payload=gradient
         )
+        tell = functools.partial(answer.take, place)
         try:
-            link.receive(self._engine, chunk)
-            fate = link.commit(self._engine, commit, silent=silent)
+            link.contribute(self._engine, commit, chunk, tell, silent=silent)
         except Exception as error:
-            link.abandon(commit.sequence)
-            answer.take(place, error)
-            return
-        task = asyncio.ensure_future(_told(fate, functools.partial(answer.take, place)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-async def _told(fate: Awaitable[Answer], take: Callable[[Answer | Exception], None]) -> None:
-    try:
-        take(await fate)
-    except Exception as error:
-        take(error)
+            tell(error)
 
 
 def _require_payload(message: PackedGradients, lineup: Lineup) -> None:
