@@ -198,7 +198,7 @@ class Session:
                 f"base_step {base_step} is ahead of session {self.session_id}, which is at step {self.step}",
                 field="commit.base_step",
             )
-        if self.on_device.family.needs_loss and not math.isfinite(loss):
+        if not math.isfinite(loss) and self.on_device.family.needs_loss:
             raise InvalidRequest(
                 f"loss is {loss}, but the thermal profile of session {self.session_id} answers to it; "
                 "send a finite loss with every gradient",

@@ -282,6 +282,7 @@ class Volleys:
             land(None)
             return
         fates.learn(done, volley.base_steps, counted_s)
+        watched = bool(self._watchers)
         columns = zip(volley.sessions, volley.workers, fates.outcomes, fates.steps, fates.stalenesses, strict=True)
         for place, (session, worker, outcome, step, staleness) in enumerate(columns):
             if failed and place in failed:
@@ -291,7 +292,7 @@ class Volleys:
             worker.staleness = staleness
             if outcome is Outcome.APPLIED:
                 session.telemetry.append(fates)
-                if self._watchers:
+                if watched:
                     self._watchers.offer(fates.reading(session.session_id))
         if volley.wish.reply is Reply.INCREMENT:
             _keep_increments(volley, fates, done.replies)

@@ -23,6 +23,7 @@ class Group(NamedTuple):
     Attributes:
       places:      in the message.
       gradients:   where each gradient lies in the payload.
+      length:      of every gradient, in bytes, where they are alike and fill the payload; else zero.
       reply_bytes: of each reply.
     """
 
@@ -32,6 +33,7 @@ class Group(NamedTuple):
     workers: Sequence[WorkerRecord]
     generations: Sequence[int]
     gradients: Sequence[slice]
+    length: int
     reply_bytes: Sequence[int]
 
 
@@ -101,13 +103,16 @@ class Lineup:
 
     def _group(self, places: list[int]) -> Group:
         links = [self.links[place] for place in places]
+        gradients = [self.gradients[place] for place in places]
+        alike = len({_size(piece) for piece in gradients}) == 1
         return Group(
             places=places,
             roster=Roster([link.session.session_id for link in links]),
             sessions=[link.session for link in links],
             workers=[link.worker for link in links],
             generations=[link.generation for link in links],
-            gradients=[self.gradients[place] for place in places],
+            gradients=gradients,
+            length=_size(gradients[0]) if len(gradients) == len(self.links) and alike else 0,
             reply_bytes=[_size(self.replies[place]) for place in places],
         )
 
@@ -159,18 +164,18 @@ def _column(name: str, raw: Bytes, dtype: str, count: int, *, absent: float | No
     return list(column.tolist())
 
 
-def peaks(memory: memoryview, dtype: Dtype, gradients: Sequence[slice]) -> list[float]:
+def peaks(memory: memoryview, dtype: Dtype, gradients: Sequence[slice], length: int) -> list[float]:
     """The largest magnitude in each of some gradients; infinite or NaN where one of its elements is.
 
     Args:
       gradients: in order, aligned to their elements, none empty.
+      length:    as in `Group`.
     """
     size = dtype.itemsize
     # Without its sign bit a number's bits are ordered as its magnitude is, NaN beyond infinity.
     bits = np.frombuffer(memory[: gradients[-1].stop], f"<u{size}") & (0x7FFFFFFF if size == 4 else 0x7FFF)
-    first, length = gradients[0].start // size, _size(gradients[0]) // size
-    if len(gradients) * length == len(bits) - first and all(_size(piece) == length * size for piece in gradients):
-        largest = bits[first:].reshape(-1, length).max(axis=1)
+    if length:
+        largest = bits.reshape(-1, length // size).max(axis=1)
     else:
         edges = np.array([(piece.start, piece.stop) for piece in gradients]).reshape(-1) // size
         largest = np.maximum.reduceat(bits, edges[:-1])[::2]

@@ -155,7 +155,7 @@ class PackedDesk:
             lr_scales=chosen.lr_scales,
             staging=staging,
             gradients=group.gradients,
-            peaks=peaks(memory, link.gradient_dtype, group.gradients),
+            peaks=peaks(memory, link.gradient_dtype, group.gradients, group.length),
             checksums=[wire.checksum(memory[piece]) for piece in group.gradients],
             reply_bytes=[0] * len(group.places) if silent else group.reply_bytes,
         )
