@@ -18,6 +18,7 @@ from hermosis_server.engine import checks
 from hermosis_server.engine.assembler import Staging
 from hermosis_server.engine.batch import FleetDone
 from hermosis_server.engine.executor import Executor
+from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import Answer, StepTicket, WorkerRecord
 from hermosis_server.engine.scheduler import ReadyFleet
 from hermosis_server.engine.session import Session
@@ -74,6 +75,7 @@ class Volley:
     staging: Staging
     roster: Roster
     sessions: Sequence[Session]
+    residents: Sequence[Resident]
     workers: Sequence[WorkerRecord]
     generations: Sequence[int]
     sequences: Sequence[int]
@@ -92,7 +94,7 @@ class Volley:
 
 
 _COLUMNS = (
-    *("sessions", "workers", "generations", "sequences", "base_steps", "losses", "lr_scales"),
+    *("sessions", "residents", "workers", "generations", "sequences", "base_steps", "losses", "lr_scales"),
     *("gradients", "peaks", "checksums", "reply_bytes"),
 )
 
@@ -244,7 +246,7 @@ class Volleys:
             session.stepping += 1
         memory, address, dtype = volley.staging.memory, volley.staging.address, volley.dtype
         ready = ReadyFleet(
-            residents=[session.on_device for session in volley.sessions],
+            residents=volley.residents,
             parts=[
                 Part(memory[piece], address + piece.start, dtype, peak)
                 for piece, peak in zip(volley.gradients, volley.peaks, strict=True)
@@ -321,8 +323,10 @@ def _countable(volley: Volley, refuse: Refuse) -> list[int]:
         try:
             if session.status is SessionStatus.CLOSED:
                 raise SessionNotFound(f"session {session.session_id} is closed")
-            session.require_generation(generation)
-            checks.check_lr_scale(lr_scale, field="lr_scales")
+            if generation != session.generation:
+                session.require_generation(generation)
+            if lr_scale != 1.0:
+                checks.check_lr_scale(lr_scale, field="lr_scales")
             session.require_admissible(worker, sequence, base_step, loss)
         except HermosisError as error:
             refuse(place, error)

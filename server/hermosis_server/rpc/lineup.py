@@ -9,6 +9,7 @@ import numpy as np
 
 from hermosis.packed import Bytes, PackedGradients
 from hermosis.wire import Dtype
+from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import WorkerRecord
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.volley import Roster
@@ -30,6 +31,7 @@ class Group(NamedTuple):
     places: Sequence[int]
     roster: Roster
     sessions: Sequence[Session]
+    residents: Sequence[Resident]
     workers: Sequence[WorkerRecord]
     generations: Sequence[int]
     gradients: Sequence[slice]
@@ -90,6 +92,7 @@ class Lineup:
             if (
                 link.ack_level is AckLevel.APPLIED
                 and link.session.steps_at_once
+                and link.session.resident is not None
                 and link.session.session_id not in sessions
                 and link.session.executor is first.session.executor
                 and (link.worker.worker_id, link.wish) == (first.worker.worker_id, first.wish)
@@ -109,6 +112,7 @@ class Lineup:
             places=places,
             roster=Roster([link.session.session_id for link in links]),
             sessions=[link.session for link in links],
+            residents=[link.session.on_device for link in links],
             workers=[link.worker for link in links],
             generations=[link.generation for link in links],
             gradients=gradients,

@@ -147,6 +147,7 @@ class PackedDesk:
             dtype=link.gradient_dtype,
             roster=group.roster,
             sessions=group.sessions,
+            residents=group.residents,
             workers=group.workers,
             generations=group.generations,
             sequences=chosen.sequences,
