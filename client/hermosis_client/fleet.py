@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,6 +56,22 @@ class FleetResult:
         """(M,) whether each contribution became part of a step."""
         applied: NDArray[np.bool_] = self.outcome == Outcome.APPLIED
         return applied
+
+
+class _Crew(NamedTuple):
+    """Members of a call.
+
+    Attributes:
+      members: (M,) their indices in the fleet.
+      starts:  (M + 1,) where each begins in flat vectors.
+      replies: (M,) Reply of each.
+      shape:   of a float32 array that holds a vector of each: (M, P), or (N,) where their sizes differ.
+    """
+
+    members: Ints
+    starts: Ints
+    replies: NDArray[np.int8]
+    shape: tuple[int, ...]
 
 
 class Fleet:
@@ -116,6 +132,7 @@ class Fleet:
             )
         self._connection = connection
         self._created = created
+        self._everybody = self._crew(np.arange(len(self.sessions)))
         self._standing = Standing(self.sessions, self.worker_id, self._terms)
         self._lock = threading.Lock()
         self._stream: FleetStream | None = None
@@ -190,7 +207,6 @@ class Fleet:
         """
         with self._lock:
             work = self._work(members, None, out, reply=True)
-            work.replies[:] = Reply.PARAMETERS
             self._persist(work, any_generation=True)
             self._hold(work)
             return self._answer(work, out), work.refusals
@@ -272,20 +288,28 @@ class Fleet:
         *,
         reply: bool,
     ) -> Work:
-        chosen = np.arange(len(self)) if members is None else self._chosen(members)
-        sizes = self._sizes[chosen]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        replies = self._terms.replies[chosen]
+        crew = self._everybody if members is None else self._crew(self._chosen(members))
+        replies = np.full(len(crew.members), Reply.PARAMETERS, np.int8) if gradients is None else crew.replies
         landed = None
-        if reply and (gradients is None or (replies != Reply.NONE).any()):
-            landed = np.zeros(int(starts[-1]), np.float32) if out is None else _flat("out", out, self._shape(sizes))
+        if reply and (replies != Reply.NONE).any():
+            landed = np.zeros(int(crew.starts[-1]), np.float32) if out is None else _flat("out", out, crew.shape)
         return Work(
-            members=chosen,
-            starts=starts,
+            members=crew.members,
+            starts=crew.starts,
             terms=self._terms,
             replies=replies,
-            gradient=None if gradients is None else _gathered(gradients, sizes, self._shape(sizes)),
+            gradient=None if gradients is None else _gathered(gradients, crew.starts, crew.shape),
             landed=landed,
+        )
+
+    def _crew(self, members: Ints) -> "_Crew":
+        sizes = self._sizes[members]
+        first = int(sizes[0])
+        return _Crew(
+            members=members,
+            starts=np.concatenate([[0], np.cumsum(sizes)]),
+            replies=self._terms.replies[members],
+            shape=(len(sizes), first) if (sizes == first).all() else (int(sizes.sum()),),
         )
 
     def _chosen(self, members: Sequence[int] | Ints) -> Ints:
@@ -294,16 +318,13 @@ class Fleet:
             raise ValueError(f"members are indices from 0 to {len(self) - 1}, at least one and each once")
         return chosen
 
-    def _shape(self, sizes: Ints) -> tuple[int, ...]:
-        """Of a float32 array that holds a vector of each member: (M, P), or (N,) where their sizes differ."""
-        first = int(sizes[0])
-        return (len(sizes), first) if (sizes == first).all() else (int(sizes.sum()),)
-
     def _answer(self, work: Work, out: Float32 | None) -> "Float32 | list[Float32]":
         assert work.landed is not None
-        shape = self._shape(np.diff(work.starts))
-        if len(shape) == 2:
-            return work.landed.reshape(shape) if out is None else out
+        if out is not None and out.ndim == 2:
+            return out
+        sizes = np.diff(work.starts)
+        if (sizes == sizes[0]).all():
+            return work.landed.reshape(len(sizes), -1)
         return [work.landed[first:end] for first, end in zip(work.starts[:-1], work.starts[1:], strict=True)]
 
     def _hold(self, work: Work) -> None:
@@ -362,12 +383,12 @@ def _reply(wanted: str, parameters_on: ParametersOn) -> Reply:
     return Reply[wanted.upper()]
 
 
-def _gathered(gradients: "Float32 | Sequence[ArrayLike]", sizes: Ints, shape: tuple[int, ...]) -> Float32:
+def _gathered(gradients: "Float32 | Sequence[ArrayLike]", starts: Ints, shape: tuple[int, ...]) -> Float32:
     """One flat vector of them all, without a copy where they are that already."""
     if isinstance(gradients, np.ndarray) and gradients.shape == shape:
         return np.ascontiguousarray(gradients, np.float32).reshape(-1)
     vectors = [np.asarray(vector, np.float32).reshape(-1) for vector in gradients]
-    if [len(vector) for vector in vectors] != sizes.tolist():
+    if [len(vector) for vector in vectors] != np.diff(starts).tolist():
         raise ValueError(f"gradients are a float32 array of shape {shape}, or a vector of each member's size")
     return np.concatenate(vectors)
 

@@ -89,7 +89,8 @@ class Work:
     def __post_init__(self) -> None:
         count = len(self.members)
         self.outcome = np.zeros(count, np.uint8)
-        self.sequences, self.base_steps, self.contributions = (np.zeros(count, np.int64) for _ in range(3))
+        self.sequences, self.base_steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.contributions = np.zeros(count, np.int64)
         self.step, self.reply_step, self.staleness = (np.zeros(count, np.int64) for _ in range(3))
         self.duplicate = np.zeros(count, bool)
         self.pending = np.ones(count, bool)
@@ -112,6 +113,9 @@ class Work:
 
     def cut(self, places: Ints) -> list[Ints]:
         """Places of members, in as many messages as they take."""
+        widest = max(self.terms.gradient_dtype.itemsize, self.terms.reply_dtype.itemsize)
+        if int(self.starts[-1]) * widest + len(places) * (COLUMN_BYTES + ENERGY_BYTES) + FRAME_BYTES <= MESSAGE_BYTES:
+            return [places] if len(places) else []
         sizes = np.diff(self.starts)[places]
         there = 0 if self.gradient is None else sizes * self.terms.gradient_dtype.itemsize
         back = 0 if self.landed is None else sizes * self.terms.reply_dtype.itemsize
@@ -144,7 +148,6 @@ class Work:
                 self.refuse(place, error)
             return
         count = len(places)
-        replies = self.replies[places] != Reply.NONE
         known = np.ones(count, bool)
         for raw in answer.refusals:
             refused = _parsed(gradient_pb2.PackedRefusal(), raw)
@@ -156,8 +159,10 @@ class Work:
         taken = places[known]
         if self.gradient is not None:
             self.outcome[taken] = _column(answer.outcomes, "u1", count)[known]
-            self.staleness[taken] = _column(answer.stalenesses, "<u4", count, default=0)[known]
-            self.contributions[taken] = _column(answer.contributions, "<u4", count, default=1)[known]
+            if len(answer.stalenesses):
+                self.staleness[taken] = _column(answer.stalenesses, "<u4", count)[known]
+            made = _column(answer.contributions, "<u4", count)[known] if len(answer.contributions) else 1
+            self.contributions[taken] = made
             again = np.frombuffer(answer.duplicates, "<u4")
             if (again >= count).any():
                 raise BrokenAnswer
@@ -169,16 +174,15 @@ class Work:
             known
         ]
         if self.landed is not None:
-            self._land_payload(answer, places, replies, known)
+            self._land_payload(answer, places, known)
         self.pending[taken] = False
         for place in taken.tolist() if self.refusals else ():
             self.refusals.pop(place, None)
 
-    def _land_payload(
-        self, answer: packed.PackedResults, places: Ints, replies: NDArray[np.bool_], known: NDArray[np.bool_]
-    ) -> None:
+    def _land_payload(self, answer: packed.PackedResults, places: Ints, known: NDArray[np.bool_]) -> None:
         assert self.landed is not None
         dtype = self.terms.reply_dtype
+        replies = self.replies[places] != Reply.NONE
         rows = places[replies]
         sizes = self.starts[rows + 1] - self.starts[rows]
         size = int(sizes.sum()) * dtype.itemsize
@@ -264,9 +268,7 @@ def _parsed(message: _Message, raw: packed.Bytes) -> _Message:
     return message
 
 
-def _column(raw: packed.Bytes, dtype: str, count: int, *, default: int | None = None) -> NDArray[np.generic]:
-    if default is not None and not len(raw):
-        return np.full(count, default)
+def _column(raw: packed.Bytes, dtype: str, count: int) -> NDArray[np.generic]:
     column = np.frombuffer(raw, dtype)
     if len(column) != count:
         raise BrokenAnswer
