@@ -1,6 +1,7 @@
 """Packed messages: sessions in one message are each what they would be alone, in what succeeds and what does not."""
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from hermosis import wire
 from hermosis.v1 import gradient_pb2, session_pb2, types_pb2
+from hermosis_server.rpc.packed import PackedDesk
 
 Request = gradient_pb2.ExchangeRequest
 PackedGradients = gradient_pb2.PackedGradients
@@ -400,6 +402,26 @@ def test_a_worker_that_sends_and_never_reads_is_held_back(host: Any, tools: Any)
             lane.send(gradients(np.ones((1, size)), number, base_steps=[0], number=number))
         steps = {lane.next().packed.steps[0] for _ in range(60)}
     assert steps == set(range(1, 61))
+
+
+def test_pulls_that_nobody_reads_are_not_all_carried_out(host: Any, tools: Any, monkeypatch: Any) -> None:
+    taken: list[int] = []
+    pull = PackedDesk.pull
+    monkeypatch.setattr(
+        PackedDesk, "pull", lambda desk, number, handles: taken.append(number) or pull(desk, number, handles)
+    )
+    service = host(window_bytes=4 << 20).server
+    session = service.create(1 << 18, "sgd")  # 1 MiB
+    with Lane(service, tools, [session]) as lane:
+        for number in range(200):
+            lane.send(Request(packed_pull=gradient_pb2.PackedPull(number=number, handles=[0])))
+        tools.poll(lambda: len(taken) > 4)
+        before = -1
+        while before != len(taken):  # two readings alike in a row: the server has stopped
+            before = len(taken)
+            threading.Event().wait(0.3)
+        assert before < 50, "nothing held the worker back"
+        assert [lane.next().packed.number for _ in range(200)] == list(range(200))
 
 
 def test_a_stream_that_ends_early_leaves_nothing_behind(server: Any, tools: Any, make: Any) -> None:

@@ -50,7 +50,7 @@ class ExchangeStream:
         self._links: dict[int, Link] = {}
         self._refused_handles: set[int] = set()
         self._outbox = Outbox(window_bytes)
-        self._desk = PackedDesk(engine, self._links, send=self._outbox.put_now, later=self._answer_later)
+        self._desk = PackedDesk(engine, self._links, later=self._answer_later)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -114,7 +114,9 @@ class ExchangeStream:
             self._open_many(request.open_many)
         elif kind == "packed_pull":
             pull = request.packed_pull
-            self._later(self._packed_pulled(pull.number, list(pull.handles)), 0)
+            reading = self._desk.pull(pull.number, list(pull.handles))
+            if reading is not None:
+                self._run(reading)
         elif kind == "pull":
             self._pull(request.pull.handle)
         elif kind == "close":
@@ -230,14 +232,12 @@ class ExchangeStream:
                 answer.opened.append(opened)
             else:
                 answer.refused.append(opened)
-        self._send(Response(opened_many=answer))
+        response = Response(opened_many=answer).SerializeToString()
+        self._answer_later(len(response))(response)
 
     def _answer_later(self, window_bytes: int) -> Callable[[bytes], None]:
         self._outbox.expect(window_bytes)
         return lambda message: self._outbox.put((message,), window_bytes)
-
-    async def _packed_pulled(self, number: int, handles: list[int]) -> Iterable[bytes]:
-        return (await self._desk.pull(number, handles),)
 
     def _pull(self, handle: int) -> None:
         link = self._link(handle)
@@ -259,7 +259,11 @@ class ExchangeStream:
             self._outbox.put(await answers, window_bytes)
 
         self._outbox.expect(window_bytes)
-        task = asyncio.ensure_future(wait())
+        self._run(wait())
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """In a task that ends with the stream."""
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

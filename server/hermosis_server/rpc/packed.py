@@ -6,8 +6,9 @@ the way of every contribution.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +35,7 @@ class PackedDesk:
 
     Args:
       links: open on the stream, by handle.
-      send:  sends the bytes of a response.
-      later: counts bytes of payload against the stream's window, and gives the way for the answer that frees them.
+      later: counts bytes against the stream's window, and gives the way for the answer that frees them when written.
     """
 
     def __init__(
@@ -43,12 +43,10 @@ class PackedDesk:
         engine: Engine,
         links: Mapping[int, Link],
         *,
-        send: Callable[[bytes], None],
         later: Callable[[int], Callable[[bytes], None]],
     ) -> None:
         self._engine = engine
         self._links = links
-        self._send = send
         self._later = later
         self._lineups: dict[bytes, Lineup] = {}
         self._kept_handles = 0
@@ -69,7 +67,7 @@ class PackedDesk:
             group, apart = lineup.parted(columns.sequences)
             staging = self._staged(message.payload) if group.places else None
         except Exception as error:
-            self._send(refused_message(message.number, error))
+            self._refuse(message.number, error)
             return
         answer = PackedAnswer(
             number=message.number,
@@ -85,16 +83,30 @@ class PackedDesk:
             gradient = bytes(memoryview(message.payload)[lineup.gradients[place]])
             self._alone(lineup.links[place], columns.commit(place), gradient, message.without_reply, answer, place)
 
-    async def pull(self, number: int, handles: Sequence[int]) -> bytes:
-        """The answer to a pull of many sessions' parameters."""
+    def pull(self, number: int, handles: Sequence[int]) -> Coroutine[Any, Any, None] | None:
+        """Reads the parameters of many sessions, by what is given back, to be run; None where that was refused."""
         try:
             lineup = self._lineup(np.array(handles, "<u4").tobytes())
             refusal_bytes = self._room(lineup.vectors, energies=False)
-            wanted = [(link.session.session_id, link.wish.dtype) for link in lineup.links]
-            vectors = await self._engine.pull_many(wanted)
         except Exception as error:
-            return refused_message(number, error)
-        return pulled_message(number, lineup.vectors, vectors, refusal_bytes)
+            self._refuse(number, error)
+            return None
+        answer = self._later(lineup.vectors[-1].stop)
+
+        async def read() -> None:
+            wanted = [(link.session.session_id, link.wish.dtype) for link in lineup.links]
+            try:
+                vectors = await self._engine.pull_many(wanted)
+            except Exception as error:
+                answer(refused_message(number, error))
+            else:
+                answer(pulled_message(number, lineup.vectors, vectors, refusal_bytes))
+
+        return read()
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        message = refused_message(number, error)
+        self._later(len(message))(message)
 
     def _lineup(self, handles: bytes) -> Lineup:
         """The links of handles, as bytes of uint32."""
