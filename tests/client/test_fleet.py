@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from hermosis import packed, wire
+from hermosis.v1 import types_pb2
 from hermosis_client import Client, Fleet, Outcome, Recipe, errors, fleet_birth, fleet_work
 from hermosis_client.local_server import LocalServer
 
@@ -345,3 +347,59 @@ def test_lengths_that_do_not_fit_make_nothing(client: Client, wrong) -> None:
 def test_a_member_too_large_for_a_message_is_left_to_workers(client: Client) -> None:
     with client.create_session({"w": (1 << 20,)}, "sgd") as large, pytest.raises(ValueError, match="Worker"):
         client.fleet([large])
+
+
+def work_of(fleet: Fleet) -> fleet_work.Work:
+    return fleet._work([0, 1], np.ones((2, 30), np.float32), None, reply=True)
+
+
+def answer_with(**columns: object) -> packed.PackedResults:
+    """A right answer to two contributions, but for what is said."""
+    payload = np.arange(60, dtype=np.float32).tobytes()
+    right = {"outcomes": b"\1\1", "steps": np.array([4, 5], "<u8").tobytes(), "payload": payload}
+    fields = right | {"crc32": wire.checksum(payload)} | columns
+    found = packed.read_results(packed.write_results(packed.PackedResults(number=1, **fields)))
+    assert found is not None
+    return found
+
+
+def refusal(reason: str, **said: float) -> bytes:
+    return types_pb2.Refusal(reason=reason, message="on request", **said).SerializeToString()
+
+
+def test_a_message_that_is_refused_as_a_whole_is_so_for_each_of_its_members(client: Client) -> None:
+    with sgd(client) as fleet:
+        work = work_of(fleet)
+        work.land(packed.PackedResults(refusal=refusal("Overloaded", retry_after_s=0.25)), np.arange(2))
+        assert work.pending.all(), "worth another attempt"
+        work.land(packed.PackedResults(refusal=refusal("LayoutMismatch")), np.arange(1))
+        assert work.pending.tolist() == [False, True]
+        work.land(
+            answer_with(outcomes=b"\1", steps=bytes(8), payload=bytes(120), crc32=wire.checksum(bytes(120))),
+            np.array([1]),
+        )
+        assert (work.pending.any(), work.settled.tolist()) == (False, [False, True])
+        assert {place: type(error) for place, error in work.refusals.items()} == {0: errors.LayoutMismatch}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"crc32": 0},
+        {"payload": b""},
+        {"outcomes": b"\1"},
+        {"steps": bytes(24)},
+        {"stalenesses": bytes(4)},
+        {"duplicates": np.array([2], "<u4").tobytes()},
+        {"refusals": [b"\x08\x02"]},
+        {"refusals": [b"\xff"]},
+    ],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_an_answer_that_makes_no_sense_is_broken(client: Client, damage: dict) -> None:
+    with sgd(client) as fleet:
+        right = work_of(fleet)
+        right.land(answer_with(), np.arange(2))
+        np.testing.assert_array_equal(right.landed, np.arange(60))
+        with pytest.raises(fleet_work.BrokenAnswer):
+            work_of(fleet).land(answer_with(**damage), np.arange(2))
