@@ -4,6 +4,7 @@
         session.initialise({"w": w})
         result, parameters = session.exchange({"w": gradient}, loss=loss)
 
+`Client.create_fleet` makes many small sessions that one worker drives together (`Fleet`).
 `hermosis_client.torch_optimizer.RemoteOptimizer` is the same as a torch.optim.Optimizer, and
 `hermosis_client.local_server.LocalServer` runs a server for as long as it is needed.
 """
@@ -11,6 +12,7 @@
 from hermosis_client.client import Client
 from hermosis_client.errors import ConnectionFailed, HermosisError
 from hermosis_client.exchange import Worker
+from hermosis_client.fleet import Fleet, FleetResult
 from hermosis_client.layout import ParameterLayout, Tensors, TensorSpec
 from hermosis_client.records import (
     Capabilities,
@@ -34,6 +36,8 @@ __all__ = [
     "ConnectionFailed",
     "EnergySample",
     "ExportedState",
+    "Fleet",
+    "FleetResult",
     "HermosisError",
     "Outcome",
     "ParameterLayout",

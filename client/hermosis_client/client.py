@@ -1,12 +1,18 @@
 """Client: the way to one server and its sessions."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Literal
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from hermosis.v1 import session_pb2, types_pb2
-from hermosis_client import codec
+from hermosis_client import codec, fleet_birth
 from hermosis_client.connection import Connection, new_request_id
+from hermosis_client.dtypes import Float32
+from hermosis_client.fleet import Fleet
 from hermosis_client.layout import ParameterLayout, Shaped
 from hermosis_client.records import (
     Capabilities,
@@ -17,7 +23,7 @@ from hermosis_client.records import (
     SessionInfo,
     SessionStatus,
 )
-from hermosis_client.session import Session
+from hermosis_client.session import Session, WireDtype
 from hermosis_client.watch import Watch
 
 
@@ -79,10 +85,8 @@ class Client:
         Raises:
           InvalidRequest, SessionExists, QuotaExceeded, OutOfDeviceMemory: the server will not have it.
         """
-        if not isinstance(layout, ParameterLayout):
-            layout = ParameterLayout.of(layout)
         spec = session_pb2.SessionSpec(
-            layout=codec.layout_message(layout),
+            layout=codec.layout_message(_layout(layout)),
             optimizer=codec.optimizer_message(optimizer),
             consistency=types_pb2.Consistency(
                 mode=types_pb2.ConsistencyMode.ValueType(_named(ConsistencyMode, consistency)), workers=workers
@@ -104,6 +108,105 @@ class Client:
         request = session_pb2.GetSessionRequest(session_id=session_id)
         response = self._connection.call(self._connection.sessions.GetSession, request)
         return Session(self._connection, codec.session_info(response.session), created=False)
+
+    def create_fleet(
+        self,
+        parameters: Float32 | Sequence[Mapping[str, ArrayLike]],
+        optimizers: Optimizer | str | Sequence[Optimizer | str],
+        *,
+        layout: ParameterLayout | Mapping[str, Shaped | Sequence[int]] | None = None,
+        session_ids: Sequence[str] = (),
+        workers: int = 1,
+        consistency: Literal["barrier", "async"] = "barrier",
+        parameters_on: Literal["server", "worker"] = "server",
+        display_names: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        worker_id: str = "",
+        gradient_dtype: WireDtype = "float32",
+        reply_dtype: WireDtype = "float32",
+        reply: Literal["default", "parameters", "increment", "none"] = "default",
+    ) -> Fleet:
+        """Makes S sessions, all of them or none, uploads their parameters, and gives a worker of them all.
+
+        Args:
+          parameters:  (S, P), a session a line; or for each session arrays by name, which may differ in their shapes.
+                       Where the workers hold the parameters only the shapes count.
+          optimizers:  one for each session, or one for all.
+          layout:      of the lines of `parameters`; None means one tensor, "parameters".
+          session_ids, display_names: one for each session; empty leaves them to the server.
+          workers, consistency, parameters_on, labels: of each session, as in `create_session`.
+          worker_id, gradient_dtype, reply_dtype, reply: of the worker, as in `Session.worker`.
+
+        Raises:
+          ValueError: lengths that do not fit each other; nothing was made.
+          InvalidRequest, SessionExists, QuotaExceeded, OutOfDeviceMemory: the server will not have one of them.
+        """
+        count = len(parameters)
+        if isinstance(optimizers, Sequence) and not isinstance(optimizers, str):
+            chosen = list(optimizers)
+        else:
+            chosen = [optimizers] * count
+        for name, given in (("optimizers", chosen), ("session_ids", session_ids), ("display_names", display_names)):
+            if len(given) != count and (len(given) or name == "optimizers"):
+                raise ValueError(f"{len(given)} {name} were given for {count} sessions")
+        if isinstance(parameters, np.ndarray):
+            if parameters.ndim != 2:
+                raise ValueError(f"parameters have shape {parameters.shape}; wanted (S, P), or arrays by name")
+            layouts = [_layout(layout or {"parameters": (parameters.shape[1],)})] * count
+            start = np.ascontiguousarray(parameters, np.float32)
+        else:
+            layouts = [ParameterLayout.of({name: np.asarray(a) for name, a in arrays.items()}) for arrays in parameters]
+
+        def create(index: int) -> Session:
+            return self.create_session(
+                layouts[index],
+                chosen[index],
+                session_id=session_ids[index] if session_ids else "",
+                workers=workers,
+                consistency=consistency,
+                parameters_on=parameters_on,
+                display_name=display_names[index] if display_names else "",
+                labels=labels,
+            )
+
+        def initialise(index: int, session: Session) -> None:
+            if parameters_on == "server":
+                session.initialise(start[index] if isinstance(parameters, np.ndarray) else parameters[index])
+
+        sessions = fleet_birth.made(count, create, initialise)
+        return Fleet(
+            self._connection,
+            sessions,
+            worker_id=worker_id,
+            gradient_dtype=gradient_dtype,
+            reply_dtype=reply_dtype,
+            reply=reply,
+            created=True,
+        )
+
+    def fleet(
+        self,
+        sessions: Sequence[Session | str],
+        *,
+        worker_id: str = "",
+        gradient_dtype: WireDtype = "float32",
+        reply_dtype: WireDtype = "float32",
+        reply: Literal["default", "parameters", "increment", "none"] = "default",
+    ) -> Fleet:
+        """A worker of sessions that exist already, given as such or by their ids.
+
+        Raises:
+          SessionNotFound: there is none of one of these ids.
+        """
+        found = fleet_birth.each(partial(self._found, session) for session in sessions)
+        return Fleet(
+            self._connection,
+            found,
+            worker_id=worker_id,
+            gradient_dtype=gradient_dtype,
+            reply_dtype=reply_dtype,
+            reply=reply,
+        )
 
     def sessions(
         self, *, status: SessionStatus = SessionStatus.UNKNOWN, labels: Mapping[str, str] | None = None
@@ -133,6 +236,9 @@ class Client:
         """Ends the connection and all that runs over it; sessions live on. Harmless when repeated."""
         self._connection.close()
 
+    def _found(self, session: Session | str) -> Session:
+        return self.session(session) if isinstance(session, str) else session
+
     def __enter__(self) -> "Client":
         return self
 
@@ -140,6 +246,10 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _layout(layout: ParameterLayout | Mapping[str, Shaped | Sequence[int]]) -> ParameterLayout:
+    return layout if isinstance(layout, ParameterLayout) else ParameterLayout.of(layout)
 
 
 def _named(choices: type[ConsistencyMode] | type[ParametersOn], name: str) -> int:

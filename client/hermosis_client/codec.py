@@ -10,6 +10,7 @@ from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_client.layout import ParameterLayout, TensorSpec
 from hermosis_client.records import (
+    ENERGIES,
     Capabilities,
     ConsistencyMode,
     DurabilityMode,
@@ -30,7 +31,6 @@ from hermosis_client.records import (
     WorkerInfo,
 )
 
-_ENERGIES = EnergySample._fields
 _ABSENT_WHEN_UNSET = frozenset(field.name for field in types_pb2.EnergySample.DESCRIPTOR.fields if field.has_presence)
 _DTYPES = frozenset(map(int, Dtype))
 _LIMITS = tuple(field.name for field in dataclasses.fields(Limits))
@@ -119,7 +119,7 @@ def energies(message: types_pb2.EnergySample) -> EnergySample:
     """A sample with NaN for whatever the server left undefined."""
     given = {field.name for field, _ in message.ListFields()}
     undefined = _ABSENT_WHEN_UNSET - given
-    return EnergySample(**{name: math.nan if name in undefined else getattr(message, name) for name in _ENERGIES})
+    return EnergySample(**{name: math.nan if name in undefined else getattr(message, name) for name in ENERGIES})
 
 
 def step_result(message: hot.StepResult) -> StepResult:

@@ -59,6 +59,11 @@ class HermosisError(Exception):
         self.retry_after_s = retry_after_s
         self.metadata = dict(metadata or {})
 
+    @property
+    def worth_another_attempt(self) -> bool:
+        """Whether the same may succeed later: who refused it said when, it did not arrive, or it came damaged."""
+        return self.retry_after_s is not None or isinstance(self, ConnectionFailed | CorruptChunk)
+
 
 class ConnectionFailed(HermosisError): ...
 

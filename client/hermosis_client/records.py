@@ -152,6 +152,9 @@ class EnergySample(NamedTuple):
     learning_rate: float = math.nan
 
 
+ENERGIES = EnergySample._fields  # in the order of a packed message's columns
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """The fate of one contribution."""

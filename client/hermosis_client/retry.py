@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from hermosis_client.errors import ConnectionFailed, CorruptChunk, HermosisError
+from hermosis_client.errors import HermosisError
 
 _Answer = TypeVar("_Answer")
 
@@ -65,7 +65,7 @@ class Patience:
     def _wait_for(self, error: HermosisError) -> float | None:
         if error.retry_after_s is not None:
             return max(error.retry_after_s, _FIRST_WAIT_S)
-        if not isinstance(error, ConnectionFailed | CorruptChunk):
+        if not error.worth_another_attempt:
             return None
         longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(self._failures, 10))
         self._failures += 1

@@ -46,9 +46,14 @@ class ExchangeStream:
           HermosisError: the stream has ended; ConnectionFailed where the server did not say why.
         """
         try:
-            return hot.parse_response(next(self._call), gradient_pb2.ExchangeResponse.FromString)
+            return hot.parse_response(self.receive_bytes(), gradient_pb2.ExchangeResponse.FromString)
         except DecodeError:
             raise self.broken("bytes that are no message") from None
+
+    def receive_bytes(self) -> bytes:
+        """Waits for the next message, which the caller parses; raises as `receive` does."""
+        try:
+            return next(self._call)
         except StopIteration:
             self._end()
             raise connection_failed(self._connection.address, "the server ended the stream") from None

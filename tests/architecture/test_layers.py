@@ -19,6 +19,7 @@ OURS = ("hermosis", "hermosis_server", "hermosis_sidecar", "hermosis_client")
 WIRE = "hermosis.wire"
 HOT = "hermosis.hot"
 ALLOCATOR = "hermosis.allocator"
+PACKED = "hermosis.packed"
 CONTRACT = "hermosis.v1"
 NOUNS = frozenset({"hermosis_server.errors", "hermosis_server.records", WIRE})
 BELOW_ENGINE = frozenset({"hermosis_server.dynamics", "hermosis_server.dynamics.fused", "hermosis_server.storage"})
@@ -42,6 +43,7 @@ HOUSE = {
     "hermosis": room(),
     WIRE: room(outside={"isal"}),
     HOT: room({"hermosis.energies", "hermosis"}),
+    PACKED: room(),
     "hermosis.energies": room(),
     ALLOCATOR: room(),
     CONTRACT: room(outside={"google.protobuf", "grpc"}),
@@ -60,8 +62,9 @@ HOUSE = {
     "hermosis_server.engine.arena": room(NOUNS | {"hermosis_server.engine", "hermosis_server.dynamics"}, {"torch"}),
     "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | {"hermosis_server.engine"}, {"torch"}),
     "hermosis_server.rpc": room(
-        NOUNS | {CONTRACT, HOT, "hermosis_server.engine", "hermosis_server.rpc.codec", "hermosis_server", "hermosis"},
-        {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "google.rpc"},
+        NOUNS
+        | {CONTRACT, HOT, PACKED, "hermosis", "hermosis_server", "hermosis_server.engine", "hermosis_server.rpc.codec"},
+        {"numpy", "grpc", "grpc_health", "grpc_reflection", "google.protobuf", "google.rpc"},
     ),
     # Messages become records and Hamiltonians here, and nowhere else.
     "hermosis_server.rpc.codec": room(
@@ -116,7 +119,7 @@ HOUSE = {
         | {"google.protobuf"},
     ),
     "hermosis_client": room(
-        {CONTRACT, HOT, WIRE, ALLOCATOR, "hermosis"}, {"grpc", "google.protobuf", "google.rpc", "numpy"}
+        {CONTRACT, HOT, PACKED, WIRE, ALLOCATOR, "hermosis"}, {"grpc", "google.protobuf", "google.rpc", "numpy"}
     ),
     **{
         f"hermosis_client.{name}": room(

@@ -26,7 +26,7 @@ def reading(step: int, session_id: str = "s", time_s: float | None = None) -> Te
 
 
 def test_the_ring_keeps_the_newest() -> None:
-    ring = TelemetryRing(3)
+    ring = TelemetryRing("s", 3)
     for step in range(1, 6):
         ring.append(reading(step))
     assert ring.oldest_step == 3

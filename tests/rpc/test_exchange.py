@@ -203,37 +203,6 @@ def test_two_workers_on_two_streams_step_together(server: Any, tools: Any) -> No
         assert [(w.worker_id, w.connected, w.next_sequence) for w in workers] == [("a", True, 4), ("b", True, 4)]
 
 
-def test_many_sessions_on_one_stream_by_packed_messages_step_in_one_launch(server: Any, tools: Any) -> None:
-    count, size = 40, 10
-    sessions = [server.create(size, "adam", start=float(i), parameters={"lr": 0.1}) for i in range(count)]
-    twins = [server.create(size, "adam", start=float(i), parameters={"lr": 0.1}) for i in range(count)]
-    gradients = np.random.default_rng(1).normal(size=(count, size)).astype(np.float32)
-    with tools.Dialogue(server, [opening(session, handle=i) for i, session in enumerate(sessions)]) as stream:
-        for _ in sessions:
-            stream.next()
-        packed = gradient_pb2.PackedGradients()
-        for handle, values in enumerate(gradients):
-            payload = values.tobytes()
-            commit = gradient_pb2.Commit(handle=handle, sequence=1)
-            packed.gradients.add(commit=commit, crc32=wire.checksum(payload), payload=payload)
-        packed.gradients[7].crc32 ^= 1
-        stream.send(Request(packed=packed))
-        answer = stream.next().packed
-    assert not answer.more
-    assert [r.handle for r in answer.results] == list(range(count))
-    assert answer.results[7].refusal.reason == "CorruptChunk"
-    for index, (result, twin) in enumerate(zip(answer.results, twins, strict=True)):
-        if index == 7:
-            continue
-        assert result.result.step == 1
-        alone = server.gradients.Step(
-            gradient_pb2.StepRequest(push=tools.push_request(twin.session_id, gradients[index], 1)), timeout=10
-        )
-        assert alone.payload == result.payload
-    largest = server.inside(lambda engine: max(s.telemetry.latest.batch_sessions for s in engine.sessions() if s.step))
-    assert largest > 1
-
-
 def test_several_steps_in_flight_keep_their_order_in_async_mode(server: Any, tools: Any) -> None:
     session = server.create(100, "sgd", consistency=ASYNC)
     ones = np.ones(100, np.float32)

@@ -302,28 +302,170 @@ class WholeGradient(_message.Message):
 Global___WholeGradient: _TypeAlias = WholeGradient  # noqa: Y015
 
 @_typing.final
-class PackedGradients(_message.Message):
-    """PackedGradients carries contributions to many sessions in one message."""
+class OpenSessions(_message.Message):
+    """OpenSessions closes and opens many handles in one message. It is answered by one SessionsOpened."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    GRADIENTS_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def gradients(self) -> _containers.RepeatedCompositeFieldContainer[Global___WholeGradient]:
-        """gradients, each to an opened handle."""
+    def close(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """close these handles first; one that is not open is passed over."""
+
+    @_builtins.property
+    def open(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenSession]:
+        """open these sessions then; at most 1024 in a message."""
 
     def __init__(
         self,
         *,
-        gradients: _abc.Iterable[Global___WholeGradient] | None = ...,
+        close: _abc.Iterable[_builtins.int] | None = ...,
+        open: _abc.Iterable[Global___OpenSession] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradients", b"gradients"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "open", b"open"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenSessions: _TypeAlias = OpenSessions  # noqa: Y015
+
+@_typing.final
+class SessionsOpened(_message.Message):
+    """SessionsOpened answers OpenSessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def opened(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionOpened]:
+        """opened handles, in the order they were asked for."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamRefusal]:
+        """refused openings; the others are open all the same."""
+
+    def __init__(
+        self,
+        *,
+        opened: _abc.Iterable[Global___SessionOpened] | None = ...,
+        refused: _abc.Iterable[Global___StreamRefusal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["opened", b"opened", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsOpened: _TypeAlias = SessionsOpened  # noqa: Y015
+
+@_typing.final
+class PackedGradients(_message.Message):
+    """PackedGradients carries whole gradients of many small sessions, as columns: entry i of each is of the same contribution.
+    Every session is answered for itself, as if its gradient had come alone; all of them in one PackedResults. A message that
+    as a whole cannot be right (a handle that is not open or comes twice, columns of different lengths, a payload of another
+    size, an answer that would not fit a message) is refused as a whole, and nothing of it is counted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    HANDLES_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    BASE_STEPS_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
+    SAMPLE_COUNTS_FIELD_NUMBER: _builtins.int
+    LR_SCALES_FIELD_NUMBER: _builtins.int
+    WANT_ENERGIES_FIELD_NUMBER: _builtins.int
+    WITHOUT_REPLY_FIELD_NUMBER: _builtins.int
+    CRC32_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """number of the message, chosen by the worker; its answer says it again."""
+    want_energies: _builtins.bool
+    """want_energies asks for the energies of the steps."""
+    without_reply: _builtins.bool
+    """without_reply leaves the payload of the answer out, whatever the handles were opened for."""
+    crc32: _builtins.int
+    """crc32 of payload."""
+    payload: _builtins.bytes
+    """payload is the gradients one after another, each of its session's parameter_count in the dtype it was opened with."""
+    @_builtins.property
+    def handles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """handles of the sessions on this stream, each once; at least one."""
+
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """sequences of the contributions."""
+
+    @_builtins.property
+    def base_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """base_steps are the steps of the parameters that the gradients were computed at."""
+
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """losses at those parameters, NaN where one is unknown; empty means that all are."""
+
+    @_builtins.property
+    def sample_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """sample_counts that the gradients are means of, zero where one is unknown; empty means that all are."""
+
+    @_builtins.property
+    def lr_scales(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """lr_scales are the worker's own learning-rate schedules for this step; empty means 1 for all."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        handles: _abc.Iterable[_builtins.int] | None = ...,
+        sequences: _abc.Iterable[_builtins.int] | None = ...,
+        base_steps: _abc.Iterable[_builtins.int] | None = ...,
+        losses: _abc.Iterable[_builtins.float] | None = ...,
+        sample_counts: _abc.Iterable[_builtins.int] | None = ...,
+        lr_scales: _abc.Iterable[_builtins.float] | None = ...,
+        want_energies: _builtins.bool = ...,
+        without_reply: _builtins.bool = ...,
+        crc32: _builtins.int = ...,
+        payload: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_steps", b"base_steps", "crc32", b"crc32", "handles", b"handles", "losses", b"losses", "lr_scales", b"lr_scales", "number", b"number", "payload", b"payload", "sample_counts", b"sample_counts", "sequences", b"sequences", "want_energies", b"want_energies", "without_reply", b"without_reply"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PackedGradients: _TypeAlias = PackedGradients  # noqa: Y015
+
+@_typing.final
+class PackedPull(_message.Message):
+    """PackedPull asks for the parameters of many sessions. It is answered by PackedResults without outcomes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    HANDLES_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """number of the message, chosen by the worker; its answer says it again."""
+    @_builtins.property
+    def handles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """handles of the sessions on this stream, each once; at least one."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        handles: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackedPull: _TypeAlias = PackedPull  # noqa: Y015
 
 @_typing.final
 class PullParameters(_message.Message):
@@ -381,6 +523,8 @@ class ExchangeRequest(_message.Message):
     PACKED_FIELD_NUMBER: _builtins.int
     PULL_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
+    OPEN_MANY_FIELD_NUMBER: _builtins.int
+    PACKED_PULL_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___OpenSession:
@@ -407,6 +551,14 @@ class ExchangeRequest(_message.Message):
         """close a handle."""
 
     @_builtins.property
+    def open_many(self) -> Global___OpenSessions:
+        """open_many sessions on this stream."""
+
+    @_builtins.property
+    def packed_pull(self) -> Global___PackedPull:
+        """packed_pull of the parameters of many sessions."""
+
+    @_builtins.property
     def whole(self) -> Global___WholeGradient:
         """whole gradient that fits one chunk, and its commit."""
 
@@ -419,13 +571,15 @@ class ExchangeRequest(_message.Message):
         packed: Global___PackedGradients | None = ...,
         pull: Global___PullParameters | None = ...,
         close: Global___CloseHandle | None = ...,
+        open_many: Global___OpenSessions | None = ...,
+        packed_pull: Global___PackedPull | None = ...,
         whole: Global___WholeGradient | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "packed", b"packed", "pull", b"pull", "whole", b"whole"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "packed", b"packed", "pull", b"pull", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "commit", "packed", "pull", "close", "whole"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "commit", "packed", "pull", "close", "open_many", "packed_pull", "whole"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -582,88 +736,125 @@ class WholeAnswer(_message.Message):
 Global___WholeAnswer: _TypeAlias = WholeAnswer  # noqa: Y015
 
 @_typing.final
-class PackedResult(_message.Message):
-    """PackedResult answers one contribution of a packed message."""
+class PackedResults(_message.Message):
+    """PackedResults answers one packed message when the last of its contributions is known. Entry i of each column is of
+    the i-th handle of that message; where the contribution was refused, it says nothing.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    RESULT_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    REPLY_STEPS_FIELD_NUMBER: _builtins.int
+    STALENESSES_FIELD_NUMBER: _builtins.int
+    CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    ENERGIES_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
-    HANDLE_FIELD_NUMBER: _builtins.int
-    SEQUENCE_FIELD_NUMBER: _builtins.int
-    REPLY_FIELD_NUMBER: _builtins.int
-    DTYPE_FIELD_NUMBER: _builtins.int
     CRC32_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
-    handle: _builtins.int
-    """handle of the session on this stream."""
-    sequence: _builtins.int
-    """sequence of the contribution."""
-    reply: Global___Reply.ValueType
-    """reply tells parameters from increments; NONE when payload is empty."""
-    dtype: _types_pb2.Dtype.ValueType
-    """dtype of payload."""
+    number: _builtins.int
+    """number of the message that is answered."""
     crc32: _builtins.int
     """crc32 of payload."""
     payload: _builtins.bytes
-    """payload is the whole flat vector."""
+    """payload is the replies one after another, each of its session's parameter_count in the reply_dtype it was opened with
+    (none where it was opened for REPLY_NONE). A reply that there is not, such as the increment of a step that was not
+    applied, is zeros. Empty if the message wanted none.
+    """
     @_builtins.property
-    def result(self) -> Global___StepResult:
-        """result of the contribution."""
+    def outcomes(self) -> _containers.RepeatedScalarFieldContainer[_types_pb2.Outcome.ValueType]:
+        """outcomes of the contributions; unspecified where one was refused. Empty for a pull."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """steps applied so far, the contribution's own included if it was applied."""
+
+    @_builtins.property
+    def reply_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """reply_steps are the steps of the parameters in payload, which a repeated contribution may find further on; empty
+        means steps.
+        """
+
+    @_builtins.property
+    def stalenesses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """stalenesses are how many steps the gradients were behind; empty means that none was."""
+
+    @_builtins.property
+    def contributions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """contributions that made each step; empty means 1 for all."""
+
+    @_builtins.property
+    def duplicates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """duplicates are the indices of contributions that had been answered before."""
+
+    @_builtins.property
+    def energies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """energies of the steps if asked for: for each contribution the fields of EnergySample in the order of their numbers,
+        NaN where one is undefined.
+        """
+
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackedRefusal]:
+        """refusals of single contributions."""
 
     @_builtins.property
     def refusal(self) -> _types_pb2.Refusal:
-        """refusal of the contribution."""
+        """refusal of the whole message, of which nothing was counted; then all columns are empty."""
 
     def __init__(
         self,
         *,
-        result: Global___StepResult | None = ...,
+        number: _builtins.int = ...,
+        outcomes: _abc.Iterable[_types_pb2.Outcome.ValueType] | None = ...,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
+        reply_steps: _abc.Iterable[_builtins.int] | None = ...,
+        stalenesses: _abc.Iterable[_builtins.int] | None = ...,
+        contributions: _abc.Iterable[_builtins.int] | None = ...,
+        duplicates: _abc.Iterable[_builtins.int] | None = ...,
+        energies: _abc.Iterable[_builtins.float] | None = ...,
+        refusals: _abc.Iterable[Global___PackedRefusal] | None = ...,
         refusal: _types_pb2.Refusal | None = ...,
-        handle: _builtins.int = ...,
-        sequence: _builtins.int = ...,
-        reply: Global___Reply.ValueType = ...,
-        dtype: _types_pb2.Dtype.ValueType = ...,
         crc32: _builtins.int = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "refusal", b"refusal", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "crc32", b"crc32", "dtype", b"dtype", "handle", b"handle", "payload", b"payload", "refusal", b"refusal", "reply", b"reply", "result", b"result", "sequence", b"sequence"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["result", "refusal"]  # noqa: Y015
-    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
-
-Global___PackedResult: _TypeAlias = PackedResult  # noqa: Y015
-
-@_typing.final
-class PackedResults(_message.Message):
-    """PackedResults answers a packed message; a long answer is split into several, all but the last with `more`."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    RESULTS_FIELD_NUMBER: _builtins.int
-    MORE_FIELD_NUMBER: _builtins.int
-    more: _builtins.bool
-    """more is true when further results of the same message follow."""
-    @_builtins.property
-    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackedResult]:
-        """results in the order of the gradients."""
-
-    def __init__(
-        self,
-        *,
-        results: _abc.Iterable[Global___PackedResult] | None = ...,
-        more: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributions", b"contributions", "crc32", b"crc32", "duplicates", b"duplicates", "energies", b"energies", "number", b"number", "outcomes", b"outcomes", "payload", b"payload", "refusal", b"refusal", "refusals", b"refusals", "reply_steps", b"reply_steps", "stalenesses", b"stalenesses", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PackedResults: _TypeAlias = PackedResults  # noqa: Y015
+
+@_typing.final
+class PackedRefusal(_message.Message):
+    """PackedRefusal is the refusal of one contribution of a packed message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """index of it in the message."""
+    @_builtins.property
+    def refusal(self) -> _types_pb2.Refusal:
+        """refusal says why."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        refusal: _types_pb2.Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackedRefusal: _TypeAlias = PackedRefusal  # noqa: Y015
 
 @_typing.final
 class StreamRefusal(_message.Message):
@@ -708,6 +899,7 @@ class ExchangeResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     PACKED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    OPENED_MANY_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___SessionOpened:
@@ -730,6 +922,10 @@ class ExchangeResponse(_message.Message):
         """refused work."""
 
     @_builtins.property
+    def opened_many(self) -> Global___SessionsOpened:
+        """opened_many answers open_many."""
+
+    @_builtins.property
     def whole(self) -> Global___WholeAnswer:
         """whole answer to a whole gradient."""
 
@@ -741,13 +937,14 @@ class ExchangeResponse(_message.Message):
         result: Global___StepResult | None = ...,
         packed: Global___PackedResults | None = ...,
         refused: Global___StreamRefusal | None = ...,
+        opened_many: Global___SessionsOpened | None = ...,
         whole: Global___WholeAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "packed", b"packed", "refused", b"refused", "result", b"result", "whole", b"whole"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "packed", b"packed", "refused", b"refused", "result", b"result", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "chunk", "result", "packed", "refused", "whole"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "chunk", "result", "packed", "refused", "opened_many", "whole"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

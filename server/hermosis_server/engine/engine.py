@@ -8,6 +8,7 @@ The hot path is intake.py; here are the sessions, from birth to close.
 """
 
 import asyncio
+import functools
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +19,14 @@ from hermosis.wire import Dtype
 from hermosis_server.dynamics import Hamiltonian, ThermalProfile
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
+from hermosis_server.engine.arena import Arena
 from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
 from hermosis_server.engine.resident import ExportedState
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.engine.telemetry import TelemetryRing, Watch, Watchers
+from hermosis_server.engine.volley import Volleys
 from hermosis_server.errors import (
     HermosisError,
     InternalError,
@@ -72,6 +75,7 @@ class Engine:
         self._sessions: dict[str, Session] = {}
         self._watchers = Watchers()
         self.intake = Intake(self.budget, limits=limits, watchers=self._watchers)
+        self.volleys = Volleys(self._watchers)
 
     # Sessions
 
@@ -91,7 +95,7 @@ class Engine:
             session_id=session_id,
             executor=max(self._executors, key=lambda executor: executor.free_bytes),
             spec=spec,
-            telemetry=TelemetryRing(self.limits.max_readings),
+            telemetry=TelemetryRing(session_id, self.limits.max_readings),
             max_workers=self.limits.max_workers,
         )
         self._sessions[session_id] = session  # before the wait, so that nobody else gets the id
@@ -200,10 +204,31 @@ class Engine:
 
     async def pull(self, session_id: str, dtype: Dtype) -> Vector:
         """The parameters now."""
-        session = self._resident_session(session_id)
-        if session.status is SessionStatus.CREATING:
-            session.require_ready()
-        return await self._on_device(session, on_device.read_parameters, dtype)
+        return await self._on_device(self._initialised(session_id), on_device.read_parameters, dtype)
+
+    async def pull_many(self, wanted: Sequence[tuple[str, Dtype]]) -> list[Vector | HermosisError]:
+        """The parameters now of sessions, each in its dtype; or why there are none."""
+        found: list[Vector | HermosisError] = []
+        readable: dict[Executor, list[tuple[int, Session, Dtype]]] = {}
+        for place, (session_id, dtype) in enumerate(wanted):
+            try:
+                session = self._initialised(session_id)
+            except HermosisError as error:
+                found.append(error)
+            else:
+                found.append(_UNREAD)
+                readable.setdefault(session.executor, []).append((place, session, dtype))
+
+        def read(arena: Arena, rows: list[tuple[int, Session, Dtype]]) -> None:
+            for place, session, dtype in rows:
+                try:
+                    found[place] = on_device.read_parameters(arena, session.on_device, dtype)
+                except HermosisError as error:
+                    found[place] = error
+
+        for executor, rows in readable.items():
+            await executor.run(functools.partial(read, rows=rows))
+        return found
 
     async def state_digest(self, session_id: str) -> bytes:
         """Digest of the whole optimizer state now."""
@@ -211,10 +236,7 @@ class Engine:
 
     async def export_session(self, session_id: str) -> ExportedState:
         """The whole optimizer state now, in plain bytes."""
-        session = self._resident_session(session_id)
-        if session.status is SessionStatus.CREATING:
-            session.require_ready()
-        return await self._on_device(session, on_device.export)
+        return await self._on_device(self._initialised(session_id), on_device.export)
 
     def begin_import(self, session_id: str) -> dict[StateBuffer, Assembler]:
         """Assemblers for the buffers of a state to come; the caller releases them."""
@@ -283,8 +305,17 @@ class Engine:
             raise SessionNotReady(f"session {session_id} is just being created or closed; try again")
         return session
 
+    def _initialised(self, session_id: str) -> Session:
+        session = self._resident_session(session_id)
+        if session.status is SessionStatus.CREATING:
+            session.require_ready()
+        return session
+
     async def _on_device(self, session: Session, function: Callable[..., T], *arguments: object) -> T:
         return await session.executor.run(lambda arena: function(arena, session.on_device, *arguments))
+
+
+_UNREAD = InternalError("parameters were not read; this is a bug in hermosis")
 
 
 def _warn(session_id: str, hamiltonian: Hamiltonian) -> None:

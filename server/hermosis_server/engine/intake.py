@@ -100,7 +100,7 @@ class Intake:
             raise
         if repeated:
             gradient.release()
-            self._repeat(session, ticket, wish, answer)
+            self._repeat(session, worker, ticket, wish, answer)
             return
         self._advance(session)
         if not wait:
@@ -151,7 +151,9 @@ class Intake:
                 energies=done.energies if applied else None,
                 state_digest=done.state_digest if contribution.commit.want_digest else b"",
             )
-            contribution.ticket.resolve(Answer(result, vector), keep_vector=contribution.wish.reply is Reply.INCREMENT)
+            if vector is not None and vector.reply is Reply.INCREMENT:
+                contribution.worker.increments[result.sequence] = vector
+            contribution.ticket.resolve(Answer(result, vector))
         if applied:
             reading = TelemetryReading(
                 session_id=session.session_id,
@@ -169,12 +171,14 @@ class Intake:
             session.telemetry.append(reading)
             self._watchers.offer(reading)
 
-    def _repeat(self, session: Session, ticket: StepTicket, wish: ReplyWish, answer: Tell) -> None:
+    def _repeat(
+        self, session: Session, worker: WorkerRecord, ticket: StepTicket, wish: ReplyWish, answer: Tell
+    ) -> None:
         """Answers as before, in a task of its own: repeats are rare."""
 
         async def again() -> None:
             try:
-                answer(await self._answer_again(session, ticket, wish))
+                answer(await self._answer_again(session, worker, ticket, wish))
             except Exception as error:
                 answer(error)
 
@@ -182,7 +186,9 @@ class Intake:
         self._repeats.add(task)
         task.add_done_callback(self._repeats.discard)
 
-    async def _answer_again(self, session: Session, ticket: StepTicket, wish: ReplyWish) -> Answer:
+    async def _answer_again(
+        self, session: Session, worker: WorkerRecord, ticket: StepTicket, wish: ReplyWish
+    ) -> Answer:
         """The recorded outcome, with what the worker may have missed."""
         if ticket.result is None and not ticket.given_up:
             future, tell = awaited()
@@ -198,12 +204,13 @@ class Intake:
             )
             return Answer(result, vector)
         if wish.reply is Reply.INCREMENT and result.outcome is Outcome.APPLIED:
-            if ticket.increment is None or ticket.increment.dtype is not wish.dtype:
+            increment = worker.increments.get(result.sequence)
+            if increment is None or increment.dtype is not wish.dtype:
                 raise StaleGradient(
                     f"the increment of sequence {result.sequence} is no longer held; only a worker's last one is",
                     metadata={"step": str(session.step)},
                 )
-            return Answer(result, ticket.increment)
+            return Answer(result, increment)
         return Answer(result, None)
 
 

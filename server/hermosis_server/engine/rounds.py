@@ -2,10 +2,9 @@
 
 import asyncio
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.records import Commit, ReplyWish, StepResult, Vector
@@ -45,21 +44,17 @@ class StepTicket:
     """The promise of one contribution's fate.
 
     Attributes:
-      waiting:   who will be told of it.
-      result:    stays for repeats.
-      increment: stays too, because nobody could compute it again.
+      waiting: who will be told of it.
+      result:  stays for repeats.
     """
 
     payload_crc32: int
     waiting: list[Tell] = field(default_factory=list)
     result: StepResult | None = None
-    increment: Vector | None = None
     given_up: bool = False
 
-    def resolve(self, answer: Answer, *, keep_vector: bool) -> None:
+    def resolve(self, answer: Answer) -> None:
         self.result = answer.result
-        if keep_vector:
-            self.increment = answer.vector
         self._tell(answer)
 
     def fail(self, error: Exception) -> None:
@@ -72,26 +67,37 @@ class StepTicket:
             tell(answer)
 
 
+class Tickets(Protocol):
+    """Tickets of one worker's contributions to many sessions, still in columns."""
+
+    def ticket(self, session_id: str) -> StepTicket: ...
+
+
 @dataclass(slots=True)
 class WorkerRecord:
-    """What the server knows of one worker of one session."""
+    """What the server knows of one worker of one session.
+
+    Attributes:
+      recent:     the last contributions counted, by their numbers.
+      increments: answered since the last of them was counted; kept because nobody could compute them again.
+    """
 
     worker_id: str
     sequence: int = 0  # of the last contribution counted
-    recent: OrderedDict[int, StepTicket] = field(default_factory=OrderedDict)
+    recent: dict[int, StepTicket | Tickets] = field(default_factory=dict)
+    increments: dict[int, Vector] = field(default_factory=dict)
     base_step: int = 0
     staleness: int = 0
     received_bytes: int = 0
     last_seen_s: float = 0.0
     streams: int = 0
 
-    def remember(self, sequence: int, ticket: StepTicket) -> None:
-        for older in self.recent.values():
-            older.increment = None
+    def remember(self, sequence: int, ticket: StepTicket | Tickets) -> None:
+        if self.increments:
+            self.increments.clear()
         self.sequence = sequence
         self.recent[sequence] = ticket
-        while len(self.recent) > RECENT_SEQUENCES:
-            self.recent.popitem(last=False)
+        self.recent.pop(sequence - RECENT_SEQUENCES, None)
 
     def forget(self, sequence: int) -> None:
         """Undoes `remember` for a contribution that was counted but never tried."""

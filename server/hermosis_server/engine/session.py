@@ -10,7 +10,7 @@ from hermosis_server.dynamics import Hamiltonian
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.resident import Resident
-from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, Tell, WorkerRecord
+from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, Tell, Tickets, WorkerRecord
 from hermosis_server.engine.telemetry import TelemetryRing
 from hermosis_server.errors import (
     InternalError,
@@ -87,6 +87,11 @@ class Session:
             raise InternalError("a session without memory was used; this is a bug in hermosis")
         return self.resident
 
+    @property
+    def steps_at_once(self) -> bool:
+        """Whether each contribution makes a step by itself."""
+        return self.round.quorum == 1
+
     def join(self, worker_id: str) -> WorkerRecord:
         """The record of a worker that opened a stream or a call; give it back to `leave`.
 
@@ -138,13 +143,14 @@ class Session:
           PayloadMismatch: the bytes are not those that were counted.
           InvalidRequest:  it was so long ago that its outcome is no longer known.
         """
-        ticket = worker.recent.get(sequence)
-        if ticket is None:
+        entry = worker.recent.get(sequence)
+        if entry is None:
             raise InvalidRequest(
                 f"sequence {sequence} of worker {worker.worker_id} is long past, {worker.sequence + 1} is next",
                 field="commit.sequence",
                 metadata={"next_sequence": str(worker.sequence + 1)},
             )
+        ticket = entry if isinstance(entry, StepTicket) else entry.ticket(self.session_id)
         if gradient.checksum() != ticket.payload_crc32:
             raise PayloadMismatch(
                 f"sequence {sequence} of worker {worker.worker_id} was counted with other bytes; "
@@ -165,26 +171,9 @@ class Session:
         Raises:
           SessionNotReady, InvalidRequest, StaleGradient: see the messages; nothing was counted.
         """
-        self.require_ready()
-        require_next(commit.sequence, worker)
-        if commit.base_step > self.step:
-            raise InvalidRequest(
-                f"base_step {commit.base_step} is ahead of session {self.session_id}, which is at step {self.step}",
-                field="commit.base_step",
-            )
-        if self.on_device.family.needs_loss and not math.isfinite(commit.loss):
-            raise InvalidRequest(
-                f"loss is {commit.loss}, but the thermal profile of session {self.session_id} answers to it; "
-                "send a finite loss with every gradient",
-                field="commit.loss",
-            )
-        self._require_fresh(worker, commit)
+        self.require_admissible(worker, commit.sequence, commit.base_step, commit.loss)
         ticket = StepTicket(gradient.checksum(), waiting)
-        worker.remember(commit.sequence, ticket)
-        worker.base_step = commit.base_step
-        worker.staleness = self.step - commit.base_step
-        worker.last_seen_s = time.time()
-        worker.received_bytes += gradient.size_bytes
+        self.count(worker, commit.sequence, commit.base_step, ticket, gradient.size_bytes, time.time())
         self.round.add(
             Contribution(
                 worker=worker,
@@ -195,6 +184,43 @@ class Session:
                 counted_s=time.monotonic(),
             )
         )
+
+    def require_admissible(self, worker: WorkerRecord, sequence: int, base_step: int, loss: float) -> None:
+        """Raises unless a worker's contribution may be counted now.
+
+        Raises:
+          SessionNotReady, InvalidRequest, StaleGradient: see the messages.
+        """
+        self.require_ready()
+        require_next(sequence, worker)
+        if base_step > self.step:
+            raise InvalidRequest(
+                f"base_step {base_step} is ahead of session {self.session_id}, which is at step {self.step}",
+                field="commit.base_step",
+            )
+        if not math.isfinite(loss) and self.on_device.family.needs_loss:
+            raise InvalidRequest(
+                f"loss is {loss}, but the thermal profile of session {self.session_id} answers to it; "
+                "send a finite loss with every gradient",
+                field="commit.loss",
+            )
+        self._require_fresh(worker, base_step)
+
+    def count(
+        self,
+        worker: WorkerRecord,
+        sequence: int,
+        base_step: int,
+        ticket: StepTicket | Tickets,
+        size_bytes: int,
+        now_s: float,
+    ) -> None:
+        """Notes a contribution that may be counted; whoever calls this lets it become part of a step."""
+        worker.remember(sequence, ticket)
+        worker.base_step = base_step
+        worker.staleness = self.step - base_step
+        worker.last_seen_s = now_s
+        worker.received_bytes += size_bytes
 
     def take_round(self) -> Round | None:
         """The round, if it is ready for its step; a new one then begins."""
@@ -233,28 +259,27 @@ class Session:
         consistency = self.spec.consistency
         return Round(consistency.workers if consistency.mode is ConsistencyMode.BARRIER else 1)
 
-    def _require_fresh(self, worker: WorkerRecord, commit: Commit) -> None:
-        behind = self.step - commit.base_step
-        facts = {"step": str(self.step)}
+    def _require_fresh(self, worker: WorkerRecord, base_step: int) -> None:
+        behind = self.step - base_step
         if self.spec.consistency.mode is ConsistencyMode.BARRIER:
             if worker.worker_id in self.round.contributions:
                 raise StaleGradient(
                     f"worker {worker.worker_id} has contributed to the round from step {self.step} already; "
                     "wait for its result",
-                    metadata=facts,
+                    metadata={"step": str(self.step)},
                 )
             if behind or self.stepping:
                 raise StaleGradient(
-                    f"gradient was computed at step {commit.base_step}, session {self.session_id} is at step "
+                    f"gradient was computed at step {base_step}, session {self.session_id} is at step "
                     f"{self.step}{' and stepping' if self.stepping else ''}; pull the parameters and compute it again",
-                    metadata=facts,
+                    metadata={"step": str(self.step)},
                 )
         limit = self.spec.consistency.max_staleness
         if limit and behind + self.stepping > limit:
             raise StaleGradient(
                 f"gradient is {behind + self.stepping} steps behind session {self.session_id}, which allows {limit}; "
                 "pull the parameters and compute it again",
-                metadata=facts,
+                metadata={"step": str(self.step)},
             )
 
 

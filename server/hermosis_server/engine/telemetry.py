@@ -3,34 +3,46 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from hermosis_server.records import TelemetryReading
 
 
+class Readings(Protocol):
+    """Readings of many sessions that stepped together, still in columns."""
+
+    def reading(self, session_id: str) -> TelemetryReading: ...
+
+
 class TelemetryRing:
-    """The newest readings of one session, oldest first."""
+    """The newest readings of one session, oldest first. What came in columns becomes a reading when it is asked for."""
 
-    def __init__(self, capacity: int) -> None:
-        self._readings: deque[TelemetryReading] = deque(maxlen=capacity)
+    def __init__(self, session_id: str, capacity: int) -> None:
+        self._session_id = session_id
+        self._readings: deque[TelemetryReading | Readings] = deque(maxlen=capacity)
 
-    def append(self, reading: TelemetryReading) -> None:
+    def append(self, reading: TelemetryReading | Readings) -> None:
         self._readings.append(reading)
 
     @property
     def latest(self) -> TelemetryReading | None:
-        return self._readings[-1] if self._readings else None
+        return self._read(self._readings[-1]) if self._readings else None
 
     @property
     def oldest_step(self) -> int:
         """Step of the oldest reading held; zero when there is none."""
-        return self._readings[0].step if self._readings else 0
+        return self._read(self._readings[0]).step if self._readings else 0
 
     def history(self, *, after_step: int, max_readings: int) -> list[TelemetryReading]:
         """Readings after a step, thinned evenly to at most `max_readings`; the newest is always among them."""
-        return thinned([reading for reading in self._readings if reading.step > after_step], max_readings)
+        readings = map(self._read, self._readings)
+        return thinned([reading for reading in readings if reading.step > after_step], max_readings)
 
     def clear(self) -> None:
         self._readings.clear()
+
+    def _read(self, entry: TelemetryReading | Readings) -> TelemetryReading:
+        return entry if isinstance(entry, TelemetryReading) else entry.reading(self._session_id)
 
 
 def thinned(readings: Sequence[TelemetryReading], at_most: int) -> list[TelemetryReading]:
@@ -88,6 +100,10 @@ class Watchers:
 
     def remove(self, watch: Watch) -> None:
         self._watches.discard(watch)
+
+    def __bool__(self) -> bool:
+        """Whether there is anybody."""
+        return bool(self._watches)
 
     def offer(self, reading: TelemetryReading) -> None:
         for watch in self._watches:

@@ -7,31 +7,31 @@ goes on.
 """
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from hermosis import hot
+from hermosis import hot, packed
 from hermosis.v1 import gradient_pb2
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.intake import stopping as stopped
-from hermosis_server.engine.rounds import Answer, awaited
+from hermosis_server.engine.rounds import Answer
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc import status
 from hermosis_server.rpc.codec import gradient as codec
 from hermosis_server.rpc.interceptor import no_message
 from hermosis_server.rpc.links import Link, open_link
 from hermosis_server.rpc.outbox import Outbox
+from hermosis_server.rpc.packed import PackedDesk
 
 Request = gradient_pb2.ExchangeRequest
 Response = gradient_pb2.ExchangeResponse
 
 MAX_HANDLES = 65_536
-# Room in a message for everything that is not payload.
-PACKED_OVERHEAD_BYTES = 1024
+MAX_OPENINGS = 1024  # in one message; as many refusals fit an answer
 
 
 class ExchangeStream:
@@ -50,6 +50,7 @@ class ExchangeStream:
         self._links: dict[int, Link] = {}
         self._refused_handles: set[int] = set()
         self._outbox = Outbox(window_bytes)
+        self._desk = PackedDesk(engine, self._links, later=self._answer_later)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -85,10 +86,13 @@ class ExchangeStream:
 
     def _receive(self, raw: bytes) -> None:
         try:
-            message = hot.parse_request(raw, Request.FromString)
+            columns = packed.read_gradients(raw)
+            message = hot.parse_request(raw, Request.FromString) if columns is None else columns
         except DecodeError:
             raise no_message() from None
-        if isinstance(message, hot.GradientChunk):
+        if isinstance(message, packed.PackedGradients):
+            self._desk.gradients(message)
+        elif isinstance(message, hot.GradientChunk):
             self._chunk(message)
         elif isinstance(message, hot.WholeGradient):
             self._whole(message)
@@ -102,7 +106,17 @@ class ExchangeStream:
         if kind == "open":
             self._open(request.open)
         elif kind == "packed":
-            self._packed(request.packed)
+            request.DiscardUnknownFields()
+            columns = packed.read_gradients(request.SerializeToString())
+            assert columns is not None, "what generated code writes is in the usual form"
+            self._desk.gradients(columns)
+        elif kind == "open_many":
+            self._open_many(request.open_many)
+        elif kind == "packed_pull":
+            pull = request.packed_pull
+            reading = self._desk.pull(pull.number, list(pull.handles))
+            if reading is not None:
+                self._run(reading)
         elif kind == "pull":
             self._pull(request.pull.handle)
         elif kind == "close":
@@ -111,6 +125,14 @@ class ExchangeStream:
             raise InvalidRequest("a message of no kind that this server knows came; set exactly one field of message")
 
     def _open(self, message: gradient_pb2.OpenSession) -> None:
+        opened = self._opened(message)
+        if isinstance(opened, gradient_pb2.SessionOpened):
+            self._send(Response(opened=opened))
+        else:
+            self._send(Response(refused=opened))
+
+    def _opened(self, message: gradient_pb2.OpenSession) -> gradient_pb2.SessionOpened | gradient_pb2.StreamRefusal:
+        """Opens a handle; the answer to it. Raises InvalidRequest for what makes no sense on this stream."""
         handle = message.handle
         if handle in self._links:
             raise InvalidRequest(f"handle {handle} is open already; close it first or choose another", field="handle")
@@ -133,25 +155,21 @@ class ExchangeStream:
             if len(self._refused_handles) >= MAX_HANDLES:
                 raise
             self._refused_handles.add(handle)
-            self._refuse(handle, 0, error)
-            return
+            return _refusal(handle, 0, error)
         self._refused_handles.discard(handle)
         self._links[handle] = link
+        self._desk.forget()
         session = link.session
-        self._send(
-            Response(
-                opened=gradient_pb2.SessionOpened(
-                    handle=handle,
-                    step=session.step,
-                    generation=session.generation,
-                    next_sequence=link.worker.sequence + 1,
-                    status=int(session.status),  # type: ignore[arg-type]
-                    layout_digest=session.spec.layout.digest,
-                    parameter_count=session.spec.layout.parameter_count,
-                    chunk_bytes=self._engine.limits.chunk_bytes,
-                    window_bytes=self._window_bytes,
-                )
-            )
+        return gradient_pb2.SessionOpened(
+            handle=handle,
+            step=session.step,
+            generation=session.generation,
+            next_sequence=link.worker.sequence + 1,
+            status=int(session.status),  # type: ignore[arg-type]
+            layout_digest=session.spec.layout.digest,
+            parameter_count=session.spec.layout.parameter_count,
+            chunk_bytes=self._engine.limits.chunk_bytes,
+            window_bytes=self._window_bytes,
         )
 
     def _chunk(self, message: hot.GradientChunk) -> None:
@@ -202,42 +220,24 @@ class ExchangeStream:
         chunk_bytes = self._engine.limits.chunk_bytes
         self._outbox.put(codec.answer_messages(answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes), window)
 
-    def _packed(self, message: gradient_pb2.PackedGradients) -> None:
-        fates: list[tuple[int, int, Awaitable[Answer] | Exception]] = []
-        window = 0
-        for packed in message.gradients:
-            gradient = hot.whole_gradient_of(packed)
-            handle, sequence = gradient.commit.handle, gradient.commit.sequence
-            link = self._link(handle)
-            if link is None:
-                continue
-            window += self._window_of(link)
-            future, tell = awaited()
-            try:
-                chunk = codec.whole_gradient(gradient, link.gradient_dtype)
-                link.contribute(self._engine, codec.commit(gradient.commit), chunk, tell)
-                fates.append((handle, sequence, future))
-            except Exception as error:
-                fates.append((handle, sequence, error))
-        self._later(self._packed_answers(fates), window)
+    def _open_many(self, message: gradient_pb2.OpenSessions) -> None:
+        if len(message.open) > MAX_OPENINGS:
+            raise InvalidRequest(f"{len(message.open)} sessions are opened in one message, {MAX_OPENINGS} at most")
+        for handle in message.close:
+            self._close_handle(handle)
+        answer = gradient_pb2.SessionsOpened()
+        for opening in message.open:
+            opened = self._opened(opening)
+            if isinstance(opened, gradient_pb2.SessionOpened):
+                answer.opened.append(opened)
+            else:
+                answer.refused.append(opened)
+        response = Response(opened_many=answer).SerializeToString()
+        self._answer_later(len(response))(response)
 
-    async def _packed_answers(self, fates: Iterable[tuple[int, int, Awaitable[Answer] | Exception]]) -> Iterable[bytes]:
-        results = []
-        for handle, sequence, fate in fates:
-            try:
-                if isinstance(fate, Exception):
-                    raise fate
-                answer = await fate
-                results.append(codec.packed_result(answer.result, answer.vector, handle, self._packed_limit))
-            except Exception as error:
-                refusal = status.to_refusal(error)
-                results.append(gradient_pb2.PackedResult(refusal=refusal, handle=handle, sequence=sequence))
-        messages = codec.packed_results(results, self._packed_limit)
-        return (Response(packed=message).SerializeToString() for message in messages)
-
-    @property
-    def _packed_limit(self) -> int:
-        return self._engine.limits.max_message_bytes - PACKED_OVERHEAD_BYTES
+    def _answer_later(self, window_bytes: int) -> Callable[[bytes], None]:
+        self._outbox.expect(window_bytes)
+        return lambda message: self._outbox.put((message,), window_bytes)
 
     def _pull(self, handle: int) -> None:
         link = self._link(handle)
@@ -259,7 +259,11 @@ class ExchangeStream:
             self._outbox.put(await answers, window_bytes)
 
         self._outbox.expect(window_bytes)
-        task = asyncio.ensure_future(wait())
+        self._run(wait())
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """In a task that ends with the stream."""
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -274,6 +278,7 @@ class ExchangeStream:
         self._refused_handles.discard(handle)
         link = self._links.pop(handle, None)
         if link is not None:
+            self._desk.forget()
             link.close()
 
     def _window_of(self, link: Link) -> int:
@@ -287,7 +292,9 @@ class ExchangeStream:
         self._outbox.put_now(_refused(handle, sequence, error))
 
 
+def _refusal(handle: int, sequence: int, error: Exception) -> gradient_pb2.StreamRefusal:
+    return gradient_pb2.StreamRefusal(handle=handle, sequence=sequence, refusal=status.to_refusal(error))
+
+
 def _refused(handle: int, sequence: int, error: Exception) -> bytes:
-    refusal = status.to_refusal(error)
-    refused = gradient_pb2.StreamRefusal(handle=handle, sequence=sequence, refusal=refusal)
-    return Response(refused=refused).SerializeToString()
+    return Response(refused=_refusal(handle, sequence, error)).SerializeToString()

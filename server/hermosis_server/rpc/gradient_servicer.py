@@ -10,8 +10,11 @@ from hermosis_server.engine.rounds import Answer, awaited
 from hermosis_server.records import Reply
 from hermosis_server.rpc.codec import enums
 from hermosis_server.rpc.codec import gradient as gradient_codec
-from hermosis_server.rpc.exchange import PACKED_OVERHEAD_BYTES, ExchangeStream
+from hermosis_server.rpc.exchange import ExchangeStream
 from hermosis_server.rpc.links import Link, link_for_call
+
+# Room in a message for everything that is not payload.
+MESSAGE_OVERHEAD_BYTES = 1024
 
 
 class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
@@ -61,4 +64,4 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
 
     @property
     def _limit_bytes(self) -> int:
-        return self._engine.limits.max_message_bytes - PACKED_OVERHEAD_BYTES
+        return self._engine.limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES

@@ -3,7 +3,7 @@
 The stream and the unary calls share these, so a gradient means the same whichever way it came.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hermosis.v1 import gradient_pb2
 from hermosis.wire import Dtype, is_plain_name
@@ -71,8 +71,11 @@ class Link:
             self.gradients[chunk.sequence] = gradient
         gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
 
-    def commit(self, engine: Engine, commit: Commit, answer: Tell) -> None:
+    def commit(self, engine: Engine, commit: Commit, answer: Tell, *, silent: bool = False) -> None:
         """Counts a gradient whose chunks have all come; `answer` is called with its fate.
+
+        Args:
+          silent: wants no vector, whatever was agreed.
 
         Raises:
           HermosisError: it was refused, and is forgotten.
@@ -88,9 +91,12 @@ class Link:
             gradient.release()
             raise
         wait = self.ack_level is not AckLevel.RECEIVED
-        engine.intake.contribute(self.session, self.worker, commit, self.wish, gradient, answer, wait=wait)
+        wish = replace(self.wish, reply=Reply.NONE) if silent else self.wish
+        engine.intake.contribute(self.session, self.worker, commit, wish, gradient, answer, wait=wait)
 
-    def contribute(self, engine: Engine, commit: Commit, chunk: GradientChunk, answer: Tell) -> None:
+    def contribute(
+        self, engine: Engine, commit: Commit, chunk: GradientChunk, answer: Tell, *, silent: bool = False
+    ) -> None:
         """Receives a gradient that came whole, and commits it. One that is refused is forgotten at once."""
         try:
             self.receive(engine, chunk)
@@ -99,7 +105,7 @@ class Link:
             if abandoned is not None:
                 abandoned.release()
             raise
-        self.commit(engine, commit, answer)
+        self.commit(engine, commit, answer, silent=silent)
 
 
 def open_link(

@@ -1,7 +1,7 @@
 """Gradients, results and vectors."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from hermosis import hot, wire
@@ -148,30 +148,3 @@ def require_fits(size_bytes: int, limit_bytes: int) -> None:
         raise InvalidRequest(
             f"the vector is {size_bytes} bytes, one message holds {limit_bytes}; use Exchange, which sends chunks"
         )
-
-
-def packed_result(
-    result: StepResult, vector: Vector | None, handle: int, limit_bytes: int
-) -> gradient_pb2.PackedResult:
-    return gradient_pb2.PackedResult(
-        result=step_result(result, handle),
-        handle=handle,
-        sequence=result.sequence,
-        **whole_vector(vector, limit_bytes=limit_bytes),
-    )
-
-
-def packed_results(
-    results: Iterable[gradient_pb2.PackedResult], limit_bytes: int
-) -> Iterator[gradient_pb2.PackedResults]:
-    """As few messages as fit the limit; all but the last say `more`."""
-    message, size = gradient_pb2.PackedResults(), 0
-    for result in results:
-        length = result.ByteSize() + 8  # its tag and length prefix
-        if size and size + length > limit_bytes:
-            message.more = True
-            yield message
-            message, size = gradient_pb2.PackedResults(), 0
-        message.results.append(result)
-        size += length
-    yield message
