@@ -21,6 +21,7 @@ Source: docs/theory.md, section 6.
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,9 +45,9 @@ from hermosis_server.dynamics.geometry import Geometry, MetricColumns
 from hermosis_server.dynamics.hamiltonian import Hamiltonian
 from hermosis_server.dynamics.matrix_metric import MatrixNumbers
 from hermosis_server.dynamics.norms import Drift, Norms, norms_of
-from hermosis_server.dynamics.passes import Columns, Piece, drift_rows_, joined, kick_rows_
+from hermosis_server.dynamics.passes import Columns, Passes, PlainPasses
 from hermosis_server.dynamics.phase_state import PhaseState, Scalars
-from hermosis_server.dynamics.rows import RowMap, row_squares, tiles
+from hermosis_server.dynamics.rows import RowMap, row_squares
 from hermosis_server.dynamics.thermal import LOG_BETA_LIMIT, ForceMode
 from hermosis_server.errors import InternalError
 
@@ -98,50 +99,76 @@ def advance_(
     """
     if state.position is None and family.needs_parameters:
         raise InternalError("weight decay without parameters; this is a bug in hermosis")
-    batch = _Batch.of(state, family, coefficients, rows)
-    setting, c, old, norms = batch.setting, batch.setting.c, batch.old, batch.norms
+    batch = Batch.of(state.scalars, family, coefficients, rows, gradient.dtype)
+    geometry = batch.geometry(state, batch.unit_second_moment, renew=True)
+    passes = PlainPasses(state, gradient, geometry, rows)
+    taken = take_step(batch, passes, loss, lr_scale, position=state.position, publish=publish)
+    check = taken.check if state.matrices is None else taken.check + state.matrices.peaks()
+    return Advance(
+        increment=passes.increment,
+        gradient_finite=taken.gradient_square.isfinite(),
+        state_finite=check.isfinite(),
+        sample=taken.sample,
+    )
+
+
+# Ends the step that a gradient belongs to, from where it was published; `publish_` then begins the next.
+update_ = functools.partial(advance_, publish=False)
+
+
+class Taken(NamedTuple):
+    """What `take_step` found, a line a session.
+
+    Attributes:
+      sample:          (S, len(EnergySample._fields)) float64.
+      gradient_square: (S,) |g|².
+      check:           (S,) finite if the new state is.
+    """
+
+    sample: Tensor
+    gradient_square: Tensor
+    check: Tensor
+
+
+def take_step(
+    batch: "Batch", passes: Passes, loss: Tensor, lr_scale: Tensor, *, position: Tensor | None, publish: bool
+) -> Taken:
+    """A step as the scalars see it; `passes` take the rows along. `position` is for profiles that feed the loss back.
+
+    Nothing here looks at a value from the host.
+    """
+    setting, c, old, norms, rows = batch.setting, batch.setting.c, batch.old, batch.norms, batch.rows
+    family = setting.family
 
     # The bath over the kick, and the weight of the gradient in it.
-    cooling = _kick_cooling(batch, loss)
+    cooling = _kick_cooling(batch, loss, position)
     gain = _impulse_gain(batch, cooling)
     first = old.step == 0
     started = (c.first_kick - gain) / cooling.retention if family.first_kick else torch.zeros_like(gain)
     unit_momentum = torch.where(first, started, old.unit_momentum) * cooling.retention + gain
-    unit_second_moment = old.unit_second_moment * c.second_moment_decay + c.second_moment_gain
     raising = torch.ones_like(gain)
     if family.normalise:
         raising = c.gradient_gain / (unit_momentum * cooling.retention + gain if family.lookahead else unit_momentum)
     stiffness = c.information_unit * c.bare_decay * c.learning_rate
     stiffness = stiffness * (-cooling.log_beta.clamp(-LOG_BETA_LIMIT, LOG_BETA_LIMIT)).exp()
 
-    # Kick all rows; the increment holds the direction of the drift until its length is known.
-    increment = torch.empty_like(state.momentum)
-    drifting = torch.empty_like(increment) if family.lookahead else state.momentum
-    runs = [EVERYTHING] if family.matrix else tiles(increment)
-    table = rows.sessions.spread(
-        cooling.retention, gain, first.to(gain.dtype), started, stiffness, c.thermal_decay,
-        c.second_moment_decay, c.second_moment_gain, c.epsilon, unit_second_moment, dtype=gradient.dtype,
-    )  # fmt: skip
-    geometry = batch.geometry(unit_second_moment, renew=True)
-    before_kick, after_kick = norms.moment(raising, old.log_beta), norms.moment(raising, cooling.log_beta)
-    kicks = [
-        kick_rows_(
-            Piece(state.rows(run), gradient[run], increment[run], drifting[run], run),
-            Columns(*table[run].unbind(1)),
-            geometry,
-            norms,
-            before_kick,
-            after_kick,
-        )
-        for run in runs
-    ]
-    first_square, momentum_square, position_square = rows.sessions.totals(*joined(plain for plain, _, _ in kicks))
-    before_rows, after_rows = joined(before for _, before, _ in kicks), joined(after for _, _, after in kicks)
-
-    # The thermal numbers, up to the end of the step.
-    before, after = norms.carried(before_rows, before_kick), norms.carried(after_rows, after_kick)
+    # How far the drifts go: without cooling in between, that is known before the kick.
     pace = lr_scale * c.learning_rate
     drift = pace if family.scheme is Scheme.SYMPLECTIC_EULER else pace / 2
+    again = drift if publish and family.scheme is not Scheme.SYMPLECTIC_EULER else torch.zeros_like(pace)
+    paces = Drift(drift * raising, again * raising, pace * c.decoupled_decay)
+
+    # Kick all rows.
+    columns = Columns(
+        cooling.retention, gain, first.to(gain.dtype), started, stiffness, c.thermal_decay,
+        c.second_moment_decay, c.second_moment_gain, c.epsilon, batch.unit_second_moment,
+    )  # fmt: skip
+    before_kick, after_kick = norms.moment(raising, old.log_beta), norms.moment(raising, cooling.log_beta)
+    measured = passes.kick(columns, norms, before_kick, after_kick, None if family.conformal else paces)
+    first_square, momentum_square, position_square = rows.sessions.totals(*measured.squares)
+
+    # The thermal numbers, up to the end of the step.
+    before, after = norms.carried(measured.before, before_kick), norms.carried(measured.after, after_kick)
     kick = Kick(
         cooling=cooling,
         impulse_gain=gain,
@@ -171,27 +198,19 @@ def advance_(
     }
 
     # Publishing drifts in the same direction once more, after the momentum has cooled.
-    published_cooling, again = torch.zeros_like(gain), torch.zeros_like(pace)
-    if publish and family.scheme is not Scheme.SYMPLECTIC_EULER:
-        again = drift
+    published_cooling = torch.zeros_like(gain)
     if publish and family.conformal:
         heat, cooled_by = cooled(setting, heat)
         left, published_cooling = left * cooled_by.retention, cooled_by.gain
-    lasting = torch.ones_like(left) if family.normalise else left
+    if not family.normalise:
+        paces = paces._replace(pace_again=paces.pace_again * left)
     next_moment = norms.moment(raising, heat.log_beta, left=left) if family.conformal else after_kick
-    paces = Drift(drift * raising, again * raising * lasting, pace * c.decoupled_decay)
     norms.prepare(end, next_moment, paces)
 
     # Drift all rows.
-    table = rows.sessions.spread(left, 1 - c.kept_drift, dtype=gradient.dtype)
-    drifts = [
-        drift_rows_(
-            Piece(state.rows(run), gradient[run], increment[run], drifting[run], run), table[run], family, norms
-        )
-        for run in runs
-    ]
-    increment_square, peaks = rows.sessions.totals(*joined(plain for plain, _ in drifts))
-    ended, published = norms.later(joined(partials for _, partials in drifts))
+    squares, partials = passes.drift(left, 1 - c.kept_drift, norms)
+    increment_square, peaks = rows.sessions.totals(*squares)
+    ended, published = norms.later(partials)
     heat = drifted(heat, published, again)
     sample |= energies(setting, at_end, kick, ended, rows.parameter_counts) | {"step_norm": increment_square.sqrt()}
 
@@ -199,24 +218,13 @@ def advance_(
         heat,
         step=old.step + 1,
         unit_momentum=unit_momentum * left,
-        unit_second_moment=unit_second_moment,
+        unit_second_moment=batch.unit_second_moment,
         published_cooling=published_cooling,
     )
-    checks = momentum_square + increment_square + peaks + 0 * left
+    check = momentum_square + increment_square + peaks + 0 * left
     if family.needs_loss:
-        checks = checks + heat.internal_energy
-    if state.matrices is not None:
-        checks = checks + state.matrices.peaks()
-    return Advance(
-        increment=increment,
-        gradient_finite=first_square.isfinite(),
-        state_finite=checks.isfinite(),
-        sample=sample_rows(sample),
-    )
-
-
-# Ends the step that a gradient belongs to, from where it was published; `publish_` then begins the next.
-update_ = functools.partial(advance_, publish=False)
+        check = check + heat.internal_energy
+    return Taken(sample_rows(sample), first_square, check)
 
 
 def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scale: Tensor, rows: RowMap) -> Tensor:
@@ -232,7 +240,7 @@ def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scal
     increment = torch.zeros_like(state.momentum)
     if family.scheme is Scheme.SYMPLECTIC_EULER:
         return increment
-    batch = _Batch.of(state, family, coefficients, rows)
+    batch = Batch.of(state.scalars, family, coefficients, rows, state.momentum.dtype)
     setting, c, old, norms = batch.setting, batch.setting.c, batch.old, batch.norms
     heat = batch.heat(cool(family, c, setting.table, old.bath).rate)
     left = torch.ones_like(old.clock)
@@ -248,8 +256,11 @@ def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scal
 
     direction = state.momentum
     if family.has_metric_on_drift:
-        columns = batch.metric_columns(unit_second_moment)
-        inverse = batch.geometry(unit_second_moment, renew=False).held(state, columns)
+        table = rows.sessions.spread(
+            c.second_moment_decay, c.second_moment_gain, c.epsilon, unit_second_moment, dtype=increment.dtype
+        )
+        geometry = batch.geometry(state, unit_second_moment, renew=False)
+        inverse = geometry.held(state, MetricColumns(*table.unbind(1)))
         direction = direction if inverse is None else inverse.times(direction)
     moment, pace = norms.moment(raising, heat.log_beta), lr_scale * c.learning_rate / 2
     norms.carried(norms.measure(state.momentum, direction, EVERYTHING, moment), moment)
@@ -311,27 +322,40 @@ def _split(coefficients: Tensor) -> tuple[Coefficients[Tensor], Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """A batch with its numbers taken apart."""
+class Batch:
+    """The numbers of a batch, taken apart.
 
-    state: PhaseState
+    Attributes:
+      scalars:            (S, len(SCALARS)) float64; `keep` changes them.
+      setting:            the dynamics.
+      old:                the scalars before the step.
+      rows:               which rows are whose.
+      norms:              how they are taken.
+      unit_second_moment: (S,) D once the step's gradient has been learned from.
+    """
+
+    scalars: Tensor
     setting: Setting
     old: Scalars[Tensor]
     rows: RowMap
     norms: Norms
+    unit_second_moment: Tensor
 
     @classmethod
-    def of(cls, state: PhaseState, family: Family, coefficients: Tensor, rows: RowMap) -> "_Batch":
+    def of(cls, scalars: Tensor, family: Family, coefficients: Tensor, rows: RowMap, dtype: torch.dtype) -> "Batch":
+        """A batch of one family; `dtype` is that of its rows."""
         c, table = _split(coefficients)
-        norms = norms_of(family, c, rows, state.momentum.dtype)
-        return cls(state, Setting(family, c, table), Scalars(*state.scalars.unbind(1)), rows, norms)
+        old = Scalars(*scalars.unbind(1))
+        unit_second_moment = old.unit_second_moment * c.second_moment_decay + c.second_moment_gain
+        return cls(scalars, Setting(family, c, table), old, rows, norms_of(family, c, rows, dtype), unit_second_moment)
 
     def heat(self, rate: Tensor) -> Heat:
         """The thermal numbers as they stand, at a rate φ/β."""
         old = self.old
         return Heat(*old.bath, old.entropy, old.reference_energy, rate)
 
-    def geometry(self, unit_second_moment: Tensor, *, renew: bool) -> Geometry:
+    def geometry(self, state: PhaseState, unit_second_moment: Tensor, *, renew: bool) -> Geometry:
+        """Which metric the batch has at this D; `renew` where it learns now."""
         family, c = self.setting.family, self.setting.c
         due = [False] * len(self.rows.spans)
         if renew and family.matrix:
@@ -346,14 +370,7 @@ class _Batch:
             power_units=family.power_units,
             epsilon_inside=family.epsilon_inside,
         )
-        return Geometry(family, self.rows, numbers, self.state.matrices if family.matrix else None, due)
-
-    def metric_columns(self, unit_second_moment: Tensor) -> MetricColumns:
-        c, dtype = self.setting.c, self.state.momentum.dtype
-        table = self.rows.sessions.spread(
-            c.second_moment_decay, c.second_moment_gain, c.epsilon, unit_second_moment, dtype=dtype
-        )
-        return MetricColumns(*table.unbind(1))
+        return Geometry(family, self.rows, numbers, state.matrices if family.matrix else None, due)
 
     def keep(self, heat: Heat, **changed: Tensor) -> None:
         """Writes the scalars back."""
@@ -365,10 +382,10 @@ class _Batch:
             reference_energy=heat.reference_energy,
             **changed,
         )
-        self.state.scalars.copy_(torch.stack(tuple(new), dim=1))
+        self.scalars.copy_(torch.stack(tuple(new), dim=1))
 
 
-def _kick_cooling(batch: _Batch, loss: Tensor) -> Cooling:
+def _kick_cooling(batch: Batch, loss: Tensor, position: Tensor | None) -> Cooling:
     """What the bath does while the gradient acts: a whole stretch, or nothing in the conformal scheme."""
     family, c, old = batch.setting.family, batch.setting.c, batch.old
     if family.conformal:
@@ -389,13 +406,13 @@ def _kick_cooling(batch: _Batch, loss: Tensor) -> Cooling:
     drive: Tensor | None = None
     if family.needs_loss:
         square = torch.zeros_like(loss)
-        if family.thermal_decay and batch.state.position is not None:
-            (square,) = batch.rows.sessions.totals(row_squares(batch.state.position))
+        if family.thermal_decay and position is not None:
+            (square,) = batch.rows.sessions.totals(row_squares(position))
         drive = c.gradient_gain / c.step_duration * known_loss(c, loss, square)
     return cool(family, c, batch.setting.table, old.bath, drive)
 
 
-def _impulse_gain(batch: _Batch, cooling: Cooling) -> Tensor:
+def _impulse_gain(batch: Batch, cooling: Cooling) -> Tensor:
     """z, the weight of the gradient: docs/theory.md, section 6."""
     c = batch.setting.c
     match batch.setting.family.force:
