@@ -84,6 +84,12 @@ class Grouping:
             table = group.squeeze(1)
         return table.unbind(1)
 
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest of item values that are not negative, (items,), as (groups,)."""
+        for gather in self._levels:
+            values = torch.cat([values, values.new_zeros(1)])[gather].amax(dim=1)
+        return values
+
 
 class RowMap:
     """Which rows of a batch belong to which session and to which span.
