@@ -305,7 +305,7 @@ def _write(wire, begin, length, offsets, values, E: tl.constexpr):
         elif dtype == FLOAT16:
             _store(base, begin, length, offsets, values, E, tl.float16)
         else:
-            _store(base, begin, length, offsets, values, E, tl.bfloat16)
+            _store(base, begin, length, offsets, _bfloat16_bits(values), E, tl.uint16)
 
 
 @triton.jit
@@ -316,3 +316,10 @@ def _store(base, begin, length, offsets, values, E: tl.constexpr, TYPE: tl.const
         tl.store(tl.multiple_of(pointers, 16), values.to(TYPE))
     else:
         tl.store(pointers, values.to(TYPE), mask=offsets < length)
+
+
+@triton.jit
+def _bfloat16_bits(values):
+    """The upper half of a finite float32, rounded to nearest, ties to even. By hand: the interpreter only cuts."""
+    bits = values.to(tl.uint32, bitcast=True)
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
