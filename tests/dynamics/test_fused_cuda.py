@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.dynamics.batches import SHAPES, Batch, batch_of, draw, roster
 from torch import Tensor
 
 from hermosis.wire import Dtype
 from hermosis_server.dynamics import Hamiltonian, NormScope, Scheme, fused_cuda, resolve
 from hermosis_server.records import Reply
-from tests.dynamics.batches import SHAPES, Batch, batch_of, draw, roster
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from hermosis_server.dynamics.fused_cuda import launch  # noqa: E402  where there is no Triton, there is nothing to import
+from hermosis_server.dynamics.fused_cuda import launch
 
 ROSTER = {name: one for name, one in roster().items() if fused_cuda.covers(one.family(SHAPES))}
 TORCH = {Dtype.FLOAT32: torch.float32, Dtype.FLOAT16: torch.float16, Dtype.BFLOAT16: torch.bfloat16}
@@ -169,11 +169,12 @@ def test_a_narrow_gradient_is_the_widened_one(dtype: torch.dtype, device: torch.
 @pytest.mark.parametrize("shift", [0, 1])
 def test_replies_are_rounded_as_torch_rounds(reply: Reply, dtype: Dtype, shift: int, device: torch.device) -> None:
     position = draw(1, 150, dtype=torch.float32, device=device)
-    position[0][:4] = torch.tensor([7e4, -3e-8, 1.00390625, 1e-41])  # beyond float16; below it; a tie in bfloat16
+    # Beyond float16; below it; two ties in bfloat16; below float32.
+    position[0][:5] = torch.tensor([7e4, -3e-8, 1 + 2**-8, 1 + 3 * 2**-8, 1e-41])
     batch = batch_of(resolve("sgd", {"momentum": 0.9, "lr": 1e-3}), position)
     before = batch.position().clone()
     (gradient,) = draw(2, 150, dtype=torch.float32, device=device)
-    gradient[:4] = 0
+    gradient[:5] = 0
     wire = Wire(gradient, reply, dtype, shift)
     step(batch, [wire])
     answer, after = wire.answer, batch.position()

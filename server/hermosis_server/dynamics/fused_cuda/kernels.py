@@ -1,9 +1,9 @@
 """Kernels: the flows of a step on the rows of a device, a program a row.
 
 One kernel does it all: KICK goes from the published point to just after the kick and measures what the scalars need,
-DRIFT goes on from there. Where a norm must be known in between they are two launches, and the second finds the direction
-of the drift once more from what the first has left. The names are those of flows.py, metric.py and norms.py, which are
-the definition; there too is what the columns mean.
+DRIFT goes on from there. Where a norm must be known in between they are two launches, and the second finds the
+direction of the drift once more from what the first has left. The names are those of flows.py, metric.py and norms.py,
+which are the definition; there too is what the columns mean.
 
 A row's sums are trees that the compiler fixes once for a family: they know nothing of the other rows. Division and
 square roots are rounded as IEEE has it, and nothing is contracted (`enable_fp_fusion`), so that the position is what a
@@ -201,10 +201,8 @@ def _metric(
             mean = tl.div_rn(mean, unit)
         scale = tl.maximum(scale - mean * mean, 0.0)
     if INSIDE:
-        scale = _root_power(scale + epsilon, POWER_UNITS)
-    else:
-        scale = _root_power(scale, POWER_UNITS) + epsilon
-    return scale
+        return _root_power(scale + epsilon, POWER_UNITS)
+    return _root_power(scale, POWER_UNITS) + epsilon
 
 
 @triton.jit

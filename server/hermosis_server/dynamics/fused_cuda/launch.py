@@ -86,28 +86,28 @@ class _Passes:
         self._kicks, self._nothing = torch.empty(0), rows.addresses  # any pointer will do for what is not read
         self._at_once = False
         self._coordinate = family.norm_scope is NormScope.COORDINATE
-        self._flags = dict(
-            HAS_POSITION=holds_parameters,
-            WEIGH=family.needs_parameters,
-            HAS_SECOND=family.diagonal,
-            HAS_FIRST=family.centered,
-            HAS_LEAD=family.keeps_lead,
-            ON_KICK=family.metric_on_kick,
-            NORMALISE=family.normalise_metric,
-            POWER_UNITS=family.power_units,
-            INSIDE=family.epsilon_inside,
-            START=family.first_kick,
-            LOOKAHEAD=family.lookahead,
-            THERMAL=family.thermal_decay,
-            BARE=family.bare_decay,
-            DECOUPLED=family.decoupled_decay,
-            FOLLOWS=family.decay_follows_speed,
-            CONFORMAL=family.conformal,
-            EUCLIDEAN=family.euclidean_norm,
-            COORDINATE=self._coordinate,
-            RELATIVISTIC=family.kinetic is KineticKind.RELATIVISTIC,
-            WARM=family.rest_cooling,
-        )
+        self._flags = {
+            "HAS_POSITION": holds_parameters,
+            "WEIGH": family.needs_parameters,
+            "HAS_SECOND": family.diagonal,
+            "HAS_FIRST": family.centered,
+            "HAS_LEAD": family.keeps_lead,
+            "ON_KICK": family.metric_on_kick,
+            "NORMALISE": family.normalise_metric,
+            "POWER_UNITS": family.power_units,
+            "INSIDE": family.epsilon_inside,
+            "START": family.first_kick,
+            "LOOKAHEAD": family.lookahead,
+            "THERMAL": family.thermal_decay,
+            "BARE": family.bare_decay,
+            "DECOUPLED": family.decoupled_decay,
+            "FOLLOWS": family.decay_follows_speed,
+            "CONFORMAL": family.conformal,
+            "EUCLIDEAN": family.euclidean_norm,
+            "COORDINATE": self._coordinate,
+            "RELATIVISTIC": family.kinetic is KineticKind.RELATIVISTIC,
+            "WARM": family.rest_cooling,
+        }
 
     def kick(
         self, columns: Columns, norms: Norms, before_kick: Moment, after_kick: Moment, drift: Drift | None
