@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hermosis_server.dynamics.cooling import Cooling, cool
+from hermosis_server.dynamics.cooling import cool
 from hermosis_server.dynamics.diagnostics import (
     Heat,
     Kick,
@@ -39,16 +39,16 @@ from hermosis_server.dynamics.diagnostics import (
     known_loss,
     sample_rows,
 )
-from hermosis_server.dynamics.family import COEFFICIENTS, Coefficients, Family, Scheme
+from hermosis_server.dynamics.family import Family, Scheme
 from hermosis_server.dynamics.flows import cool_, drift_
 from hermosis_server.dynamics.geometry import Geometry, MetricColumns
 from hermosis_server.dynamics.hamiltonian import Hamiltonian
 from hermosis_server.dynamics.matrix_metric import MatrixNumbers
 from hermosis_server.dynamics.norms import Drift, Norms, norms_of
+from hermosis_server.dynamics.opening import learned_unit, open_step, taken_apart
 from hermosis_server.dynamics.passes import Columns, Passes, PlainPasses
 from hermosis_server.dynamics.phase_state import PhaseState, Scalars
 from hermosis_server.dynamics.rows import RowMap, row_squares
-from hermosis_server.dynamics.thermal import LOG_BETA_LIMIT, ForceMode
 from hermosis_server.errors import InternalError
 
 
@@ -100,7 +100,7 @@ def advance_(
     if state.position is None and family.needs_parameters:
         raise InternalError("weight decay without parameters; this is a bug in hermosis")
     batch = Batch.of(state.scalars, family, coefficients, rows, gradient.dtype)
-    geometry = batch.geometry(state, batch.unit_second_moment, renew=True)
+    geometry = batch.geometry(state, learned_unit(batch.setting, batch.old), renew=True)
     passes = PlainPasses(state, gradient, geometry, rows)
     taken = take_step(batch, passes, loss, lr_scale, position=state.position, publish=publish)
     check = taken.check if state.matrices is None else taken.check + state.matrices.peaks()
@@ -140,28 +140,14 @@ def take_step(
     setting, c, old, norms, rows = batch.setting, batch.setting.c, batch.old, batch.norms, batch.rows
     family = setting.family
 
-    # The bath over the kick, and the weight of the gradient in it.
-    cooling = _kick_cooling(batch, loss, position)
-    gain = _impulse_gain(batch, cooling)
-    first = old.step == 0
-    started = (c.first_kick - gain) / cooling.retention if family.first_kick else torch.zeros_like(gain)
-    unit_momentum = torch.where(first, started, old.unit_momentum) * cooling.retention + gain
-    raising = torch.ones_like(gain)
-    if family.normalise:
-        raising = c.gradient_gain / (unit_momentum * cooling.retention + gain if family.lookahead else unit_momentum)
-    stiffness = c.information_unit * c.bare_decay * c.learning_rate
-    stiffness = stiffness * (-cooling.log_beta.clamp(-LOG_BETA_LIMIT, LOG_BETA_LIMIT)).exp()
-
-    # How far the drifts go: without cooling in between, that is known before the kick.
-    pace = lr_scale * c.learning_rate
-    drift = pace if family.scheme is Scheme.SYMPLECTIC_EULER else pace / 2
-    again = drift if publish and family.scheme is not Scheme.SYMPLECTIC_EULER else torch.zeros_like(pace)
-    paces = Drift(drift * raising, again * raising, pace * c.decoupled_decay)
+    opening = open_step(setting, old, lr_scale, drive=batch.drive(loss, position), publish=publish)
+    cooling, gain, raising, paces = opening.cooling, opening.impulse_gain, opening.raising, opening.paces
+    drift, again = opening.drift, opening.again
 
     # Kick all rows.
     columns = Columns(
-        cooling.retention, gain, first.to(gain.dtype), started, stiffness, c.thermal_decay,
-        c.second_moment_decay, c.second_moment_gain, c.epsilon, batch.unit_second_moment,
+        cooling.retention, gain, opening.first.to(gain.dtype), opening.started, opening.stiffness, c.thermal_decay,
+        c.second_moment_decay, c.second_moment_gain, c.epsilon, opening.unit_second_moment,
     )  # fmt: skip
     before_kick, after_kick = norms.moment(raising, old.log_beta), norms.moment(raising, cooling.log_beta)
     measured = passes.kick(columns, norms, before_kick, after_kick, None if family.conformal else paces)
@@ -194,7 +180,7 @@ def take_step(
         "braking": after.braking,
         "gradient_norm": first_square.sqrt(),
         "momentum_norm": momentum_square.sqrt() * left,
-        "learning_rate": pace,
+        "learning_rate": opening.pace,
     }
 
     # Publishing drifts in the same direction once more, after the momentum has cooled.
@@ -217,8 +203,8 @@ def take_step(
     batch.keep(
         heat,
         step=old.step + 1,
-        unit_momentum=unit_momentum * left,
-        unit_second_moment=batch.unit_second_moment,
+        unit_momentum=opening.unit_momentum * left,
+        unit_second_moment=opening.unit_second_moment,
         published_cooling=published_cooling,
     )
     check = momentum_square + increment_square + peaks + 0 * left
@@ -302,7 +288,7 @@ def initial_scalars(hamiltonian: Hamiltonian) -> Scalars[float]:
         return scalars
     # Momentum is zero, so publishing is half a cooling and no drift.
     one = Scalars(*torch.tensor([scalars], dtype=torch.float64).unbind(1))
-    c, table = _split(torch.tensor([hamiltonian.numbers()], dtype=torch.float64))
+    c, table = taken_apart(torch.tensor([hamiltonian.numbers()], dtype=torch.float64))
     cooling = cool(family, c, table, one.bath)
     return scalars._replace(
         clock=float(c.cooling_duration),
@@ -315,23 +301,16 @@ def initial_scalars(hamiltonian: Hamiltonian) -> Scalars[float]:
 EVERYTHING = slice(None)
 
 
-def _split(coefficients: Tensor) -> tuple[Coefficients[Tensor], Tensor]:
-    """A table of `Hamiltonian.numbers` as coefficients, each (S,), and the rest."""
-    count = len(COEFFICIENTS)
-    return Coefficients(*coefficients[:, :count].unbind(1)), coefficients[:, count:]
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The numbers of a batch, taken apart.
 
     Attributes:
-      scalars:            (S, len(SCALARS)) float64; `keep` changes them.
-      setting:            the dynamics.
-      old:                the scalars before the step.
-      rows:               which rows are whose.
-      norms:              how they are taken.
-      unit_second_moment: (S,) D once the step's gradient has been learned from.
+      scalars: (S, len(SCALARS)) float64; `keep` changes them.
+      setting: the dynamics.
+      old:     the scalars before the step.
+      rows:    which rows are whose.
+      norms:   how they are taken.
     """
 
     scalars: Tensor
@@ -339,15 +318,23 @@ class Batch:
     old: Scalars[Tensor]
     rows: RowMap
     norms: Norms
-    unit_second_moment: Tensor
 
     @classmethod
     def of(cls, scalars: Tensor, family: Family, coefficients: Tensor, rows: RowMap, dtype: torch.dtype) -> "Batch":
         """A batch of one family; `dtype` is that of its rows."""
-        c, table = _split(coefficients)
-        old = Scalars(*scalars.unbind(1))
-        unit_second_moment = old.unit_second_moment * c.second_moment_decay + c.second_moment_gain
-        return cls(scalars, Setting(family, c, table), old, rows, norms_of(family, c, rows, dtype), unit_second_moment)
+        c, table = taken_apart(coefficients)
+        norms = norms_of(family, c, rows, dtype)
+        return cls(scalars, Setting(family, c, table), Scalars(*scalars.unbind(1)), rows, norms)
+
+    def drive(self, loss: Tensor, position: Tensor | None) -> Tensor | None:
+        """c²L̃/h, which a feedback profile answers to; None elsewhere."""
+        family, c = self.setting.family, self.setting.c
+        if not family.needs_loss:
+            return None
+        square = torch.zeros_like(loss)
+        if family.thermal_decay and position is not None:
+            (square,) = self.rows.sessions.totals(row_squares(position))
+        return c.gradient_gain / c.step_duration * known_loss(c, loss, square)
 
     def heat(self, rate: Tensor) -> Heat:
         """The thermal numbers as they stand, at a rate φ/β."""
@@ -383,44 +370,3 @@ class Batch:
             **changed,
         )
         self.scalars.copy_(torch.stack(tuple(new), dim=1))
-
-
-def _kick_cooling(batch: Batch, loss: Tensor, position: Tensor | None) -> Cooling:
-    """What the bath does while the gradient acts: a whole stretch, or nothing in the conformal scheme."""
-    family, c, old = batch.setting.family, batch.setting.c, batch.old
-    if family.conformal:
-        rate = cool(family, c, batch.setting.table, old.bath)
-        one, nothing = torch.ones_like(old.clock), torch.zeros_like(old.clock)
-        return Cooling(
-            log_beta=old.log_beta,
-            gain=nothing,
-            retention=one,
-            friction=nothing,
-            kernel=c.step_duration,
-            heat_retention=one,
-            heat_weight=one,
-            rate=rate.rate,
-            rate_after=rate.rate,
-            homogeneity=nothing,
-        )
-    drive: Tensor | None = None
-    if family.needs_loss:
-        square = torch.zeros_like(loss)
-        if family.thermal_decay and position is not None:
-            (square,) = batch.rows.sessions.totals(row_squares(position))
-        drive = c.gradient_gain / c.step_duration * known_loss(c, loss, square)
-    return cool(family, c, batch.setting.table, old.bath, drive)
-
-
-def _impulse_gain(batch: Batch, cooling: Cooling) -> Tensor:
-    """z, the weight of the gradient: docs/theory.md, section 6."""
-    c = batch.setting.c
-    match batch.setting.family.force:
-        case ForceMode.UNIT:
-            return c.gradient_gain
-        case ForceMode.PHYSICAL:
-            return c.gradient_gain * cooling.kernel / c.step_duration
-        case ForceMode.EMA:
-            if batch.setting.family.conformal:  # -2ζ ln r of the half cooling before the kick
-                return 2 * c.gradient_gain * batch.old.published_cooling
-            return c.gradient_gain * cooling.friction

@@ -20,8 +20,8 @@ def available() -> bool:
 
 
 def covers(family: Family) -> bool:
-    """Whether the kernels know the family's rows. Of the scalars they know nothing, so any profile will do."""
-    if family.matrix or (family.needs_loss and family.thermal_decay):
+    """Whether the kernels know the family's rows, and the profile does not feed back, so that a step can be foreseen."""
+    if family.matrix or family.needs_loss:
         return False
     if family.norm_scope is not NormScope.COORDINATE:
         return True
