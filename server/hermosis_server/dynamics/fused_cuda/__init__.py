@@ -20,7 +20,7 @@ def available() -> bool:
 
 
 def covers(family: Family) -> bool:
-    """Whether the kernels know the family's rows, and the profile does not feed back, so that a step can be foreseen."""
+    """Whether the kernels know the family's rows, and a step can be foreseen, since the profile does not feed back."""
     if family.matrix or family.needs_loss:
         return False
     if family.norm_scope is not NormScope.COORDINATE:

@@ -1,7 +1,7 @@
 """Bounds: whether a step will stay finite, known before it is taken.
 
-Rows that are changed in place cannot be given back, so the largest numbers that a step can meet are followed through it:
-where even they stay well inside float32, so does everything. Energies may leave float64; they are told, not stepped on.
+Rows that are changed in place cannot be given back, so the largest numbers that a step can meet are followed through
+it: where even they stay well inside float32, so does everything. Energies may leave float64; no step depends on them.
 """
 
 import torch
