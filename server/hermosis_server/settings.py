@@ -28,7 +28,11 @@ class Settings(BaseSettings):
     data_folder: Path = Field(
         Path("hermosis-data"), description="Folder for what must outlive the process; made if missing."
     )
-    device: str = Field("auto", description="Where sessions live: auto (cuda if there, else cpu), cpu, cuda or cuda:N.")
+    device: str = Field(
+        "auto",
+        description="Where sessions live: auto (every GPU there is, else the processor), cpu, cuda:N, or several "
+        "divided by commas; a session is placed where most memory is free.",
+    )
     threads: int = Field(
         1,
         ge=1,
@@ -48,7 +52,7 @@ class Settings(BaseSettings):
         "every step by as much.",
     )
     device_memory_bytes: int = Field(
-        _DEFAULTS.device_bytes, ge=1 << 20, description="Most bytes of device memory for all sessions together."
+        _DEFAULTS.device_bytes, ge=1 << 20, description="Most bytes of memory that sessions may hold on each device."
     )
     host_memory_bytes: int = Field(
         0,

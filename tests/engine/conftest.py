@@ -112,7 +112,7 @@ async def bench(device: torch.device, *, linger_s: float = 0.0, **limits: int) -
     arena = Arena(device, limit_bytes=chosen.device_bytes)
     executor = Executor(arena, StepQueue(batch_bytes=1 << 26, linger_s=linger_s))
     pinned = device.type == "cuda"
-    engine = Engine(executor, limits=chosen, allocate=lambda size: staging_buffer(size, pinned=pinned))
+    engine = Engine([executor], limits=chosen, allocate=lambda size: staging_buffer(size, pinned=pinned))
     try:
         yield Bench(engine, executor)
     finally:

@@ -53,6 +53,11 @@ class Executor:
         # A caller that goes away does not undo what the device does; it only no longer hears of it.
         return await asyncio.shield(future)
 
+    @property
+    def free_bytes(self) -> int:
+        """Memory that new sessions may still take, as it stands between two jobs."""
+        return self._arena.free_bytes
+
     def submit(self, ready: Ready) -> None:
         """Queues a round or a fleet's; its `done` is called on the event loop with a StepDone or FleetDone, or with
         the exception."""

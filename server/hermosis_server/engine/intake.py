@@ -12,7 +12,6 @@ from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.batch import StepDone
-from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.rounds import Answer, Round, StepTicket, WorkerRecord, mean_loss
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
@@ -36,15 +35,13 @@ class Intake:
     """Takes contributions and hands complete rounds to the device thread.
 
     Args:
-      executor: owns the device.
       budget:   host memory for vectors on their way.
       limits:   checked before memory is taken.
       watchers: hear of each step.
     """
 
-    def __init__(self, executor: Executor, budget: StagingBudget, *, limits: Limits, watchers: Watchers) -> None:
+    def __init__(self, budget: StagingBudget, *, limits: Limits, watchers: Watchers) -> None:
         self.stopping = asyncio.Event()
-        self._executor = executor
         self._budget = budget
         self._limits = limits
         self._watchers = watchers
@@ -111,7 +108,7 @@ class Intake:
         if ready is None:
             return
         contributions = ready.ordered()
-        self._executor.submit(
+        session.executor.submit(
             ReadyRound(
                 resident=session.on_device,
                 contributions=contributions,
@@ -179,7 +176,7 @@ class Intake:
             raise SessionNotReady("the contribution was given up before its step; send it again")
         result = replace(result, duplicate=True)
         if wish.reply is Reply.PARAMETERS:
-            vector = await self._executor.run(
+            vector = await session.executor.run(
                 lambda arena: on_device.read_parameters(arena, session.on_device, wish.dtype)
             )
             return Answer(result, vector)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from hermosis_server.dynamics import Hamiltonian
 from hermosis_server.engine.assembler import Assembler
+from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, WorkerRecord
 from hermosis_server.engine.telemetry import TelemetryRing
@@ -52,6 +53,7 @@ class Session:
     """Life cycle, workers and the round in the making.
 
     Attributes:
+      executor: of the device that it lives on.
       resident: the device thread's part; None until memory is reserved.
       step:     steps applied, as far as the rpc thread has heard: never behind an answer it has given.
       stepping: rounds handed to the device thread whose fate is not known yet.
@@ -60,6 +62,7 @@ class Session:
 
     session_id: str
     spec: SessionSpec
+    executor: Executor
     telemetry: TelemetryRing
     max_workers: int
     resident: Resident | None = None
