@@ -16,8 +16,6 @@ from hermosis_server.dynamics import Hamiltonian, NormScope, Scheme, fused_cuda,
 from hermosis_server.records import Reply
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from hermosis_server.dynamics.fused_cuda import launch
-
 ROSTER = {name: one for name, one in roster().items() if fused_cuda.covers(one.family(SHAPES))}
 TORCH = {Dtype.FLOAT32: torch.float32, Dtype.FLOAT16: torch.float16, Dtype.BFLOAT16: torch.bfloat16}
 # Sizes of three sessions in rows of 64: a bit of a row, rows and a bit, whole rows.
@@ -60,14 +58,14 @@ class Wire:
 
 
 def addresses(batch: Batch) -> Tensor:
-    """What launch.Rows wants of the rows of a batch."""
+    """What fused_cuda.Rows wants of the rows of a batch."""
     state, length = batch.state, batch.state.momentum.shape[1]
     lines: list[list[int]] = []
     for spans in batch.rows.spans:
         begin = 0
         for span in spans:
             ends = range(0, max(span, 1), length)
-            lines += [[0] * 5 + [begin + top, min(length, span - top)] for top in ends]
+            lines += [[0] * 5 + [begin + top, 0, min(length, span - top)] for top in ends]
             begin += span
     table = torch.tensor(lines)
     buffers = (state.position, state.momentum, state.second_moment, state.first_moment, state.lead)
@@ -86,9 +84,9 @@ def step(
     def numbers(values: Sequence[float] | None) -> Tensor:
         return torch.tensor(list(values or ones), dtype=torch.float64, device=device)
 
-    stepped = launch.step(
+    stepped = fused_cuda.step(
         batch.family,
-        rows=launch.Rows(batch.rows, batch.state.momentum.shape[1], addresses(batch)),
+        rows=fused_cuda.Rows(batch.rows, batch.state.momentum.shape[1], addresses(batch)),
         holds_parameters=batch.state.position is not None,
         wires=torch.tensor([wire.columns() for wire in wires], device=device),
         loss=numbers(loss),

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from hermosis.wire import Dtype
 from hermosis_server.engine.arena import Arena, from_wire, wire_bytes
 from hermosis_server.engine.cohort import Cohort
+from hermosis_server.engine.entries import Entry, Part
 from hermosis_server.engine.resident import Resident, digest
 from hermosis_server.engine.rounds import Contribution, weights
 from hermosis_server.engine.scheduler import Ready, ReadyFleet, ReadyRound
-from hermosis_server.engine.step import Entry, Part, Stepper
+from hermosis_server.engine.step import Stepper
 from hermosis_server.errors import InternalError
 from hermosis_server.records import EnergySample, Outcome, Reply, ReplyWish, StateBuffer, Vector, WorkerSequence
 

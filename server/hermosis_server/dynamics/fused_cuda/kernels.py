@@ -13,16 +13,16 @@ worker gets who adds the increment.
 import triton
 import triton.language as tl
 
-# Columns of the table of rows: addresses of the buffers' rows, 0 where there is none; the first element of the row in
-# its session's vector; elements that are not padding.
+# Columns of the table of rows, which are those of fused.Row: addresses of the buffers' rows; the first element of the
+# row in its session's vector; elements that are not padding.
 POSITION = tl.constexpr(0)
 MOMENTUM = tl.constexpr(1)
 SECOND_MOMENT = tl.constexpr(2)
 FIRST_MOMENT = tl.constexpr(3)
 LEAD = tl.constexpr(4)
 BEGIN = tl.constexpr(5)
-LENGTH = tl.constexpr(6)
-ROW_COLUMNS = tl.constexpr(7)
+LENGTH = tl.constexpr(7)
+ROW_COLUMNS = tl.constexpr(8)
 
 # Columns of the table of sessions: what comes and goes over the wire. The numbers are those of Dtype and of Reply.
 GRADIENT = tl.constexpr(0)

@@ -1,5 +1,7 @@
 """Launch: a step on the rows of a device, in one pass over them where nobody's norm is asked for, else in two."""
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hermosis_server.dynamics.family import Family
-from hermosis_server.dynamics.fused_cuda import kernels
 from hermosis_server.dynamics.integrators import Batch, take_step
 from hermosis_server.dynamics.kinetic import KineticKind, NormScope
 from hermosis_server.dynamics.norms import CoordinateNorms, Drift, Moment, Norms, Partials
@@ -24,9 +25,9 @@ class Rows(NamedTuple):
     Attributes:
       of:        which rows are whose.
       elements:  E, a power of two.
-      addresses: (R, 7) int64: addresses of each row of position, momentum, second moment, first moment and lead, zero
-                 for what the family does not keep; the first element of the row in its session's vector; elements that
-                 are not padding.
+      addresses: (R, 8) int64: addresses of each row of position, momentum, second moment, first moment and lead, zero
+                 for what the family does not keep; the first element of the row in its session's vector; nothing;
+                 elements that are not padding.
     """
 
     of: RowMap
@@ -44,6 +45,22 @@ class Stepped(NamedTuple):
 
     sample: Tensor
     largest: Tensor
+
+
+@functools.cache
+def available() -> bool:
+    """Whether Triton is installed; it comes with the CUDA builds of torch."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def covers(family: Family) -> bool:
+    """Whether the kernels know the family's rows, and a step can be foreseen, since the profile does not feed back."""
+    if family.matrix or family.needs_loss:
+        return False
+    if family.norm_scope is not NormScope.COORDINATE:
+        return True
+    known = family.kinetic in (KineticKind.CLASSICAL, KineticKind.RELATIVISTIC)
+    return known and not family.conformal
 
 
 def step(
@@ -80,6 +97,9 @@ class _Passes:
     """The passes of passes.py by the kernel."""
 
     def __init__(self, family: Family, rows: Rows, holds_parameters: bool, wires: Tensor) -> None:
+        from hermosis_server.dynamics.fused_cuda import kernels  # Only who steps needs Triton.
+
+        self._kernels = kernels
         self._family, self._rows, self._wires = family, rows, wires
         count = len(rows.addresses)
         self._found = torch.zeros((kernels.FOUND.value, count), dtype=torch.float64, device=wires.device)
@@ -123,9 +143,9 @@ class _Passes:
         elif self._at_once:
             pulls = norms.pulls
         self._launch(pulls, self._nothing, before, after, KICK=True, DRIFT=self._at_once)
-        squares = self._of(kernels.GRADIENT_SQUARE, 3)
+        squares = self._of(self._kernels.GRADIENT_SQUARE, 3)
         measured = 4 if self._coordinate else 2
-        return Measured(squares, self._of(kernels.BEFORE, measured), self._of(kernels.AFTER, measured))
+        return Measured(squares, self._of(self._kernels.BEFORE, measured), self._of(self._kernels.AFTER, measured))
 
     def drift(self, left: Tensor, taken_back: Tensor, norms: Norms) -> tuple[Partials, Partials]:
         """As passes.Passes has it."""
@@ -134,19 +154,19 @@ class _Passes:
             cools = self._rows.of.sessions.spread(left, taken_back, dtype=torch.float32)
             self._launch(norms.pulls, cools, self._nothing, self._nothing, KICK=False, DRIFT=True)
         # Where each coordinate has its norm nothing cools after the kick, so the later moments are the one after it.
-        later = self._of(kernels.AFTER, 4) * 2 if self._coordinate else ()
-        return self._of(kernels.STEP_SQUARE, 2), later
+        later = self._of(self._kernels.AFTER, 4) * 2 if self._coordinate else ()
+        return self._of(self._kernels.STEP_SQUARE, 2), later
 
     def largest(self) -> Tensor:
         """(S,) the largest magnitude in the new state."""
-        return self._rows.of.sessions.largest(self._found[kernels.PEAK.value])
+        return self._rows.of.sessions.largest(self._found[self._kernels.PEAK.value])
 
     def _of(self, first: Any, count: int) -> Partials:
         return self._found[first.value : first.value + count].unbind(0)
 
     def _launch(self, pulls: Tensor, cools: Tensor, before: Tensor, after: Tensor, **acts: bool) -> None:
         count, elements = len(self._rows.addresses), self._rows.elements
-        kernel: Callable[..., None] = kernels.step_rows[(count,)]
+        kernel: Callable[..., None] = self._kernels.step_rows[(count,)]
         kernel(
             self._rows.addresses, self._rows.of.sessions.group, self._wires, self._kicks, pulls, cools, before, after,
             self._found, count, E=elements, **acts, **self._flags,
