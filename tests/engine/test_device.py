@@ -165,7 +165,7 @@ def test_gradients_reach_the_device_by_every_way_alike(device: torch.device, mon
 
 def test_rows_that_were_moved_are_found(device: torch.device) -> None:
     roomy = house_on(device)
-    tight = house_on(device, limit_bytes=40_000, host_bytes=1 << 20)
+    tight = house_on(device, limit_bytes=20_000, host_bytes=1 << 20)
     pairs = [tuple(house.session("adamw", seed, shapes=SMALL) for house in (roomy, tight)) for seed in range(6)]
     for number in range(2):
         for column, house in enumerate((roomy, tight)):
