@@ -12,7 +12,7 @@ from tests.dynamics.batches import SHAPES, Batch, batch_of, draw, roster
 from torch import Tensor
 
 from hermosis.wire import Dtype
-from hermosis_server.dynamics import Hamiltonian, NormScope, Scheme, fused_cuda, resolve
+from hermosis_server.dynamics import Hamiltonian, NormScope, RowMap, Scheme, fused_cuda, resolve
 from hermosis_server.records import Reply
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -80,13 +80,14 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """A fused step; gives samples and largest magnitudes."""
     device, ones = batch.state.momentum.device, [1.0] * len(wires)
+    length = batch.state.momentum.shape[1]
 
     def numbers(values: Sequence[float] | None) -> Tensor:
         return torch.tensor(list(values or ones), dtype=torch.float64, device=device)
 
     stepped = fused_cuda.step(
         batch.family,
-        rows=fused_cuda.Rows(batch.rows, batch.state.momentum.shape[1], addresses(batch)),
+        rows=fused_cuda.Rows(RowMap(batch.rows.spans, length, device, fused_cuda.Groups), length, addresses(batch)),
         holds_parameters=batch.state.position is not None,
         wires=torch.tensor([wire.columns() for wire in wires], device=device),
         loss=numbers(loss),

@@ -171,7 +171,8 @@ class _Plan:
         self.cohort, self.tables = cohort, tables
         spans = [slot.spans[StateBuffer.MOMENTUM] for slot in slots]
         addresses = torch.from_numpy(np.concatenate([table.rows for table in tables])).to(device)
-        self._rows = fused_cuda.Rows(RowMap(spans, cohort.row_elements, device), cohort.row_elements, addresses)
+        rows = RowMap(spans, cohort.row_elements, device, fused_cuda.Groups)
+        self._rows = fused_cuda.Rows(rows, cohort.row_elements, addresses)
         self._count, self._numbers = len(slots), cohort.coefficients.shape[1]
         columns = WIRES + 2 + self._numbers + len(SCALARS)
         self.words = torch.zeros(self._count * columns, dtype=torch.int64, device=device)

@@ -5,6 +5,6 @@ first step is taken, so a house without it can ask whether it is there.
 """
 
 from hermosis_server.dynamics.fused_cuda.bounds import stays_finite
-from hermosis_server.dynamics.fused_cuda.launch import Rows, Stepped, available, covers, step
+from hermosis_server.dynamics.fused_cuda.launch import Groups, Rows, Stepped, available, covers, step
 
-__all__ = ["Rows", "Stepped", "available", "covers", "stays_finite", "step"]
+__all__ = ["Groups", "Rows", "Stepped", "available", "covers", "stays_finite", "step"]

@@ -168,6 +168,17 @@ def step_rows(
         _write(wire, begin, length, offsets, reply, E)
 
 
+@triton.jit(do_not_specialize=["items", "width"])
+def sum_items(table, gather, sums, items, width, WIDTH: tl.constexpr):
+    """Grouping.totals, one number of one level. However many items there are, the tree is that of WIDTH."""
+    group, column = tl.program_id(0), tl.program_id(1)
+    columns = tl.num_programs(1)
+    places = tl.arange(0, WIDTH)
+    item = tl.load(gather + group * width + places, mask=places < width, other=items)
+    values = tl.load(table + item * columns + column, mask=item < items, other=0.0)
+    tl.store(sums + group * columns + column, tl.sum(values, 0))
+
+
 @triton.jit
 def _state(places, COLUMN: tl.constexpr, offsets):
     """Pointers to a row of a buffer; rows of the arena begin at multiples of their length."""

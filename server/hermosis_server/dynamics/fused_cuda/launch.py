@@ -13,17 +13,30 @@ from hermosis_server.dynamics.integrators import Batch, take_step
 from hermosis_server.dynamics.kinetic import KineticKind, NormScope
 from hermosis_server.dynamics.norms import CoordinateNorms, Drift, Moment, Norms, Partials
 from hermosis_server.dynamics.passes import Columns, Measured
-from hermosis_server.dynamics.rows import RowMap
+from hermosis_server.dynamics.rows import GROUP_ROWS, Grouping, RowMap
 
 # Elements for each group of 32 threads: 16 bytes a thread where a row is short, more where it is long.
 WARP_ELEMENTS, MOST_WARPS = 128, 8
+
+
+class Groups(Grouping):
+    """Sums over rows with one launch for each level of the tree, in place of one for each addition."""
+
+    def _gathered(self, table: Tensor, gather: Tensor) -> Tensor:
+        from hermosis_server.dynamics.fused_cuda import kernels  # Only who steps needs Triton.
+
+        (groups, width), columns = gather.shape, table.shape[1]
+        sums = table.new_empty(groups, columns)
+        kernel: Callable[..., None] = kernels.sum_items[(groups, columns)]
+        kernel(table, gather, sums, len(table), width, WIDTH=GROUP_ROWS, num_warps=1)
+        return sums
 
 
 class Rows(NamedTuple):
     """The rows of a batch, on their device.
 
     Attributes:
-      of:        which rows are whose.
+      of:        which rows are whose, in `Groups`.
       elements:  E, a power of two.
       addresses: (R, 8) int64: addresses of each row of position, momentum, second moment, first moment and lead, zero
                  for what the family does not keep; the first element of the row in its session's vector; nothing;
@@ -97,7 +110,7 @@ class _Passes:
     """The passes of passes.py by the kernel."""
 
     def __init__(self, family: Family, rows: Rows, holds_parameters: bool, wires: Tensor) -> None:
-        from hermosis_server.dynamics.fused_cuda import kernels  # Only who steps needs Triton.
+        from hermosis_server.dynamics.fused_cuda import kernels  # as above
 
         self._kernels = kernels
         self._family, self._rows, self._wires = family, rows, wires
