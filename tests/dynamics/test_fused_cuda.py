@@ -209,3 +209,17 @@ def test_kernels_cover_all_but_what_they_cannot_know() -> None:
     assert not fused_cuda.covers(resolve("hermosis", {}).family(SHAPES)), "matrices are decomposed by the flows"
     conformal = Hamiltonian(learning_rate=0.1, norm_scope=NormScope.COORDINATE, integrator=Scheme.CONFORMAL)
     assert not fused_cuda.covers(conformal.family(SHAPES))
+
+
+def test_sums_of_a_group_know_nothing_of_the_others(device: torch.device) -> None:
+    """Through one level of the tree, and two, and more."""
+    counts = [1, 3, 64, 65, 200, 5000]
+    (values,) = draw(1, sum(counts), dtype=torch.float64, device=device)
+    together = fused_cuda.Groups(counts, device).totals(values, values.square())
+    for index, part in enumerate(values.split(counts)):
+        alone = fused_cuda.Groups([counts[index]], device).totals(part.contiguous(), part.square())
+        for one, all_ in zip(alone, together, strict=True):
+            assert one[0] == all_[index]
+        torch.testing.assert_close(alone[0][0], part.sum(), rtol=1e-12, atol=1e-12)
+    largest = fused_cuda.Groups(counts, device).largest(values.abs())
+    assert largest.tolist() == [float(part.abs().max()) for part in values.split(counts)]

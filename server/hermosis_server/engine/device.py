@@ -67,7 +67,7 @@ class DeviceSteps:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._copies = Copies(arena.device)
-        self._plans: OrderedDict[tuple[int, ...], _Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
 
     def begin(self, cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry]) -> Flight:
         """Queues a launch of the sessions that surely stay finite.
@@ -118,20 +118,23 @@ class DeviceSteps:
         found_host = copies.host(count * (SAMPLES + len(SCALARS) + 1) * 8).view(torch.float64).view(count, -1)
         with copies.inward():
             gradients = copies.gradients(entries)
-            wires = words_host.numpy()[: count * WIRES].reshape(count, WIRES)
-            wires[:, 0], wires[:, 1] = gradients.addresses, gradients.dtypes
-            wires[:, 2] = [
-                answers.data_ptr() + begin if entry.wish else 0 for begin, entry in zip(begins, entries, strict=True)
-            ]
-            wires[:, 3] = [entry.wish.reply if entry.wish else Reply.NONE for entry in entries]
-            wires[:, 4] = [entry.wish.dtype if entry.wish else 0 for entry in entries]
-            words_host.numpy()[count * WIRES :].view(np.float64)[:] = numbers.reshape(-1)
+            wishes = [entry.wish for entry in entries]
+            base = answers.data_ptr()
+            plan.fill(
+                words_host.numpy(),
+                gradients=gradients.addresses,
+                gradient_dtypes=gradients.dtypes,
+                replies=[base + begin if wish else 0 for begin, wish in zip(begins, wishes, strict=True)],
+                reply_kinds=[wish.reply if wish else Reply.NONE for wish in wishes],
+                reply_dtypes=[wish.dtype if wish else 0 for wish in wishes],
+                numbers=numbers,
+            )
             plan.words.copy_(words_host, non_blocking=True)
         found = plan.run(replay=copies.on_cuda)
         with copies.outward() as wait:
             found_host.copy_(found, non_blocking=True)
             answers_host.copy_(answers, non_blocking=True)
-        kept = [gradients, answers, found, words_host]  # until the device has done with them
+        kept = [plan, gradients, answers, found, words_host]  # until the device has done with them
 
         def land() -> tuple[NDArray[np.float64], list[memoryview | None]]:
             wait()
@@ -145,20 +148,20 @@ class DeviceSteps:
 
         return land
 
-    def _plan(self, cohort: Cohort, slots: Sequence[Slot]) -> "_Plan":
+    def _plan(self, cohort: Cohort, slots: Sequence[Slot]) -> "Plan":
         """The plan of sessions that have met before, as long as their rows are where they were."""
         tables = [row_table(slot) for slot in slots]
         key = (id(cohort), *map(id, tables))  # the plan keeps all these, so nothing else can come to have their names
         plan = self._plans.pop(key, None)
         if plan is None:
-            plan = _Plan(self._arena.device, cohort, slots, tables)
+            plan = Plan(self._arena.device, cohort, slots, tables)
         self._plans[key] = plan
         if len(self._plans) > PLANS:
             self._plans.popitem(last=False)
         return plan
 
 
-class _Plan:
+class Plan:
     """Sessions that step together: what of a launch stays the same from one time to the next.
 
     Attributes:
@@ -179,6 +182,23 @@ class _Plan:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._found = torch.empty(0)
         self._runs = 0
+
+    def fill(
+        self,
+        words: NDArray[np.int64],
+        *,
+        gradients: Sequence[int],
+        gradient_dtypes: Sequence[int],
+        replies: Sequence[int],
+        reply_kinds: Sequence[int],
+        reply_dtypes: Sequence[int],
+        numbers: NDArray[np.float64],
+    ) -> None:
+        """Writes what a launch is told into host memory, for `words`: columns of `wires`, and (S, n) numbers."""
+        wires = words[: self._count * WIRES].reshape(self._count, WIRES)
+        for column, values in enumerate((gradients, gradient_dtypes, replies, reply_kinds, reply_dtypes)):
+            wires[:, column] = values
+        words[self._count * WIRES :].view(np.float64)[:] = numbers.reshape(-1)
 
     def run(self, *, replay: bool) -> Tensor:
         """Queues a step with the words as they are; gives what it finds, (S, n) samples, scalars and largest magnitude.
@@ -271,12 +291,12 @@ class Copies:
         begins = dict(zip(order, places, strict=True))
         edge = next((begins[index] for index in order if not small[index]), end)
         block, gathered = torch.empty(end, dtype=torch.uint8, device=self._device), self.host(edge)
-        bytes_gathered = gathered.numpy()
+        memory = gathered.numpy().data
         for index in order:
             begin, size, each = begins[index], sizes[index], parts[index]
             place = block[begin : begin + size]
             if small[index]:
-                bytes_gathered[begin : begin + size] = np.frombuffer(each[0].memory, np.uint8)
+                memory[begin : begin + size] = each[0].memory
             elif len(each) == 1:
                 place.copy_(torch.frombuffer(each[0].memory, dtype=torch.uint8), non_blocking=True)
             else:
