@@ -45,7 +45,9 @@ class Number(enum.IntEnum):
     LOSS = 0  # at the published point; NaN where it is not known
     LR_SCALE = 1
     PEAK = 2  # the largest magnitude in the gradient; infinite or NaN where an element is
-    LARGEST = 3  # bounds the magnitudes of the state's elements, see bounds.py; infinite where unknown; renewed by a step
+    LARGEST = (
+        3  # bounds the magnitudes of the state's elements, see bounds.py; infinite where unknown; renewed by a step
+    )
 
 
 class Fate(enum.IntEnum):

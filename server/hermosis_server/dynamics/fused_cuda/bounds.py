@@ -28,7 +28,8 @@ def stays_finite(
     Args:
       coefficients, scalars, lr_scale: as for `advance_`.
       peak:    (S,) float64 the largest magnitude in the gradient.
-      largest: (S,) likewise in the state, of the second moment at least in its root; infinite where not known.
+      largest: (S,) likewise in the state; of the second moment it is enough if it bounds the root. Infinite where not
+               known.
     """
     c, table = taken_apart(coefficients)
     old = Scalars(*scalars.unbind(1))
