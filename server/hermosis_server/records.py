@@ -138,7 +138,7 @@ class GradientChunk:
     offset: int  # in elements, from the start of the flat parameter vector
     dtype: Dtype
     crc32: int
-    payload: bytes  # little-endian
+    payload: bytes | bytearray | memoryview  # little-endian
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +184,7 @@ class Vector:
     step: int
     reply: Reply
     dtype: Dtype
-    payload: memoryview | bytes
+    payload: memoryview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from hermosis.wire import Dtype
 from hermosis_server.engine.arena import Arena, staging_buffer
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.executor import Executor
-from hermosis_server.engine.rounds import Answer
+from hermosis_server.engine.rounds import Answer, awaited
 from hermosis_server.engine.scheduler import StepQueue
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.records import (
@@ -92,7 +92,7 @@ class Bench:
         reply: Reply = Reply.PARAMETERS,
         wait: bool = True,
         **commit: Any,
-    ) -> Coroutine[Any, Any, Answer]:
+    ) -> asyncio.Future[Answer]:
         """Counts a gradient at once; await the result for its fate."""
         worker = session.workers.get(worker_id) or session.join(worker_id)
         assembler = self.engine.intake.begin_gradient(session, worker, sequence, Dtype.FLOAT32)
@@ -100,7 +100,9 @@ class Bench:
         base = session.step if base_step is None else base_step
         wish = ReplyWish(reply=reply)
         number = Commit(sequence=sequence, base_step=base, **commit)
-        return self.engine.intake.contribute(session, worker, number, wish, assembler, wait=wait)
+        fate, tell = awaited()
+        self.engine.intake.contribute(session, worker, number, wish, assembler, tell, wait=wait)
+        return fate
 
 
 def fill(assembler: Any, values: np.ndarray) -> None:

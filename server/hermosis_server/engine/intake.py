@@ -3,16 +3,14 @@
 import asyncio
 import functools
 import time
-from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
 
 from hermosis.wire import Dtype
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.batch import StepDone
-from hermosis_server.engine.rounds import Answer, Round, StepTicket, WorkerRecord, mean_loss
+from hermosis_server.engine.rounds import Answer, Round, StepTicket, Tell, WorkerRecord, awaited, mean_loss
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.telemetry import Watchers
@@ -45,6 +43,7 @@ class Intake:
         self._budget = budget
         self._limits = limits
         self._watchers = watchers
+        self._repeats: set[asyncio.Task[None]] = set()
 
     def require_running(self) -> None:
         """Raises ServerStopping once the server refuses new work."""
@@ -71,15 +70,19 @@ class Intake:
         commit: Commit,
         wish: ReplyWish,
         gradient: Assembler,
+        answer: Tell,
         *,
         wait: bool = True,
-    ) -> Coroutine[Any, Any, Answer]:
-        """Counts a whole gradient at once, and returns the wait for the fate of its round.
+    ) -> None:
+        """Counts a whole gradient at once; `answer` is called with the fate of its round.
 
-        Takes over the assembler, whatever happens. Whoever drops the wait does not undo the contribution.
+        Takes over the assembler, whatever happens. Whoever stops listening does not undo the contribution.
 
         Args:
           wait: False answers as soon as the contribution is counted (AckLevel RECEIVED).
+
+        Raises:
+          HermosisError: the contribution was refused; nothing changed and `answer` is never called.
         """
         try:
             self.require_running()
@@ -91,16 +94,17 @@ class Intake:
             if repeated:
                 ticket = session.repeat(worker, commit.sequence, gradient)
             else:
-                ticket = session.admit(worker, commit, wish, gradient)
+                session.admit(worker, commit, wish, gradient, [answer] if wait else [])
         except BaseException:
             gradient.release()
             raise
         if repeated:
             gradient.release()
-            return self._answer_again(session, ticket, wish)
-        future = ticket.future
+            self._repeat(session, ticket, wish, answer)
+            return
         self._advance(session)
-        return _fate(future) if wait and future is not None else _known(session.received(commit))
+        if not wait:
+            answer(session.received(commit))
 
     def _advance(self, session: Session) -> None:
         """Hands the round over, if it is ready."""
@@ -165,12 +169,25 @@ class Intake:
             session.telemetry.append(reading)
             self._watchers.offer(reading)
 
+    def _repeat(self, session: Session, ticket: StepTicket, wish: ReplyWish, answer: Tell) -> None:
+        """Answers as before, in a task of its own: repeats are rare."""
+
+        async def again() -> None:
+            try:
+                answer(await self._answer_again(session, ticket, wish))
+            except Exception as error:
+                answer(error)
+
+        task = asyncio.ensure_future(again())
+        self._repeats.add(task)
+        task.add_done_callback(self._repeats.discard)
+
     async def _answer_again(self, session: Session, ticket: StepTicket, wish: ReplyWish) -> Answer:
         """The recorded outcome, with what the worker may have missed."""
-        if ticket.result is None:
-            if ticket.future is None:
-                raise SessionNotReady("the contribution was given up before its step; send it again")
-            await asyncio.shield(ticket.future)
+        if ticket.result is None and not ticket.given_up:
+            future, tell = awaited()
+            ticket.waiting.append(tell)
+            await future
         result = ticket.result
         if result is None:
             raise SessionNotReady("the contribution was given up before its step; send it again")
@@ -188,14 +205,6 @@ class Intake:
                 )
             return Answer(result, ticket.increment)
         return Answer(result, None)
-
-
-async def _fate(future: asyncio.Future[Answer]) -> Answer:
-    return await asyncio.shield(future)
-
-
-async def _known(answer: Answer) -> Answer:
-    return answer
 
 
 def _or_one(value: float | None) -> float:

@@ -10,7 +10,7 @@ from hermosis_server.dynamics import Hamiltonian
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.resident import Resident
-from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, WorkerRecord
+from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, Tell, WorkerRecord
 from hermosis_server.engine.telemetry import TelemetryRing
 from hermosis_server.errors import (
     InternalError,
@@ -154,8 +154,13 @@ class Session:
             )
         return ticket
 
-    def admit(self, worker: WorkerRecord, commit: Commit, wish: ReplyWish, gradient: Assembler) -> StepTicket:
+    def admit(
+        self, worker: WorkerRecord, commit: Commit, wish: ReplyWish, gradient: Assembler, waiting: list[Tell]
+    ) -> None:
         """Counts a whole gradient into the round. Everything is checked before anything changes.
+
+        Args:
+          waiting: who will be told of its fate.
 
         Raises:
           SessionNotReady, InvalidRequest, StaleGradient: see the messages; nothing was counted.
@@ -174,7 +179,7 @@ class Session:
                 field="commit.loss",
             )
         self._require_fresh(worker, commit)
-        ticket = StepTicket(payload_crc32=gradient.checksum(), future=asyncio.get_running_loop().create_future())
+        ticket = StepTicket(gradient.checksum(), waiting)
         worker.remember(commit.sequence, ticket)
         worker.base_step = commit.base_step
         worker.staleness = self.step - commit.base_step
@@ -190,7 +195,6 @@ class Session:
                 counted_s=time.monotonic(),
             )
         )
-        return ticket
 
     def take_round(self) -> Round | None:
         """The round, if it is ready for its step; a new one then begins."""
@@ -216,7 +220,7 @@ class Session:
             result = StepResult(
                 sequence=entry.sequence, outcome=Outcome.APPLIED, step=entry.step, generation=self.generation
             )
-            record.remember(entry.sequence, StepTicket(entry.payload_crc32, None, result))
+            record.remember(entry.sequence, StepTicket(entry.payload_crc32, result=result))
 
     def received(self, commit: Commit) -> Answer:
         """The answer at AckLevel RECEIVED: counted, no more."""

@@ -161,6 +161,7 @@ def _fused(
     sessions[:, Whole.SPANS] = [len(each) for each in spans]
     np.cumsum(sessions[:-1, Whole.ROWS], out=sessions[1:, Whole.FIRST_ROW])
     np.cumsum(sessions[:-1, Whole.SPANS], out=sessions[1:, Whole.FIRST_SPAN])
+    sessions[:, Whole.ELEMENTS] = [entry.resident.slot.elements(StateBuffer.MOMENTUM) for entry in entries]
     sessions[:, Whole.GRADIENT_DTYPE] = [gradient.dtype for gradient in gradients]
     sessions[:, Whole.REPLY] = [entry.wish.reply if entry.wish else 0 for entry in entries]
     sessions[:, Whole.REPLY_DTYPE] = [entry.wish.dtype if entry.wish else 0 for entry in entries]
@@ -182,6 +183,7 @@ def _fused(
     scalars = cohort.scalars[lines]
     stepped = fused.step(
         cohort.family,
+        length=cohort.row_elements,
         rows=rows,
         sessions=sessions,
         spans=spans[0] if len(spans) == 1 else np.concatenate(spans),

@@ -1,58 +1,136 @@
-"""Tables: what a fused step is told of a batch, as columns of plain numbers.
+"""Tables: what a fused pass is told of a batch, in columns that compiled code reads by number.
 
-Rows are named by the byte address at which they begin, so that a batch needs neither gathering nor views. Whoever fills
-the tables keeps the memory alive, and sees to it that no two rows of a batch overlap.
+Named tuples of numbers rather than enumerations: compiled code knows those as constants.
 """
 
-import enum
-from typing import Final
-
-ABSENT: Final = 0  # an address of nothing
+from typing import NamedTuple
 
 
-class Row(enum.IntEnum):
-    """Columns of `rows`, (R, 8) int64: where one row lies in each buffer; `ABSENT` where there is none of it.
+class _Rows(NamedTuple):
+    """Columns of the table of rows, (R, len(Row)) int64.
 
-    Rows of state are float32 and begin at a multiple of 64 bytes; what lies behind their LENGTH is zero and stays so.
-    Rows of gradient and reply are packed: each begins where the one before it in its span ends.
+    All but LENGTH are addresses in bytes of the row's first element; zero where there is no such row. State rows are
+    float32 and padded to E elements with zeros; gradient and reply have LENGTH elements, in the session's wire dtypes.
     """
 
-    POSITION = 0
-    MOMENTUM = 1
-    SECOND_MOMENT = 2
-    FIRST_MOMENT = 3
-    LEAD = 4
-    GRADIENT = 5
-    REPLY = 6
-    LENGTH = 7  # elements
+    POSITION: int
+    MOMENTUM: int
+    SECOND_MOMENT: int
+    FIRST_MOMENT: int
+    LEAD: int
+    GRADIENT: int
+    REPLY: int
+    LENGTH: int
 
 
-class Whole(enum.IntEnum):
-    """Columns of `sessions`, (S, 8) int64."""
-
-    FIRST_ROW = 0  # in `rows`
-    ROWS = 1
-    FIRST_SPAN = 2  # in `spans`
-    SPANS = 3
-    GRADIENT_DTYPE = 4  # wire.Dtype
-    REPLY = 5  # records.Reply; 0 is none
-    REPLY_DTYPE = 6  # wire.Dtype
+Row = _Rows(*range(8))
 
 
-class Number(enum.IntEnum):
-    """Columns of `numbers`, (S, 4) float64."""
+class _Wholes(NamedTuple):
+    """Columns of the table of sessions, (S, len(Whole)) int64.
 
-    LOSS = 0  # at the published point; NaN where it is not known
-    LR_SCALE = 1
-    PEAK = 2  # the largest magnitude in the gradient; infinite or NaN where an element is
-    LARGEST = (
-        3  # bounds the magnitudes of the state's elements, see bounds.py; infinite where unknown; renewed by a step
-    )
+    Dtypes are numbers of wire.Dtype; REPLY is one of records.Reply, or zero for none.
+    """
+
+    FIRST_ROW: int
+    ROWS: int
+    FIRST_SPAN: int
+    SPANS: int
+    GRADIENT_DTYPE: int
+    REPLY: int
+    REPLY_DTYPE: int
+    ELEMENTS: int
 
 
-class Fate(enum.IntEnum):
-    """What became of a session in a fused step."""
+Whole = _Wholes(*range(8))
 
-    APPLIED = 0
-    NON_FINITE_GRADIENT = 1  # nothing was touched
-    UNPROVEN = 2  # nothing was touched: the step may leave float32, and must be taken through the flows, on copies
+
+class _Numbers(NamedTuple):
+    """Columns of the table of what comes with a gradient, (S, len(Number)) float64.
+
+    PEAK is the largest magnitude in the gradient, infinite or NaN where it is not finite. LARGEST is that in the state.
+    """
+
+    LOSS: int
+    LR_SCALE: int
+    PEAK: int
+    LARGEST: int
+
+
+Number = _Numbers(*range(4))
+
+
+class _Plans(NamedTuple):
+    """Columns of the table of a step's numbers, (S, len(Plan)) float64: known before the kick."""
+
+    RETENTION: int
+    GAIN: int
+    FIRST: int
+    STARTED: int
+    STIFFNESS: int
+    UNIT_MOMENTUM: int
+    UNIT_SECOND_MOMENT: int
+    RAISING: int
+    LOG_BETA: int
+    PACE: int
+    HEAT_BEFORE: int
+    HEAT_AFTER: int
+
+
+Plan = _Plans(*range(12))
+
+
+class _Sums(NamedTuple):
+    """Columns of the sums of each row, (R, len(Sum)) float64.
+
+    KINETIC, SLOPE and POWER are those of norms by coordinate; elsewhere they follow from SQUARE and WORK.
+    """
+
+    GRADIENT: int
+    MOMENTUM: int
+    POSITION: int
+    SQUARE_BEFORE: int
+    WORK_BEFORE: int
+    SQUARE: int
+    WORK: int
+    KINETIC_BEFORE: int
+    KINETIC: int
+    SLOPE: int
+    POWER: int
+    INCREMENT: int
+    PEAK: int
+
+
+Sum = _Sums(*range(13))
+
+
+class _Flags(NamedTuple):
+    """Entries of a family's flags, (len(Flag),) int64: which flows its steps are made of."""
+
+    RELATIVISTIC: int
+    REST_COOLING: int
+    BY_TENSOR: int
+    BY_COORDINATE: int
+    EUCLIDEAN_NORM: int
+    DIAGONAL: int
+    CENTERED: int
+    POWER_UNITS: int
+    EPSILON_INSIDE: int
+    NORMALISE_METRIC: int
+    METRIC_ON_KICK: int
+    NORMALISE: int
+    LOOKAHEAD: int
+    FIRST_KICK: int
+    BARE_DECAY: int
+    THERMAL_DECAY: int
+    DECOUPLED_DECAY: int
+    DECAY_FOLLOWS_SPEED: int
+    FORCE: int
+    PARAMETERS: int
+
+
+Flag = _Flags(*range(20))
+
+
+# Outcomes of a session; UNPROVEN means that its step might not stay finite, and nothing was touched.
+APPLIED, NON_FINITE_GRADIENT, UNPROVEN = 0, 1, 2

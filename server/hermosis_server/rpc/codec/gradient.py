@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hermosis import wire
+from hermosis import hot, wire
 from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis.wire import Dtype
+from hermosis_server.engine.rounds import Answer
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply, StepResult, Vector
 from hermosis_server.rpc.codec import enums
@@ -15,36 +16,53 @@ from hermosis_server.rpc.codec import enums
 _ALWAYS = frozenset(field.name for field in types_pb2.EnergySample.DESCRIPTOR.fields if not field.has_presence)
 
 
-def chunk(message: gradient_pb2.GradientChunk, agreed: Dtype) -> GradientChunk:
+def chunk(message: hot.GradientChunk, agreed: Dtype) -> GradientChunk:
     """A chunk of a gradient whose stream was opened for `agreed`."""
     return GradientChunk(
         sequence=message.sequence,
         offset=message.offset,
-        dtype=enums.dtype(message.dtype, field="chunk.dtype", default=agreed),
+        dtype=enums.dtype(message.dtype, field="chunk.dtype", default=agreed) if message.dtype else agreed,
         crc32=message.crc32,
-        payload=message.payload,  # Once: every access to a protobuf bytes field builds a new object.
+        payload=message.payload,
     )
 
 
-def commit(message: gradient_pb2.Commit) -> Commit:
+def commit(message: hot.Commit) -> Commit:
     return Commit(
         sequence=message.sequence,
         base_step=message.base_step,
-        loss=message.loss if message.HasField("loss") else math.nan,
+        loss=math.nan if message.loss is None else message.loss,
         sample_count=message.sample_count,
-        lr_scale=message.lr_scale if message.HasField("lr_scale") else None,
+        lr_scale=message.lr_scale,
         want_digest=message.want_digest,
     )
 
 
-def whole_gradient(message: gradient_pb2.WholeGradient, agreed: Dtype) -> GradientChunk:
+def whole_gradient(message: hot.WholeGradient, agreed: Dtype) -> GradientChunk:
     """A gradient that came whole: a chunk from the first element on."""
     return GradientChunk(
         sequence=message.commit.sequence,
         offset=0,
-        dtype=enums.dtype(message.dtype, field="gradient.dtype", default=agreed),
+        dtype=enums.dtype(message.dtype, field="gradient.dtype", default=agreed) if message.dtype else agreed,
         crc32=message.crc32,
         payload=message.payload,
+    )
+
+
+def hot_result(result: StepResult, handle: int) -> hot.StepResult:
+    """A result on a stream."""
+    return hot.StepResult(
+        handle,
+        result.sequence,
+        result.outcome,
+        result.step,
+        result.durable_step,
+        result.generation,
+        result.duplicate,
+        result.staleness,
+        result.contributions,
+        result.energies,
+        result.state_digest,
     )
 
 
@@ -72,23 +90,38 @@ def step_result(result: StepResult, handle: int = 0) -> gradient_pb2.StepResult:
     )
 
 
-def vector_chunks(
-    vector: Vector, *, handle: int, sequence: int, chunk_bytes: int
-) -> Iterator[gradient_pb2.ParametersChunk]:
-    """A vector in chunks, made one at a time as they are written."""
+def vector_chunk(
+    vector: Vector, payload: memoryview, *, handle: int, sequence: int, offset: int
+) -> hot.ParametersChunk:
+    """The piece of a vector that begins at an element."""
+    return hot.ParametersChunk(
+        handle, sequence, vector.step, vector.reply, offset, vector.dtype, wire.checksum(payload), payload
+    )
+
+
+def answer_messages(answer: Answer, *, handle: int, whole: bool, chunk_bytes: int) -> Iterator[bytes]:
+    """ExchangeResponses for one contribution, each made when it is to be written.
+
+    Args:
+      whole: the gradient came whole, so the answer may.
+    """
+    result, vector = answer
+    told = hot_result(result, handle)
+    if whole and vector is not None and len(vector.payload) <= chunk_bytes:
+        chunk = vector_chunk(vector, vector.payload, handle=handle, sequence=result.sequence, offset=0)
+        yield hot.write_response(hot.WholeAnswer(told, chunk))
+        return
+    yield hot.write_response(told)
+    if vector is not None:
+        yield from vector_messages(vector, handle=handle, sequence=result.sequence, chunk_bytes=chunk_bytes)
+
+
+def vector_messages(vector: Vector, *, handle: int, sequence: int, chunk_bytes: int) -> Iterator[bytes]:
+    """ExchangeResponses with the chunks of a vector, each made when it is to be written."""
     itemsize = vector.dtype.itemsize
     for offset, length in wire.spans(len(vector.payload) // itemsize, itemsize, chunk_bytes):
-        payload = bytes(vector.payload[offset * itemsize : (offset + length) * itemsize])
-        yield gradient_pb2.ParametersChunk(
-            handle=handle,
-            sequence=sequence,
-            step=vector.step,
-            reply=int(vector.reply),  # type: ignore[arg-type]
-            offset=offset,
-            dtype=int(vector.dtype),  # type: ignore[arg-type]
-            crc32=wire.checksum(payload),
-            payload=payload,
-        )
+        payload = vector.payload[offset * itemsize : (offset + length) * itemsize]
+        yield hot.write_response(vector_chunk(vector, payload, handle=handle, sequence=sequence, offset=offset))
 
 
 def whole_vector(vector: Vector | None, *, limit_bytes: int) -> dict[str, Any]:
