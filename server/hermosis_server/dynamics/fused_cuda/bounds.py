@@ -28,8 +28,7 @@ def stays_finite(
     Args:
       coefficients, scalars, lr_scale: as for `advance_`.
       peak:    (S,) float64 the largest magnitude in the gradient.
-      largest: (S,) likewise in the state; of the second moment it is enough if it bounds the root. Infinite where not
-               known.
+      largest: (S,) likewise in the state; infinite where not known.
     """
     c, table = taken_apart(coefficients)
     old = Scalars(*scalars.unbind(1))
@@ -48,7 +47,7 @@ def stays_finite(
     impulse, direction_gain = force, torch.ones_like(peak)
     reached = [force, retention, gain, opening.started.abs(), opening.stiffness.abs(), opening.raising, left]
     if family.diagonal:
-        moment = c.second_moment_decay * largest.maximum(largest.square()) + c.second_moment_gain * force.square()
+        moment = c.second_moment_decay * largest + c.second_moment_gain * force.square()
         mean = c.second_moment_decay * largest + c.second_moment_gain * force
         unit = opening.unit_second_moment if family.normalise_metric else torch.ones_like(peak)
         power = family.power_units / POWER_UNIT if family.epsilon_inside else 1.0

@@ -42,7 +42,7 @@ POSITION_SQUARE = tl.constexpr(2)
 BEFORE = tl.constexpr(3)  # up to four each
 AFTER = tl.constexpr(7)
 STEP_SQUARE = tl.constexpr(11)
-PEAK = tl.constexpr(12)  # largest magnitude, of the second moment the root
+PEAK = tl.constexpr(12)  # largest magnitude
 FOUND = tl.constexpr(13)
 
 KICK_COLUMNS = tl.constexpr(10)  # of passes.Columns
@@ -153,7 +153,7 @@ def step_rows(
         _keep(found, count, row, STEP_SQUARE, _square(increment))
         peak = tl.abs(momentum)
         if HAS_SECOND:
-            peak = tl.maximum(peak, tl.sqrt_rn(second))
+            peak = tl.maximum(peak, second)
             if HAS_FIRST:
                 peak = tl.maximum(peak, tl.abs(first))
         if HAS_LEAD:

@@ -53,7 +53,7 @@ class Stepped(NamedTuple):
 
     Attributes:
       sample:  (S, len(EnergySample._fields)) float64.
-      largest: (S,) float64 the largest magnitude in the new state, of the second moment the root.
+      largest: (S,) float64 the largest magnitude in the new state.
     """
 
     sample: Tensor
