@@ -9,6 +9,7 @@ again; from their second meeting on, all that is replayed as one graph.
 """
 
 import contextlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hermosis.wire import Dtype
-from hermosis_server.dynamics import SCALARS, RowMap, fused_cuda
+from hermosis_server.dynamics import SCALARS, Family, RowMap, fused_cuda
 from hermosis_server.engine.arena import ELEMENT_BYTES, Arena, Slot, from_wire
 from hermosis_server.engine.cohort import Cohort
 from hermosis_server.engine.entries import Entry, Part, RowTable, row_table, side_by_side
 from hermosis_server.records import EnergySample, Reply, StateBuffer
+
+logger = logging.getLogger(__name__)
 
 # A gradient below this is copied with its neighbours: a copy of its own would take longer to ask for than to make.
 DIRECT_BYTES = 256 << 10
@@ -68,6 +71,7 @@ class DeviceSteps:
         self._arena = arena
         self._copies = Copies(arena.device)
         self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
+        self._compiled: set[tuple[Family, int, bool]] = set()
 
     def begin(self, cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry]) -> Flight:
         """Queues a launch of the sessions that surely stay finite.
@@ -109,6 +113,10 @@ class DeviceSteps:
         self, cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry], numbers: NDArray[np.float64]
     ) -> Callable[[], tuple[NDArray[np.float64], list[memoryview | None]]]:
         copies, count = self._copies, len(entries)
+        binary = (cohort.family, cohort.row_elements, cohort.holds_parameters)
+        if binary not in self._compiled:
+            logger.info("event=first_launch row_elements=%d note=may_compile_for_seconds", cohort.row_elements)
+            self._compiled.add(binary)
         plan = self._plan(cohort, [entry.resident.slot for entry in entries])
         # All memory is taken before anything is queued.
         begins, end = side_by_side([entry.reply_bytes for entry in entries])
