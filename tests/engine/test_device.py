@@ -14,10 +14,10 @@ from hermosis_server.engine import device as device_module
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine import step as step_module
 from hermosis_server.engine.arena import TORCH_DTYPES
-from hermosis_server.engine.device import DeviceSteps
-from hermosis_server.engine.entries import Entry
+from hermosis_server.engine.device import DeviceSteps, Plan
+from hermosis_server.engine.entries import Entry, row_table
 from hermosis_server.engine.resident import Resident
-from hermosis_server.records import Outcome, Reply, ReplyWish, StateBuffer
+from hermosis_server.records import EnergySample, Outcome, Reply, ReplyWish, StateBuffer
 
 pytest.importorskip("triton", reason="Triton is not installed")
 SMALL = [(7,), (300,)]
@@ -218,3 +218,30 @@ def test_a_launch_that_fails_before_it_is_queued_changes_nothing(house: House, m
 def test_the_way_is_chosen_by_the_device_alone(device: torch.device) -> None:
     house = House(device)
     assert (house.stepper.device is not None) == (device.type == "cuda" and fused_cuda.available())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a device that is here can")
+def test_a_step_that_cannot_be_captured_is_launched_as_before(
+    house: House, device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    resident, twin = house.session("sgd", shapes=SMALL), house.session("sgd", shapes=SMALL)
+    cohort, lines = resident.cohort, [resident.line]
+    plan = Plan(device, cohort, [resident.slot], [row_table(resident.slot)])
+    gradient = torch.from_numpy(vector(size_of(resident), 1)).to(device)
+    words = np.zeros(len(plan.words), np.int64)
+    plan.fill(
+        words,
+        gradients=[gradient.data_ptr()],
+        gradient_dtypes=[Dtype.FLOAT32],
+        replies=[0],
+        reply_kinds=[Reply.NONE],
+        reply_dtypes=[0],
+        numbers=np.concatenate([[[2.0, 1.0]], cohort.coefficients[lines], cohort.scalars[lines]], axis=1),
+    )
+    plan.words.copy_(torch.from_numpy(words))
+    for number in range(3):
+        assert plan.run(replay=True)[0, len(EnergySample._fields)] == number + 1
+        house.step(entry(twin, 1, wish=None))
+    assert caplog.text.count("step_not_captured") == 1
+    for buffer in (StateBuffer.PARAMETERS, StateBuffer.MOMENTUM):
+        assert torch.equal(resident.slot.read(buffer), twin.slot.read(buffer))

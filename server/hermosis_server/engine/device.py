@@ -215,9 +215,16 @@ class Plan:
           replay: from the second time on as one graph, whose findings the next time overwrites.
         """
         self._runs += 1
-        if not replay or self._runs == 1:  # which also compiles what a graph can only hold
-            return self._step()
+        if self._runs == 2 and replay:  # the first time also compiles what a graph can only hold
+            self._capture()
         if self._graph is None:
+            return self._step()
+        self._graph.replay()
+        return self._found
+
+    def _capture(self) -> None:
+        """Makes the graph of a step, without taking it. A device that cannot goes on launch by launch."""
+        try:
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -227,9 +234,10 @@ class Plan:
                     self._found = self._step()
                 finally:
                     graph.capture_end()
+        except RuntimeError:
+            logger.warning("event=step_not_captured sessions=%d", self._count, exc_info=True)
+        else:
             self._graph = graph
-        self._graph.replay()
-        return self._found
 
     def _step(self) -> Tensor:
         wires = self.words[: self._count * WIRES].view(self._count, WIRES)
