@@ -119,7 +119,8 @@ class DeviceSteps:
             self._compiled.add(binary)
         plan = self._plan(cohort, [entry.resident.slot for entry in entries])
         # All memory is taken before anything is queued.
-        begins, end = side_by_side([entry.reply_bytes for entry in entries])
+        sizes = [entry.reply_bytes for entry in entries]
+        begins, end = side_by_side(sizes)
         answers = torch.empty(end, dtype=torch.uint8, device=self._arena.device)
         answers_host = copies.host(end)
         words_host = copies.host(plan.words.nbytes).view(torch.int64)
@@ -150,7 +151,6 @@ class DeviceSteps:
             table, memory = found_host.numpy(), answers_host.numpy().data
             cohort.scalars[lines] = table[:, SAMPLES:-1]
             cohort.largest[lines] = table[:, -1]
-            sizes = [entry.reply_bytes for entry in entries]
             replies = [memory[at : at + size] if size else None for at, size in zip(begins, sizes, strict=True)]
             return table[:, :SAMPLES], replies
 
@@ -310,10 +310,11 @@ class Copies:
         memory = gathered.numpy().data
         for index in order:
             begin, size, each = begins[index], sizes[index], parts[index]
-            place = block[begin : begin + size]
             if small[index]:
                 memory[begin : begin + size] = each[0].memory
-            elif len(each) == 1:
+                continue
+            place = block[begin : begin + size]
+            if len(each) == 1:
                 place.copy_(torch.frombuffer(each[0].memory, dtype=torch.uint8), non_blocking=True)
             else:
                 mean = place.view(torch.float32).zero_()
