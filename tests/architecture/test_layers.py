@@ -22,8 +22,11 @@ ALLOCATOR = "hermosis.allocator"
 PACKED = "hermosis.packed"
 CONTRACT = "hermosis.v1"
 NOUNS = frozenset({"hermosis_server.errors", "hermosis_server.records", WIRE})
-BELOW_ENGINE = frozenset({"hermosis_server.dynamics", "hermosis_server.dynamics.fused", "hermosis_server.storage"})
+FUSED = frozenset({"hermosis_server.dynamics.fused", "hermosis_server.dynamics.fused_cuda"})
+BELOW_ENGINE = FUSED | {"hermosis_server.dynamics", "hermosis_server.storage"}
 DEVICE = frozenset({"hermosis_server.engine.arena", "hermosis_server.engine.executor"})
+# Tensors in the engine live in these and in the executor only.
+TENSORS = frozenset(f"hermosis_server.engine.{name}" for name in ("arena", "entries", "step", "device"))
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ HOUSE = {
     "hermosis_server.dynamics.fused": room(
         NOUNS | {"hermosis", "hermosis_server", "hermosis_server.dynamics"}, {"torch", "numpy", "numba", "llvmlite"}
     ),
+    "hermosis_server.dynamics.fused_cuda": room(NOUNS | {"hermosis_server.dynamics"}, {"torch", "triton"}),
     "hermosis_server.storage": room(NOUNS),
-    "hermosis_server.engine": room(NOUNS | BELOW_ENGINE | DEVICE, {"numpy"}),
-    # Tensors in the engine live in these two only.
-    "hermosis_server.engine.arena": room(NOUNS | {"hermosis_server.engine", "hermosis_server.dynamics"}, {"torch"}),
-    "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | {"hermosis_server.engine"}, {"torch"}),
+    "hermosis_server.engine": room(NOUNS | BELOW_ENGINE | DEVICE | TENSORS, {"numpy"}),
+    **{name: room(NOUNS | BELOW_ENGINE | TENSORS | {"hermosis_server.engine"}, {"torch", "numpy"}) for name in TENSORS},
+    "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | TENSORS | {"hermosis_server.engine"}),
     "hermosis_server.rpc": room(
         NOUNS
         | {CONTRACT, HOT, PACKED, "hermosis", "hermosis_server", "hermosis_server.engine", "hermosis_server.rpc.codec"},

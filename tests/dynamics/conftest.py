@@ -1,11 +1,14 @@
 """Every test of the dynamics runs on each device that is here."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+if DEVICES == ["cpu"]:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton looks once, as it is imported.
 
 
 @pytest.fixture(params=DEVICES)

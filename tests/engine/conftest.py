@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -31,6 +32,8 @@ from hermosis_server.records import (
 )
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+if DEVICES == ["cpu"]:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton looks once, as it is imported.
 
 
 @pytest.fixture(params=DEVICES)

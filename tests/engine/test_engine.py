@@ -535,7 +535,7 @@ def test_a_state_that_does_not_reach_its_digest_is_refused_and_changes_nothing(p
 def test_a_step_that_fails_leaves_the_session_and_frees_the_number(
     play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from hermosis_server.engine import step
+    from hermosis_server.engine import device, step
 
     async def scenario(bench: Any) -> None:
         session = await bench.session(5, "hermosis")
@@ -546,6 +546,7 @@ def test_a_step_that_fails_leaves_the_session_and_frees_the_number(
 
         with monkeypatch.context() as patch:
             patch.setattr(step, "advance_", broken)
+            patch.setattr(device.Copies, "gradients", broken)
             with pytest.raises(InternalError):
                 await bench.send(session, ONES, sequence=1)
         assert "planted" in caplog.text

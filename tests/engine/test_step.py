@@ -13,9 +13,10 @@ from hermosis_server.engine import resident as on_device
 from hermosis_server.engine import step as step_module
 from hermosis_server.engine.arena import TORCH_DTYPES, Arena, address_of
 from hermosis_server.engine.batch import FleetDone, step_batch
+from hermosis_server.engine.entries import Entry, Part
 from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.scheduler import ReadyFleet
-from hermosis_server.engine.step import Entry, Part, Stepper
+from hermosis_server.engine.step import Stepper
 from hermosis_server.records import Outcome, Reply, ReplyWish, StateBuffer
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Pure physics: optimizers as Hamiltonian systems, stepped for many sessions at once. Needs torch, `fused` also numba."""
+"""Pure physics: optimizers as Hamiltonian systems, many sessions at once. Needs torch, and the fused pass numba."""
 
 from hermosis_server.dynamics.digest import state_digest
 from hermosis_server.dynamics.family import COEFFICIENTS, Coefficients, Family, Scheme

@@ -21,11 +21,12 @@ Source: docs/theory.md, section 6.
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hermosis_server.dynamics.cooling import Cooling, cool
+from hermosis_server.dynamics.cooling import cool
 from hermosis_server.dynamics.diagnostics import (
     Heat,
     Kick,
@@ -38,16 +39,16 @@ from hermosis_server.dynamics.diagnostics import (
     known_loss,
     sample_rows,
 )
-from hermosis_server.dynamics.family import COEFFICIENTS, Coefficients, Family, Scheme
+from hermosis_server.dynamics.family import Family, Scheme
 from hermosis_server.dynamics.flows import cool_, drift_
 from hermosis_server.dynamics.geometry import Geometry, MetricColumns
 from hermosis_server.dynamics.hamiltonian import Hamiltonian
 from hermosis_server.dynamics.matrix_metric import MatrixNumbers
 from hermosis_server.dynamics.norms import Drift, Norms, norms_of
-from hermosis_server.dynamics.passes import Columns, Piece, drift_rows_, joined, kick_rows_
+from hermosis_server.dynamics.opening import learned_unit, open_step, taken_apart
+from hermosis_server.dynamics.passes import Columns, Passes, PlainPasses
 from hermosis_server.dynamics.phase_state import PhaseState, Scalars
-from hermosis_server.dynamics.rows import RowMap, row_squares, tiles
-from hermosis_server.dynamics.thermal import LOG_BETA_LIMIT, ForceMode
+from hermosis_server.dynamics.rows import RowMap, row_squares
 from hermosis_server.errors import InternalError
 
 
@@ -98,50 +99,62 @@ def advance_(
     """
     if state.position is None and family.needs_parameters:
         raise InternalError("weight decay without parameters; this is a bug in hermosis")
-    batch = _Batch.of(state, family, coefficients, rows)
-    setting, c, old, norms = batch.setting, batch.setting.c, batch.old, batch.norms
+    batch = Batch.of(state.scalars, family, coefficients, rows, gradient.dtype)
+    geometry = batch.geometry(state, learned_unit(batch.setting, batch.old), renew=True)
+    passes = PlainPasses(state, gradient, geometry, rows)
+    taken = take_step(batch, passes, loss, lr_scale, position=state.position, publish=publish)
+    check = taken.check if state.matrices is None else taken.check + state.matrices.peaks()
+    return Advance(
+        increment=passes.increment,
+        gradient_finite=taken.gradient_square.isfinite(),
+        state_finite=check.isfinite(),
+        sample=taken.sample,
+    )
 
-    # The bath over the kick, and the weight of the gradient in it.
-    cooling = _kick_cooling(batch, loss)
-    gain = _impulse_gain(batch, cooling)
-    first = old.step == 0
-    started = (c.first_kick - gain) / cooling.retention if family.first_kick else torch.zeros_like(gain)
-    unit_momentum = torch.where(first, started, old.unit_momentum) * cooling.retention + gain
-    unit_second_moment = old.unit_second_moment * c.second_moment_decay + c.second_moment_gain
-    raising = torch.ones_like(gain)
-    if family.normalise:
-        raising = c.gradient_gain / (unit_momentum * cooling.retention + gain if family.lookahead else unit_momentum)
-    stiffness = c.information_unit * c.bare_decay * c.learning_rate
-    stiffness = stiffness * (-cooling.log_beta.clamp(-LOG_BETA_LIMIT, LOG_BETA_LIMIT)).exp()
 
-    # Kick all rows; the increment holds the direction of the drift until its length is known.
-    increment = torch.empty_like(state.momentum)
-    drifting = torch.empty_like(increment) if family.lookahead else state.momentum
-    runs = [EVERYTHING] if family.matrix else tiles(increment)
-    table = rows.sessions.spread(
-        cooling.retention, gain, first.to(gain.dtype), started, stiffness, c.thermal_decay,
-        c.second_moment_decay, c.second_moment_gain, c.epsilon, unit_second_moment, dtype=gradient.dtype,
+# Ends the step that a gradient belongs to, from where it was published; `publish_` then begins the next.
+update_ = functools.partial(advance_, publish=False)
+
+
+class Taken(NamedTuple):
+    """What `take_step` found, a line a session.
+
+    Attributes:
+      sample:          (S, len(EnergySample._fields)) float64.
+      gradient_square: (S,) |g|².
+      check:           (S,) finite if the new state is.
+    """
+
+    sample: Tensor
+    gradient_square: Tensor
+    check: Tensor
+
+
+def take_step(
+    batch: "Batch", passes: Passes, loss: Tensor, lr_scale: Tensor, *, position: Tensor | None, publish: bool
+) -> Taken:
+    """A step as the scalars see it; `passes` take the rows along. `position` is for profiles that feed the loss back.
+
+    Nothing here looks at a value from the host.
+    """
+    setting, c, old, norms, rows = batch.setting, batch.setting.c, batch.old, batch.norms, batch.rows
+    family = setting.family
+
+    opening = open_step(setting, old, lr_scale, drive=batch.drive(loss, position), publish=publish)
+    cooling, gain, raising, paces = opening.cooling, opening.impulse_gain, opening.raising, opening.paces
+    drift, again = opening.drift, opening.again
+
+    # Kick all rows.
+    columns = Columns(
+        cooling.retention, gain, opening.first.to(gain.dtype), opening.started, opening.stiffness, c.thermal_decay,
+        c.second_moment_decay, c.second_moment_gain, c.epsilon, opening.unit_second_moment,
     )  # fmt: skip
-    geometry = batch.geometry(unit_second_moment, renew=True)
     before_kick, after_kick = norms.moment(raising, old.log_beta), norms.moment(raising, cooling.log_beta)
-    kicks = [
-        kick_rows_(
-            Piece(state.rows(run), gradient[run], increment[run], drifting[run], run),
-            Columns(*table[run].unbind(1)),
-            geometry,
-            norms,
-            before_kick,
-            after_kick,
-        )
-        for run in runs
-    ]
-    first_square, momentum_square, position_square = rows.sessions.totals(*joined(plain for plain, _, _ in kicks))
-    before_rows, after_rows = joined(before for _, before, _ in kicks), joined(after for _, _, after in kicks)
+    measured = passes.kick(columns, norms, before_kick, after_kick, None if family.conformal else paces)
+    first_square, momentum_square, position_square = rows.sessions.totals(*measured.squares)
 
     # The thermal numbers, up to the end of the step.
-    before, after = norms.carried(before_rows, before_kick), norms.carried(after_rows, after_kick)
-    pace = lr_scale * c.learning_rate
-    drift = pace if family.scheme is Scheme.SYMPLECTIC_EULER else pace / 2
+    before, after = norms.carried(measured.before, before_kick), norms.carried(measured.after, after_kick)
     kick = Kick(
         cooling=cooling,
         impulse_gain=gain,
@@ -167,56 +180,37 @@ def advance_(
         "braking": after.braking,
         "gradient_norm": first_square.sqrt(),
         "momentum_norm": momentum_square.sqrt() * left,
-        "learning_rate": pace,
+        "learning_rate": opening.pace,
     }
 
     # Publishing drifts in the same direction once more, after the momentum has cooled.
-    published_cooling, again = torch.zeros_like(gain), torch.zeros_like(pace)
-    if publish and family.scheme is not Scheme.SYMPLECTIC_EULER:
-        again = drift
+    published_cooling = torch.zeros_like(gain)
     if publish and family.conformal:
         heat, cooled_by = cooled(setting, heat)
         left, published_cooling = left * cooled_by.retention, cooled_by.gain
-    lasting = torch.ones_like(left) if family.normalise else left
+    if not family.normalise:
+        paces = paces._replace(pace_again=paces.pace_again * left)
     next_moment = norms.moment(raising, heat.log_beta, left=left) if family.conformal else after_kick
-    paces = Drift(drift * raising, again * raising * lasting, pace * c.decoupled_decay)
     norms.prepare(end, next_moment, paces)
 
     # Drift all rows.
-    table = rows.sessions.spread(left, 1 - c.kept_drift, dtype=gradient.dtype)
-    drifts = [
-        drift_rows_(
-            Piece(state.rows(run), gradient[run], increment[run], drifting[run], run), table[run], family, norms
-        )
-        for run in runs
-    ]
-    increment_square, peaks = rows.sessions.totals(*joined(plain for plain, _ in drifts))
-    ended, published = norms.later(joined(partials for _, partials in drifts))
+    squares, partials = passes.drift(left, 1 - c.kept_drift, norms)
+    increment_square, peaks = rows.sessions.totals(*squares)
+    ended, published = norms.later(partials)
     heat = drifted(heat, published, again)
     sample |= energies(setting, at_end, kick, ended, rows.parameter_counts) | {"step_norm": increment_square.sqrt()}
 
     batch.keep(
         heat,
         step=old.step + 1,
-        unit_momentum=unit_momentum * left,
-        unit_second_moment=unit_second_moment,
+        unit_momentum=opening.unit_momentum * left,
+        unit_second_moment=opening.unit_second_moment,
         published_cooling=published_cooling,
     )
-    checks = momentum_square + increment_square + peaks + 0 * left
+    check = momentum_square + increment_square + peaks + 0 * left
     if family.needs_loss:
-        checks = checks + heat.internal_energy
-    if state.matrices is not None:
-        checks = checks + state.matrices.peaks()
-    return Advance(
-        increment=increment,
-        gradient_finite=first_square.isfinite(),
-        state_finite=checks.isfinite(),
-        sample=sample_rows(sample),
-    )
-
-
-# Ends the step that a gradient belongs to, from where it was published; `publish_` then begins the next.
-update_ = functools.partial(advance_, publish=False)
+        check = check + heat.internal_energy
+    return Taken(sample_rows(sample), first_square, check)
 
 
 def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scale: Tensor, rows: RowMap) -> Tensor:
@@ -232,7 +226,7 @@ def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scal
     increment = torch.zeros_like(state.momentum)
     if family.scheme is Scheme.SYMPLECTIC_EULER:
         return increment
-    batch = _Batch.of(state, family, coefficients, rows)
+    batch = Batch.of(state.scalars, family, coefficients, rows, state.momentum.dtype)
     setting, c, old, norms = batch.setting, batch.setting.c, batch.old, batch.norms
     heat = batch.heat(cool(family, c, setting.table, old.bath).rate)
     left = torch.ones_like(old.clock)
@@ -248,8 +242,11 @@ def publish_(state: PhaseState, *, family: Family, coefficients: Tensor, lr_scal
 
     direction = state.momentum
     if family.has_metric_on_drift:
-        columns = batch.metric_columns(unit_second_moment)
-        inverse = batch.geometry(unit_second_moment, renew=False).held(state, columns)
+        table = rows.sessions.spread(
+            c.second_moment_decay, c.second_moment_gain, c.epsilon, unit_second_moment, dtype=increment.dtype
+        )
+        geometry = batch.geometry(state, unit_second_moment, renew=False)
+        inverse = geometry.held(state, MetricColumns(*table.unbind(1)))
         direction = direction if inverse is None else inverse.times(direction)
     moment, pace = norms.moment(raising, heat.log_beta), lr_scale * c.learning_rate / 2
     norms.carried(norms.measure(state.momentum, direction, EVERYTHING, moment), moment)
@@ -291,7 +288,7 @@ def initial_scalars(hamiltonian: Hamiltonian) -> Scalars[float]:
         return scalars
     # Momentum is zero, so publishing is half a cooling and no drift.
     one = Scalars(*torch.tensor([scalars], dtype=torch.float64).unbind(1))
-    c, table = _split(torch.tensor([hamiltonian.numbers()], dtype=torch.float64))
+    c, table = taken_apart(torch.tensor([hamiltonian.numbers()], dtype=torch.float64))
     cooling = cool(family, c, table, one.bath)
     return scalars._replace(
         clock=float(c.cooling_duration),
@@ -304,34 +301,48 @@ def initial_scalars(hamiltonian: Hamiltonian) -> Scalars[float]:
 EVERYTHING = slice(None)
 
 
-def _split(coefficients: Tensor) -> tuple[Coefficients[Tensor], Tensor]:
-    """A table of `Hamiltonian.numbers` as coefficients, each (S,), and the rest."""
-    count = len(COEFFICIENTS)
-    return Coefficients(*coefficients[:, :count].unbind(1)), coefficients[:, count:]
-
-
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """A batch with its numbers taken apart."""
+class Batch:
+    """The numbers of a batch, taken apart.
 
-    state: PhaseState
+    Attributes:
+      scalars: (S, len(SCALARS)) float64; `keep` changes them.
+      setting: the dynamics.
+      old:     the scalars before the step.
+      rows:    which rows are whose.
+      norms:   how they are taken.
+    """
+
+    scalars: Tensor
     setting: Setting
     old: Scalars[Tensor]
     rows: RowMap
     norms: Norms
 
     @classmethod
-    def of(cls, state: PhaseState, family: Family, coefficients: Tensor, rows: RowMap) -> "_Batch":
-        c, table = _split(coefficients)
-        norms = norms_of(family, c, rows, state.momentum.dtype)
-        return cls(state, Setting(family, c, table), Scalars(*state.scalars.unbind(1)), rows, norms)
+    def of(cls, scalars: Tensor, family: Family, coefficients: Tensor, rows: RowMap, dtype: torch.dtype) -> "Batch":
+        """A batch of one family; `dtype` is that of its rows."""
+        c, table = taken_apart(coefficients)
+        norms = norms_of(family, c, rows, dtype)
+        return cls(scalars, Setting(family, c, table), Scalars(*scalars.unbind(1)), rows, norms)
+
+    def drive(self, loss: Tensor, position: Tensor | None) -> Tensor | None:
+        """c²L̃/h, which a feedback profile answers to; None elsewhere."""
+        family, c = self.setting.family, self.setting.c
+        if not family.needs_loss:
+            return None
+        square = torch.zeros_like(loss)
+        if family.thermal_decay and position is not None:
+            (square,) = self.rows.sessions.totals(row_squares(position))
+        return c.gradient_gain / c.step_duration * known_loss(c, loss, square)
 
     def heat(self, rate: Tensor) -> Heat:
         """The thermal numbers as they stand, at a rate φ/β."""
         old = self.old
         return Heat(*old.bath, old.entropy, old.reference_energy, rate)
 
-    def geometry(self, unit_second_moment: Tensor, *, renew: bool) -> Geometry:
+    def geometry(self, state: PhaseState, unit_second_moment: Tensor, *, renew: bool) -> Geometry:
+        """Which metric the batch has at this D; `renew` where it learns now."""
         family, c = self.setting.family, self.setting.c
         due = [False] * len(self.rows.spans)
         if renew and family.matrix:
@@ -346,14 +357,7 @@ class _Batch:
             power_units=family.power_units,
             epsilon_inside=family.epsilon_inside,
         )
-        return Geometry(family, self.rows, numbers, self.state.matrices if family.matrix else None, due)
-
-    def metric_columns(self, unit_second_moment: Tensor) -> MetricColumns:
-        c, dtype = self.setting.c, self.state.momentum.dtype
-        table = self.rows.sessions.spread(
-            c.second_moment_decay, c.second_moment_gain, c.epsilon, unit_second_moment, dtype=dtype
-        )
-        return MetricColumns(*table.unbind(1))
+        return Geometry(family, self.rows, numbers, state.matrices if family.matrix else None, due)
 
     def keep(self, heat: Heat, **changed: Tensor) -> None:
         """Writes the scalars back."""
@@ -365,45 +369,4 @@ class _Batch:
             reference_energy=heat.reference_energy,
             **changed,
         )
-        self.state.scalars.copy_(torch.stack(tuple(new), dim=1))
-
-
-def _kick_cooling(batch: _Batch, loss: Tensor) -> Cooling:
-    """What the bath does while the gradient acts: a whole stretch, or nothing in the conformal scheme."""
-    family, c, old = batch.setting.family, batch.setting.c, batch.old
-    if family.conformal:
-        rate = cool(family, c, batch.setting.table, old.bath)
-        one, nothing = torch.ones_like(old.clock), torch.zeros_like(old.clock)
-        return Cooling(
-            log_beta=old.log_beta,
-            gain=nothing,
-            retention=one,
-            friction=nothing,
-            kernel=c.step_duration,
-            heat_retention=one,
-            heat_weight=one,
-            rate=rate.rate,
-            rate_after=rate.rate,
-            homogeneity=nothing,
-        )
-    drive: Tensor | None = None
-    if family.needs_loss:
-        square = torch.zeros_like(loss)
-        if family.thermal_decay and batch.state.position is not None:
-            (square,) = batch.rows.sessions.totals(row_squares(batch.state.position))
-        drive = c.gradient_gain / c.step_duration * known_loss(c, loss, square)
-    return cool(family, c, batch.setting.table, old.bath, drive)
-
-
-def _impulse_gain(batch: _Batch, cooling: Cooling) -> Tensor:
-    """z, the weight of the gradient: docs/theory.md, section 6."""
-    c = batch.setting.c
-    match batch.setting.family.force:
-        case ForceMode.UNIT:
-            return c.gradient_gain
-        case ForceMode.PHYSICAL:
-            return c.gradient_gain * cooling.kernel / c.step_duration
-        case ForceMode.EMA:
-            if batch.setting.family.conformal:  # -2ζ ln r of the half cooling before the kick
-                return 2 * c.gradient_gain * batch.old.published_cooling
-            return c.gradient_gain * cooling.friction
+        self.scalars.copy_(torch.stack(tuple(new), dim=1))

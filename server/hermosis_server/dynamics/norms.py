@@ -101,7 +101,13 @@ class _Norms:
 
 
 class GroupNorms(_Norms):
-    """Norms over sessions or over tensors."""
+    """Norms over sessions or over tensors.
+
+    Attributes:
+      pulls: (R, 3, 1) reach, lead and decay of each row in the rows' dtype, once that is known.
+    """
+
+    pulls: Tensor
 
     def __init__(self, family: Family, c: Coefficients[Tensor], rows: RowMap, dtype: torch.dtype) -> None:
         super().__init__(family, c, rows, dtype)
@@ -127,16 +133,23 @@ class GroupNorms(_Norms):
         carried, braking = self._found
         self._end = carried if end is self._after else self._carried(self._totals, end)[0]
         self._again, braking_again = self._found if again is self._after else self._carried(self._totals, again)
+        self.pulls = self._lengths(drift, braking, braking_again)
+
+    def foresee(self, after: Moment, drift: Drift) -> None:
+        """Gets ready to pull before the kick, where nothing brakes."""
+        self.pulls = self._lengths(drift, 1.0, 1.0)
+
+    def _lengths(self, drift: Drift, braking: Tensor | float, braking_again: Tensor | float) -> Tensor:
         lead = self._of_group(drift.pace_again) * braking_again
         decay = self._of_group(drift.decay)
         if self._family.decay_follows_speed:
             decay = decay * braking
         reach = self._of_group(drift.pace) * braking + lead
-        self._pulls = self._groups.spread(reach, lead, decay, dtype=self._dtype)
+        return self._groups.spread(reach, lead, decay, dtype=self._dtype)
 
     def pull(self, momentum: Tensor, raised: Tensor, run: slice) -> tuple[Pull, Partials]:
         """How far some rows go, and what the later moments still have to sum: nothing."""
-        return Pull(*self._pulls[run].unbind(1)), ()
+        return Pull(*self.pulls[run].unbind(1)), ()
 
     def later(self, partials: Partials) -> tuple[Carried, Carried]:
         """What sessions carry at the end of the step, and as the next point is published."""
@@ -161,11 +174,19 @@ class GroupNorms(_Norms):
 
 
 class CoordinateNorms(_Norms):
-    """Each element by itself. Rest energy is left out of the elements and added to their sums."""
+    """Each element by itself. Rest energy is left out of the elements and added to their sums.
+
+    Attributes:
+      after:  (R, n, 1) float64 `columns` after the kick, and
+      drifts: (R, 3, 1) float64 `Drift` of each row, once they are known.
+    """
+
+    after: Tensor
+    drifts: Tensor
 
     def measure(self, momentum: Tensor, raised: Tensor, run: slice, moment: Moment) -> Partials:
         """(R,) sums of κ, ∂κ/∂lnβ, power and work."""
-        return self._sums(*self._motion(momentum, raised, self._columns(moment)[run]))
+        return self._sums(*self._motion(momentum, raised, self.columns(moment)[run]))
 
     def carried(self, partials: Partials, moment: Moment) -> Carried:
         """What sessions carry, as above. Rest energy is that of every parameter, and not of the padding."""
@@ -181,17 +202,21 @@ class CoordinateNorms(_Norms):
         """Gets ready to pull."""
         after = self._moment
         self._moments = end, again
-        self._after = self._columns(after)
-        self._at_end, self._at_again = (None if each is after else self._columns(each) for each in (end, again))
-        self._drift = self._rows.sessions.spread(*drift, dtype=torch.float64)
+        self._at_end, self._at_again = (None if each is after else self.columns(each) for each in (end, again))
+        self.foresee(after, drift)
+
+    def foresee(self, after: Moment, drift: Drift) -> None:
+        """Gets ready to pull before the kick, where nothing cools after it."""
+        self.after = self.columns(after)
+        self.drifts = self._rows.sessions.spread(*drift, dtype=torch.float64)
 
     def pull(self, momentum: Tensor, raised: Tensor, run: slice) -> tuple[Pull, Partials]:
         """How far some rows go, and what the later moments sum."""
-        after = self._motion(momentum, raised, self._after[run])
+        after = self._motion(momentum, raised, self.after[run])
         end = after if self._at_end is None else self._motion(momentum, raised, self._at_end[run])
         later = after if self._at_again is None else self._motion(momentum, raised, self._at_again[run])
         moving, again = after[0], later[0]
-        drift = Drift(*self._drift[run].unbind(1))
+        drift = Drift(*self.drifts[run].unbind(1))
         lead = drift.pace_again * again.braking
         decay = drift.decay * moving.braking if self._family.decay_follows_speed else drift.decay
         pull = Pull(drift.pace * moving.braking + lead, lead, decay)
@@ -202,7 +227,7 @@ class CoordinateNorms(_Norms):
         end, again = self._moments
         return self.carried(partials[:4], end), self.carried(partials[4:], again)
 
-    def _columns(self, moment: Moment) -> Tensor:
+    def columns(self, moment: Moment) -> Tensor:
         """(R, n, 1) float64: the numbers of each row's session."""
         heat = torch.ones_like(moment.work_factor) if moment.heat is None else moment.heat
         limits = Limits(*self._limits)._replace(rest_energy=torch.zeros_like(heat))

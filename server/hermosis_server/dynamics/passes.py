@@ -1,10 +1,11 @@
 """Passes over the rows of a batch: the kick, which measures what the scalars need, and the drift, which follows them.
 
 Rows are independent of each other here, so a batch may be passed over in pieces; only matrix metrics want it whole.
+`Passes` is what a scheme asks for; `PlainPasses` are the definition, and fused_cuda/ has the same in fewer passes.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,13 +13,13 @@ from torch import Tensor
 from hermosis_server.dynamics.family import Family
 from hermosis_server.dynamics.flows import cool_, cooled_kick_, decay_, drift_, harmonic_kick_, retrace_, start_
 from hermosis_server.dynamics.geometry import Geometry, MetricColumns
-from hermosis_server.dynamics.norms import Moment, Norms, Partials
+from hermosis_server.dynamics.norms import Drift, Moment, Norms, Partials
 from hermosis_server.dynamics.phase_state import PhaseState
-from hermosis_server.dynamics.rows import row_peaks, row_squares
+from hermosis_server.dynamics.rows import RowMap, row_peaks, row_squares, tiles
 
 
 class Columns(NamedTuple):
-    """What the kick needs of each row's session, each (R, 1)."""
+    """What the kick needs: of each session, (S,) float64; of each row's session, (R, 1) in the rows' dtype."""
 
     retention: Tensor
     impulse_gain: Tensor
@@ -36,6 +37,78 @@ class Columns(NamedTuple):
         return MetricColumns(self.metric_decay, self.metric_gain, self.epsilon, self.unit_second_moment)
 
 
+class Measured(NamedTuple):
+    """What a kick has measured.
+
+    Attributes:
+      squares: row sums of |g|², |X|² and |w|².
+      before:  what the norms measure before the kick.
+      after:   likewise, of the momentum that drifts.
+    """
+
+    squares: Partials
+    before: Partials
+    after: Partials
+
+
+class Passes(Protocol):
+    """The rows of a batch on their way through one step: a kick, then a drift."""
+
+    def kick(
+        self, columns: Columns, norms: Norms, before_kick: Moment, after_kick: Moment, drift: Drift | None
+    ) -> Measured:
+        """Kicks all rows.
+
+        Args:
+          columns: each (S,).
+          drift:   that follows, where it is known by now; None where the momentum cools in between.
+        """
+
+    def drift(self, left: Tensor, taken_back: Tensor, norms: Norms) -> tuple[Partials, Partials]:
+        """Drifts all rows, and cools their momentum to what is `left`, (S,).
+
+        Returns:
+          Row sums of |Δw|² and of what is finite if the state is; then what the norms measure at the published point.
+        """
+
+
+class PlainPasses:
+    """The flows of flows.py one after another, on pieces of the batch.
+
+    Args:
+      state:    the sessions; changed in place.
+      gradient: (R, E).
+      geometry: of the batch.
+      rows:     which rows are whose.
+
+    Attributes:
+      increment: (R, E) Δw, after the drift.
+    """
+
+    def __init__(self, state: PhaseState, gradient: Tensor, geometry: Geometry, rows: RowMap) -> None:
+        self._geometry, self._spread, self._dtype = geometry, rows.sessions.spread, gradient.dtype
+        # The increment holds the direction of the drift until its length is known.
+        self.increment = torch.empty_like(state.momentum)
+        drifting = torch.empty_like(self.increment) if geometry.family.lookahead else state.momentum
+        runs = [slice(None)] if geometry.family.matrix else tiles(self.increment)
+        self._pieces = [Piece(state.rows(run), gradient[run], self.increment[run], drifting[run], run) for run in runs]
+
+    def kick(
+        self, columns: Columns, norms: Norms, before_kick: Moment, after_kick: Moment, drift: Drift | None
+    ) -> Measured:
+        table = self._spread(*columns, dtype=self._dtype)
+        kicks = [
+            kick_rows_(piece, Columns(*table[piece.run].unbind(1)), self._geometry, norms, before_kick, after_kick)
+            for piece in self._pieces
+        ]
+        return Measured(*(joined(partials) for partials in zip(*kicks, strict=True)))
+
+    def drift(self, left: Tensor, taken_back: Tensor, norms: Norms) -> tuple[Partials, Partials]:
+        table = self._spread(left, taken_back, dtype=self._dtype)
+        drifts = [drift_rows_(piece, table[piece.run], self._geometry.family, norms) for piece in self._pieces]
+        return joined(plain for plain, _ in drifts), joined(partials for _, partials in drifts)
+
+
 class Piece(NamedTuple):
     """Some rows of a batch: their state, gradient, increment, the momentum that drifts, and which they are."""
 
@@ -48,13 +121,10 @@ class Piece(NamedTuple):
 
 def kick_rows_(
     piece: Piece, columns: Columns, geometry: Geometry, norms: Norms, before_kick: Moment, after_kick: Moment
-) -> tuple[Partials, Partials, Partials]:
+) -> Measured:
     """Kicks some rows and leaves the direction of their drift, G X, in the increment, unless it is the momentum itself.
 
     The metric is an external field: it learns from the gradient, then stands still through kick and drift.
-
-    Returns:
-      Row sums of |g|², |X|² and |w|²; then what the norms measure before the kick, and of the momentum that drifts.
     """
     state, family = piece.state, geometry.family
     position, momentum = state.position, state.momentum
@@ -81,15 +151,11 @@ def kick_rows_(
     after = norms.measure(drifting, raised, piece.run, after_kick)
     squares = row_squares(momentum)
     weight = row_squares(position) if family.needs_parameters and position is not None else torch.zeros_like(squares)
-    return (row_squares(piece.gradient), squares, weight), before, after
+    return Measured((row_squares(piece.gradient), squares, weight), before, after)
 
 
 def drift_rows_(piece: Piece, table: Tensor, family: Family, norms: Norms) -> tuple[Partials, Partials]:
-    """Drifts some rows in the direction that `kick_rows_` left, and cools their momentum.
-
-    Returns:
-      Row sums of |Δw|² and of what is finite if the state is; then what the norms measure at the published point.
-    """
+    """Drifts some rows in the direction that `kick_rows_` left, and cools their momentum; gives what `drift` gives."""
     state, increment = piece.state, piece.increment
     left, taken_back = table.unbind(1)
     direction = increment if family.has_metric_on_drift else piece.drifting

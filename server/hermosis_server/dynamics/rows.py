@@ -77,12 +77,22 @@ class Grouping:
         """Sums item partials, each (items,) float64, to (groups,): a binary tree, the same in any batch."""
         table = torch.stack(partials, dim=1)
         for gather in self._levels:
-            padded = torch.cat([table, table.new_zeros(1, table.shape[1])])
-            group = padded[gather]
-            while group.shape[1] > 1:
-                group = group[:, 0::2] + group[:, 1::2]
-            table = group.squeeze(1)
+            table = self._gathered(table, gather)
         return table.unbind(1)
+
+    def _gathered(self, table: Tensor, gather: Tensor) -> Tensor:
+        """One level of the tree: (groups, n) sums of the (items, n) that `gather` names."""
+        padded = torch.cat([table, table.new_zeros(1, table.shape[1])])
+        group = padded[gather]
+        while group.shape[1] > 1:
+            group = group[:, 0::2] + group[:, 1::2]
+        return group.squeeze(1)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest of item values that are not negative, (items,), as (groups,)."""
+        for gather in self._levels:
+            values = torch.cat([values, values.new_zeros(1)])[gather].amax(dim=1)
+        return values
 
 
 class RowMap:
@@ -92,6 +102,7 @@ class RowMap:
       spans:        of each session.
       row_elements: E.
       device:       of the rows.
+      grouping:     how groups are summed.
 
     Attributes:
       spans:            as given.
@@ -102,16 +113,22 @@ class RowMap:
       parameter_counts: (S,) int64 elements of each session, padding left out; 1 where there are none.
     """
 
-    def __init__(self, spans: Sequence[Spans], row_elements: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        spans: Sequence[Spans],
+        row_elements: int,
+        device: torch.device | str = "cpu",
+        grouping: type[Grouping] = Grouping,
+    ) -> None:
         counts = [[row_count(span, row_elements) for span in each] for each in spans]
         self.spans = tuple(spans)
         self.row_counts = [sum(each) for each in counts]
-        self.sessions = Grouping(self.row_counts, device)
+        self.sessions = grouping(self.row_counts, device)
         if all(len(each) == 1 for each in counts):
             self.tensors = self.sessions
         else:
-            self.tensors = Grouping([count for each in counts for count in each], device)
-        self.tensors_of = Grouping([len(each) for each in counts], device)
+            self.tensors = grouping([count for each in counts for count in each], device)
+        self.tensors_of = grouping([len(each) for each in counts], device)
         self.parameter_counts = torch.tensor([max(1, sum(each)) for each in spans]).to(device)
 
     def pieces(self, rows: Tensor) -> list[list[Tensor]]:

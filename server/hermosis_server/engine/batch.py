@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from hermosis.wire import Dtype
 from hermosis_server.engine.arena import Arena, from_wire, wire_bytes
 from hermosis_server.engine.cohort import Cohort
+from hermosis_server.engine.entries import Entry, Part
 from hermosis_server.engine.resident import Resident, digest
 from hermosis_server.engine.rounds import Contribution, weights
 from hermosis_server.engine.scheduler import Ready, ReadyFleet, ReadyRound
-from hermosis_server.engine.step import Entry, Part, Stepper
+from hermosis_server.engine.step import Stepped, Stepper
 from hermosis_server.errors import InternalError
 from hermosis_server.records import EnergySample, Outcome, Reply, ReplyWish, StateBuffer, Vector, WorkerSequence
 
@@ -71,18 +72,32 @@ class FleetDone:
     launch: Launch
 
 
-def step_batch(arena: Arena, stepper: Stepper, batch: Sequence[Ready]) -> list[StepDone | FleetDone | Exception]:
+Results = list[StepDone | FleetDone | Exception]
+
+
+def step_batch(arena: Arena, stepper: Stepper, batch: Sequence[Ready]) -> Results:
     """Steps all sessions of a batch and tells what became of each item, in order."""
+    return begin_batch(arena, stepper, batch)()
+
+
+def begin_batch(arena: Arena, stepper: Stepper, batch: Sequence[Ready]) -> Callable[[], Results]:
+    """Begins what `step_batch` does; calling what it gives waits for the end, and must be done once.
+
+    In between a batch of other sessions may begin, and nothing else may happen in the arena.
+    """
     members = [_members(item) for item in batch]
-    fates = _step(stepper, [entry for entries in members for entry in entries])
-    results: list[StepDone | FleetDone | Exception] = []
-    first = 0
-    for item, entries in zip(batch, members, strict=True):
-        if isinstance(item, ReadyRound):
-            results.append(fates.failed[first] if first in fates.failed else _round_done(arena, item, fates, first))
-        else:
-            results.append(_fleet_done(item, fates, first))
-        first += len(entries)
+    end = _begin(stepper, [entry for entries in members for entry in entries])
+
+    def results() -> Results:
+        fates, first, told = end(), 0, Results()
+        for item, entries in zip(batch, members, strict=True):
+            if isinstance(item, ReadyRound):
+                told.append(fates.failed[first] if first in fates.failed else _round_done(arena, item, fates, first))
+            else:
+                told.append(_fleet_done(item, fates, first))
+            first += len(entries)
+        return told
+
     return results
 
 
@@ -107,27 +122,37 @@ class _Fates:
     failed: dict[int, Exception] = field(default_factory=dict)
 
 
-def _step(stepper: Stepper, entries: list[Entry]) -> _Fates:
-    """Steps entries of any cohorts, a launch for each; an error of one launch is none of the others'."""
+def _begin(stepper: Stepper, entries: list[Entry]) -> Callable[[], _Fates]:
+    """Begins to step entries of any cohorts, a launch for each; an error of one launch is none of the others'."""
     started_s, count = time.monotonic(), len(entries)
     cohorts: dict[Cohort, list[int]] = {}
     for index, entry in enumerate(entries):
         cohorts.setdefault(entry.resident.cohort, []).append(index)
-    outcomes, replies = [Outcome.DROPPED] * count, list[memoryview | None]([None] * count)
-    before, after = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    samples = np.full((count, len(EnergySample._fields)), np.nan)
     failed: dict[int, Exception] = {}
+    under_way: list[tuple[list[int], Callable[[], Stepped]]] = []
     for indices in cohorts.values():
         try:
-            stepped = stepper.step([entries[index] for index in indices])
+            under_way.append((indices, stepper.begin([entries[index] for index in indices])))
         except Exception as error:
             failed |= dict.fromkeys(indices, step_failed(error, len(indices)))
-            continue
-        before[indices], after[indices], samples[indices] = stepped.before, stepped.after, stepped.samples
-        for index, outcome, reply in zip(indices, stepped.outcomes, stepped.replies, strict=True):
-            outcomes[index], replies[index] = outcome, reply
-    launch = Launch(started_s=started_s, device_s=time.monotonic() - started_s, sessions=count)
-    return _Fates(outcomes, before, after, samples, replies, launch, failed)
+
+    def end() -> _Fates:
+        outcomes, replies = [Outcome.DROPPED] * count, list[memoryview | None]([None] * count)
+        before, after = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        samples = np.full((count, len(EnergySample._fields)), np.nan)
+        for indices, finish in under_way:
+            try:
+                stepped = finish()
+            except Exception as error:
+                failed.update(dict.fromkeys(indices, step_failed(error, len(indices))))
+                continue
+            before[indices], after[indices], samples[indices] = stepped.before, stepped.after, stepped.samples
+            for index, outcome, reply in zip(indices, stepped.outcomes, stepped.replies, strict=True):
+                outcomes[index], replies[index] = outcome, reply
+        launch = Launch(started_s=started_s, device_s=time.monotonic() - started_s, sessions=count)
+        return _Fates(outcomes, before, after, samples, replies, launch, failed)
+
+    return end
 
 
 def _members(item: Ready) -> list[Entry]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from hermosis_server.dynamics import fused
 from hermosis_server.engine.arena import Arena
-from hermosis_server.engine.batch import FleetDone, StepDone, step_batch, step_failed
+from hermosis_server.engine.batch import FleetDone, StepDone, begin_batch, step_failed
 from hermosis_server.engine.scheduler import Job, Ready, StepQueue
 from hermosis_server.engine.step import Stepper
 from hermosis_server.errors import ServerStopping
@@ -70,28 +70,58 @@ class Executor:
         await asyncio.to_thread(self._thread.join)
 
     def _work(self) -> None:
-        while (work := self._queue.next()) is not None:
+        flying: list[Ready] = []  # the batch that a device is at
+        land: Callable[[], None] = _nothing
+        while True:
+            work = self._queue.next(wait=not flying)
+            batch = work if isinstance(work, list) else []
+            if not batch or not _sessions(batch).isdisjoint(_sessions(flying)):
+                land()
+                flying, land = [], _nothing
+            if work is None:
+                return
             if isinstance(work, Job):
                 work.run()
-            else:
-                self._step(work)
+            elif batch:
+                begun = self._begin(batch)
+                land()  # the one before, while this one steps
+                flying, land = batch, begun
+                if self._stepper.device is None:  # it has stepped by now
+                    land()
+                    flying, land = [], _nothing
 
-    def _step(self, batch: list[Ready]) -> None:
-        """Steps a batch, and tells each item what became of it."""
-        news: list[tuple[Callable[[Any], None], StepDone | FleetDone | Exception]]
+    def _begin(self, batch: list[Ready]) -> Callable[[], None]:
+        """Begins to step a batch; what it gives waits for the end and tells each item what became of it."""
         try:
-            news = [
-                (item.done, result)
-                for item, result in zip(batch, step_batch(self._arena, self._stepper, batch), strict=True)
-            ]
+            results = begin_batch(self._arena, self._stepper, batch)
         except Exception as error:
-            failure = step_failed(error, len(batch))
-            news = [(item.done, failure) for item in batch]
-        self._tell(_deliver, news)
+            return functools.partial(self._fail, batch, error)
+
+        def end() -> None:
+            try:
+                news = [(item.done, result) for item, result in zip(batch, results(), strict=True)]
+            except Exception as error:
+                self._fail(batch, error)
+            else:
+                self._tell(_deliver, news)
+
+        return end
+
+    def _fail(self, batch: list[Ready], error: Exception) -> None:
+        failure = step_failed(error, len(batch))
+        self._tell(_deliver, [(item.done, failure) for item in batch])
 
     def _tell(self, function: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # The loop has gone: nobody is left to hear.
             self._loop.call_soon_threadsafe(functools.partial(function, *arguments))
+
+
+def _nothing() -> None:
+    """The end of no batch."""
+
+
+def _sessions(batch: list[Ready]) -> set[int]:
+    return {id(resident) for item in batch for resident in item.residents}
 
 
 def _settle(future: asyncio.Future[T], result: T, error: Exception | None) -> None:

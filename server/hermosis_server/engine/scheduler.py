@@ -93,14 +93,17 @@ class StepQueue:
         """Lets `next` return None once everything before is done."""
         self._items.put(None)
 
-    def next(self) -> Job | list[Ready] | None:
-        """The next job, or the next batch; None at the end. Waits for it."""
+    def next(self, *, wait: bool = True) -> Job | list[Ready] | None:
+        """The next job, or the next batch; None at the end. Waits for it, or gives an empty batch."""
         first = self._held
         self._held = None
         if first is None:
             if self._stopped:
                 return None
-            first = self._items.get()
+            try:
+                first = self._items.get(block=wait)
+            except queue.Empty:
+                return []
         if first is None or isinstance(first, Job):
             return first
         return self._fill([first])

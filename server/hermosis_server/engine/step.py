@@ -1,12 +1,13 @@
 """Step: entries of many sessions become one launch, and their results.
 
-Two ways lead through a launch. Where dynamics has a fused pass for the family it works on the arena's rows themselves:
-it proves beforehand that the step stays finite. All else, and the sessions for which that cannot be proven, go through
-the plain flows on copies, and only what stayed finite is copied back. Which way a session goes depends on itself alone.
+Two ways lead through a launch. Where dynamics has a fused pass for the device and the family it works on the arena's
+rows themselves: it is proven beforehand that the step stays finite. All else, and the sessions for which that cannot be
+proven, go through the plain flows on copies, and only what stayed finite is copied back. Which way a session goes
+depends on itself alone.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,49 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hermosis.wire import Dtype
-from hermosis_server.dynamics import MATRIX_BUFFERS, PhaseState, RowMap, Spans, advance_, fused, pieces
+from hermosis_server.dynamics import MATRIX_BUFFERS, PhaseState, RowMap, Spans, advance_, fused, fused_cuda, pieces
 from hermosis_server.engine.arena import Arena, Slot, address_of, from_wire, unpadded, wire_bytes
 from hermosis_server.engine.cohort import Cohort
-from hermosis_server.engine.resident import Resident
-from hermosis_server.records import Outcome, Reply, ReplyWish, StateBuffer
-
-# Replies of a launch lie in one block of memory, each from such a boundary on.
-ALIGNMENT = 64
-
-
-class Part(NamedTuple):
-    """One worker's whole gradient in host memory, in wire bytes.
-
-    Attributes:
-      memory:  the bytes.
-      address: of the first.
-      peak:    the largest magnitude among the elements; infinite or NaN where one is.
-      weight:  in the mean of the round.
-    """
-
-    memory: memoryview
-    address: int
-    dtype: Dtype
-    peak: float
-    weight: float = 1.0
-
-
-class Entry(NamedTuple):
-    """One session's part in a launch.
-
-    Attributes:
-      resident: the session.
-      parts:    gradients, in the order of worker ids.
-      loss:     at the point that they belong to; NaN where it is not known.
-      lr_scale: of this step.
-      wish:     the reply that the launch itself makes; None where it makes none.
-    """
-
-    resident: Resident
-    parts: Sequence[Part]
-    loss: float
-    lr_scale: float
-    wish: ReplyWish | None
+from hermosis_server.engine.device import DeviceSteps, Flight
+from hermosis_server.engine.entries import Entry, Part, mean_of, row_table, side_by_side
+from hermosis_server.records import Outcome, Reply, StateBuffer
 
 
 @dataclass(slots=True)
@@ -91,56 +55,103 @@ class Stepper:
 
     Args:
       arena: where the sessions are.
-      pool:  threads of a fused pass.
+      pool:  threads of a fused pass on the processor.
+
+    Attributes:
+      device: how the fused pass of a CUDA device is launched; None where there is none.
     """
 
     def __init__(self, arena: Arena, pool: fused.Pool) -> None:
         self._arena = arena
         self._pool = pool
+        usable = arena.device.type == "cuda" and fused_cuda.available()
+        self.device = DeviceSteps(arena) if usable else None
 
     def step(self, entries: Sequence[Entry]) -> Stepped:
         """Steps sessions of one cohort. One whose step is not finite keeps its state.
 
         The order of entries does not matter to any of them: each one's rows, norms and numbers are its own.
         """
+        return self.begin(entries)()
+
+    def begin(self, entries: Sequence[Entry]) -> Callable[[], Stepped]:
+        """Begins what `step` does; calling what it gives waits for the end, and must be done once.
+
+        A device works in between. Other sessions may begin meanwhile; these, their gradients and the tables of cohorts
+        must be left alone.
+        """
         slots = [entry.resident.slot for entry in entries]
         cohort = entries[0].resident.cohort
         lines = np.array([entry.resident.line for entry in entries])
         before = cohort.scalars[lines, 0].astype(np.int64)
-        results, first = list[_Result](), 0
-        while first < len(entries):  # more than one turn only where the device cannot hold them all at a time
-            count = self._arena.fitting(slots[first:])
-            turn = slice(first, first + count)
-            self._arena.fetch(slots[turn])
-            results.append(self._launch(cohort, lines[turn], entries[turn]))
-            first += count
-        return Stepped(
-            outcomes=[outcome for result in results for outcome in result.outcomes],
-            before=before,
-            after=cohort.scalars[lines, 0].astype(np.int64),
-            samples=results[0].samples if len(results) == 1 else np.concatenate([each.samples for each in results]),
-            replies=[reply for result in results for reply in result.replies],
-        )
+        turns, first = list[Callable[[], _Result]](), 0
+        try:
+            while first < len(entries):  # more than one turn only where the device cannot hold them all at a time
+                count = self._arena.fitting(slots[first:])
+                turn = slice(first, first + count)
+                self._arena.fetch(slots[turn])
+                turns.append(self._launch(cohort, lines[turn], entries[turn]))
+                first += count
+        except BaseException:
+            for under_way in turns:
+                under_way()
+            raise
 
-    def _launch(self, cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry]) -> _Result:
-        if self._arena.device.type != "cpu" or not fused.covers(cohort.family):
-            return _plain(self._arena, cohort, lines, entries)
-        result, unproven = _fused(cohort, lines, entries, self._pool)
+        def end() -> Stepped:
+            results = [turn() for turn in turns]
+            return Stepped(
+                outcomes=[outcome for result in results for outcome in result.outcomes],
+                before=before,
+                after=cohort.scalars[lines, 0].astype(np.int64),
+                samples=results[0].samples if len(results) == 1 else np.concatenate([each.samples for each in results]),
+                replies=[reply for result in results for reply in result.replies],
+            )
+
+        return end
+
+    def _launch(self, cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry]) -> Callable[[], _Result]:
+        """Launches, and gives how to wait for the result."""
+        if self.device is not None and fused_cuda.covers(cohort.family):
+            flight = self.device.begin(cohort, lines, entries)
+            return lambda: self._complete(cohort, lines, entries, *_landed(flight))
+        if self._arena.device.type == "cpu" and fused.covers(cohort.family):
+            result = self._complete(cohort, lines, entries, *_fused(cohort, lines, entries, self._pool))
+        else:
+            result = _plain(self._arena, cohort, lines, entries, bounded=False)
+        return lambda: result
+
+    def _complete(
+        self,
+        cohort: Cohort,
+        lines: NDArray[np.int64],
+        entries: Sequence[Entry],
+        result: _Result,
+        unproven: Sequence[int],
+    ) -> _Result:
+        """Sends those through the flows of whom the fused pass could prove nothing."""
         if unproven:
-            rest = _plain(self._arena, cohort, lines[unproven], [entries[index] for index in unproven])
-            result.samples[unproven] = rest.samples
-            for index, outcome, reply in zip(unproven, rest.outcomes, rest.replies, strict=True):
+            rest = [entries[index] for index in unproven]
+            tried = _plain(self._arena, cohort, lines[unproven], rest, bounded=True)
+            result.samples[unproven] = tried.samples
+            for index, outcome, reply in zip(unproven, tried.outcomes, tried.replies, strict=True):
                 result.outcomes[index], result.replies[index] = outcome, reply
         return result
+
+
+def _landed(flight: Flight) -> tuple[_Result, list[int]]:
+    """As `_fused`."""
+    landed = flight.land()
+    outcomes = [Outcome.APPLIED if applied else Outcome.NON_FINITE_STATE for applied in flight.proven.tolist()]
+    return _Result(outcomes, landed.samples, landed.replies), np.flatnonzero(~flight.proven).tolist()
 
 
 def _fused(
     cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry], pool: fused.Pool
 ) -> tuple[_Result, list[int]]:
     """The pass over the rows themselves; also which entries it left untouched because it could prove nothing."""
-    gradients = [entry.parts[0] if len(entry.parts) == 1 else _mean(entry.parts) for entry in entries]
+    gradients = [entry.parts[0] if len(entry.parts) == 1 else mean_of(entry.parts) for entry in entries]
     replies, addresses = _reply_memory(entries)
-    tables = [_table(entry.resident.slot) for entry in entries]
+    tables = [row_table(entry.resident.slot) for entry in entries]
     rows = np.concatenate([table.rows for table in tables])
     spans = [table.spans for table in tables]
 
@@ -196,25 +207,10 @@ _OUTCOMES = {
 _ITEM_SIZES = np.array([0, *(dtype.itemsize for dtype in sorted(Dtype))])
 
 
-def _mean(parts: Sequence[Part]) -> Part:
-    """The mean of several gradients in float32, in the order of worker ids: the same bits whoever came first."""
-    mean = torch.zeros(len(parts[0].memory) // parts[0].dtype.itemsize)
-    for part in parts:
-        mean.add_(from_wire(part.memory, part.dtype).to(mean.dtype), alpha=part.weight)
-    peak = float(mean.abs().amax()) if mean.numel() else 0.0
-    return Part(mean.numpy().data.cast("B"), mean.data_ptr(), Dtype.FLOAT32, peak)
-
-
 def _reply_memory(entries: Sequence[Entry]) -> tuple[list[memoryview | None], list[int]]:
     """Memory for the replies of a launch, in one block, and where each begins; None and zero where none is wanted."""
-    sizes = [
-        entry.resident.slot.elements(StateBuffer.MOMENTUM) * entry.wish.dtype.itemsize if entry.wish else 0
-        for entry in entries
-    ]
-    begins, end = list[int](), 0
-    for size in sizes:
-        begins.append(end)
-        end += -(-size // ALIGNMENT) * ALIGNMENT
+    sizes = [entry.reply_bytes for entry in entries]
+    begins, end = side_by_side(sizes)
     memory = np.empty(end, np.uint8).data
     base = address_of(memory) if end else 0
     return (
@@ -223,50 +219,10 @@ def _reply_memory(entries: Sequence[Entry]) -> tuple[list[memoryview | None], li
     )
 
 
-class _Table(NamedTuple):
-    """A session's rows as the fused pass takes them.
-
-    Attributes:
-      rows:  (R, len(Row)) addresses; in place of the gradient's stands the first element of the row in its vector.
-      spans: (G,) rows of each span.
-    """
-
-    rows: NDArray[np.int64]
-    spans: NDArray[np.int64]
-
-
-def _table(slot: Slot) -> _Table:
-    """Made once, until the rows are moved."""
-    if slot.table is None:
-        slot.table = _new_table(slot)
-    table: _Table = slot.table
-    return table
-
-
-def _new_table(slot: Slot) -> _Table:
-    length = slot.row_elements
-    elements = np.array(slot.spans[StateBuffer.MOMENTUM], np.int64)
-    counts = np.maximum(1, -(-elements // length))
-    rows = np.zeros((int(counts.sum()), len(fused.Row)), np.int64)
-    for buffer, column in _COLUMNS.items():
-        rows[:, column] = slot.addresses(buffer)
-    in_span = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows[:, fused.Row.GRADIENT] = np.repeat(np.cumsum(elements) - elements, counts) + in_span * length
-    rows[:, fused.Row.LENGTH] = np.minimum(length, np.repeat(elements, counts) - in_span * length)
-    return _Table(rows, counts)
-
-
-_COLUMNS = {
-    StateBuffer.PARAMETERS: fused.Row.POSITION,
-    StateBuffer.MOMENTUM: fused.Row.MOMENTUM,
-    StateBuffer.SECOND_MOMENT: fused.Row.SECOND_MOMENT,
-    StateBuffer.FIRST_MOMENT: fused.Row.FIRST_MOMENT,
-    StateBuffer.LEAD: fused.Row.LEAD,
-}
-
-
-def _plain(arena: Arena, cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry]) -> _Result:
-    """The flows themselves, on copies of the rows."""
+def _plain(
+    arena: Arena, cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry], *, bounded: bool
+) -> _Result:
+    """The flows themselves, on copies of the rows; `bounded` where a fused pass will ask how large the state is."""
     slots, device = [entry.resident.slot for entry in entries], arena.device
     rows = _row_map(tuple(slot.spans[StateBuffer.MOMENTUM] for slot in slots), cohort.row_elements, device)
     gathered = {buffer: arena.gather(slots, buffer) for buffer in slots[0].spans}
@@ -299,7 +255,7 @@ def _plain(arena: Arena, cohort: Cohort, lines: NDArray[np.int64], entries: Sequ
     replies: list[memoryview | None] = [None] * len(entries)
     for index in kept:
         slot, wish = slots[index], entries[index].wish
-        if fused.covers(cohort.family):
+        if bounded:
             cohort.largest[lines[index]] = slot.largest()
         if wish is not None and wish.reply is Reply.INCREMENT:
             replies[index] = wire_bytes(unpadded(increments[index], slot.spans[StateBuffer.MOMENTUM]), wish.dtype)
@@ -324,7 +280,7 @@ def _numbers(values: Sequence[object], device: torch.device) -> Tensor:
 
 
 def _reduce(parts: Sequence[Part], rows: Tensor, spans: Spans) -> None:
-    """As `_mean`, into zeroed rows on the device."""
+    """As `mean_of`, into zeroed rows on the device."""
     places = pieces(rows, spans)
     for part in parts:
         vector = from_wire(part.memory, part.dtype).to(rows.device, rows.dtype, non_blocking=True)

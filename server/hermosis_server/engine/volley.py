@@ -17,12 +17,12 @@ from hermosis.wire import Dtype
 from hermosis_server.engine import checks
 from hermosis_server.engine.assembler import Staging
 from hermosis_server.engine.batch import FleetDone
+from hermosis_server.engine.entries import Part
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import Answer, StepTicket, WorkerRecord
 from hermosis_server.engine.scheduler import ReadyFleet
 from hermosis_server.engine.session import Session
-from hermosis_server.engine.step import Part
 from hermosis_server.engine.telemetry import Watchers
 from hermosis_server.errors import HermosisError, SessionNotFound
 from hermosis_server.records import (

@@ -1,0 +1,117 @@
+"""Entries: what a launch is told of its sessions: their gradients, what is wanted back, where their rows are."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hermosis.wire import Dtype
+from hermosis_server.dynamics import fused
+from hermosis_server.engine.arena import Slot, from_wire
+from hermosis_server.engine.resident import Resident
+from hermosis_server.records import ReplyWish, StateBuffer
+
+# Vectors of a launch lie in one block of memory, each from such a boundary on.
+ALIGNMENT = 64
+
+
+class Part(NamedTuple):
+    """One worker's whole gradient in host memory, in wire bytes.
+
+    Attributes:
+      memory:  the bytes.
+      address: of the first.
+      peak:    the largest magnitude among the elements; infinite or NaN where one is.
+      weight:  in the mean of the round.
+    """
+
+    memory: memoryview
+    address: int
+    dtype: Dtype
+    peak: float
+    weight: float = 1.0
+
+
+class Entry(NamedTuple):
+    """One session's part in a launch.
+
+    Attributes:
+      resident: the session.
+      parts:    gradients, in the order of worker ids.
+      loss:     at the point that they belong to; NaN where it is not known.
+      lr_scale: of this step.
+      wish:     the reply that the launch itself makes; None where it makes none.
+    """
+
+    resident: Resident
+    parts: Sequence[Part]
+    loss: float
+    lr_scale: float
+    wish: ReplyWish | None
+
+    @property
+    def reply_bytes(self) -> int:
+        """Of the reply; zero where none is wanted."""
+        return self.resident.slot.elements(StateBuffer.MOMENTUM) * self.wish.dtype.itemsize if self.wish else 0
+
+
+def side_by_side(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Where vectors of these many bytes begin in one block, and where the last of them ends."""
+    begins, end = list[int](), 0
+    for size in sizes:
+        begins.append(end)
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return begins, end
+
+
+def mean_of(parts: Sequence[Part]) -> Part:
+    """The mean of several gradients in float32, in the order of worker ids: the same bits whoever came first."""
+    mean = torch.zeros(len(parts[0].memory) // parts[0].dtype.itemsize)
+    for part in parts:
+        mean.add_(from_wire(part.memory, part.dtype).to(mean.dtype), alpha=part.weight)
+    peak = float(mean.abs().amax()) if mean.numel() else 0.0
+    return Part(mean.numpy().data.cast("B"), mean.data_ptr(), Dtype.FLOAT32, peak)
+
+
+class RowTable(NamedTuple):
+    """A session's rows as the fused pass takes them.
+
+    Attributes:
+      rows:  (R, len(Row)) addresses; in place of the gradient's stands the first element of the row in its vector.
+      spans: (G,) rows of each span.
+    """
+
+    rows: NDArray[np.int64]
+    spans: NDArray[np.int64]
+
+
+def row_table(slot: Slot) -> RowTable:
+    """Made once, until the rows are moved."""
+    if slot.table is None:
+        slot.table = _new_table(slot)
+    table: RowTable = slot.table
+    return table
+
+
+def _new_table(slot: Slot) -> RowTable:
+    length = slot.row_elements
+    elements = np.array(slot.spans[StateBuffer.MOMENTUM], np.int64)
+    counts = np.maximum(1, -(-elements // length))
+    rows = np.zeros((int(counts.sum()), len(fused.Row)), np.int64)
+    for buffer, column in _COLUMNS.items():
+        rows[:, column] = slot.addresses(buffer)
+    in_span = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows[:, fused.Row.GRADIENT] = np.repeat(np.cumsum(elements) - elements, counts) + in_span * length
+    rows[:, fused.Row.LENGTH] = np.minimum(length, np.repeat(elements, counts) - in_span * length)
+    return RowTable(rows, counts)
+
+
+_COLUMNS = {
+    StateBuffer.PARAMETERS: fused.Row.POSITION,
+    StateBuffer.MOMENTUM: fused.Row.MOMENTUM,
+    StateBuffer.SECOND_MOMENT: fused.Row.SECOND_MOMENT,
+    StateBuffer.FIRST_MOMENT: fused.Row.FIRST_MOMENT,
+    StateBuffer.LEAD: fused.Row.LEAD,
+}
