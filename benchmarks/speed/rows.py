@@ -1,0 +1,36 @@
+"""The rows: what is measured together, because its sides run in turns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.speed import bulk
+from benchmarks.speed.goals import Result
+from benchmarks.speed.lab import Lab, result
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Goals that are measured in one go.
+
+    Attributes:
+      goals: names, in the order of the table.
+    """
+
+    name: str
+    goals: Sequence[str]
+    measure: Callable[[Lab], list[Result]]
+
+
+def measure_journal(lab: Lab) -> list[Result]:
+    return [result("journal", failure="there is no journal yet")]
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("streams", ("ceiling", "cpu", "torch-rpc", "torch-rpc-bfloat16"), bulk.measure_streams),
+        Row("plain", ("naive", "naive-allocator", "flower", "flower-allocator"), bulk.measure_plain),
+        Row("same-host", ("ray", "gloo"), bulk.measure_same_host),
+        Row("journal", ("journal",), measure_journal),
+    )
+}
