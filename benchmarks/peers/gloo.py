@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from benchmarks.peers.arguments import parse
 from benchmarks.peers.child import MomentumServer, gradient, obey
-from benchmarks.peers.rendezvous import join, open_store
+from benchmarks.peers.rendezvous import open_store, serve_until_told
 
 PATIENCE = timedelta(hours=1)  # an idle peer waits for its turn
 
@@ -44,7 +44,8 @@ def main() -> None:
 
     for rank in range(1, world):
         threading.Thread(target=serve, args=(rank,), daemon=True).start()
-    join(voice)
+    serve_until_told(voice)
+    os._exit(0)  # nothing that is under way matters
 
 
 if __name__ == "__main__":

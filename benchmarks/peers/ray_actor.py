@@ -2,15 +2,17 @@
 
 import logging
 import os
+import secrets
+import tempfile
 import warnings
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peers.arguments import parse
-from benchmarks.peers.child import MomentumServer, gradient, obey
-from benchmarks.peers.rendezvous import join
+from benchmarks.peers.child import MomentumServer, Voice, gradient, obey
+from benchmarks.peers.rendezvous import serve_until_told
 
 STORE_BYTES = 2 << 30
 
@@ -29,27 +31,46 @@ class Holder:
 def main() -> None:
     asked, voice = parse()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if asked.role == "server":
+        with tempfile.TemporaryDirectory(prefix="benchmark-ray-") as folder:
+            serve(voice, asked.parameters, Path(folder) / "token")
+        os._exit(0)  # nothing that is under way matters
+    else:
+        work(voice, asked.address, asked.parameters)
+
+
+def serve(voice: Voice, parameters: int, token: Path) -> None:
+    """A cluster of its own. Whoever joins one may run anything in it, so this one has a token of its own too."""
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    use(token)
     import ray
 
-    quiet: dict[str, Any] = {"include_dashboard": False} if asked.role == "server" else {}
-    if asked.role == "server":
-        context = ray.init(
-            num_cpus=2, object_store_memory=STORE_BYTES, logging_level=logging.ERROR, log_to_driver=False,
-            namespace="benchmark", **quiet,
-        )  # fmt: skip
-        holder = ray.remote(Holder).options(name="holder", num_cpus=0).remote(asked.parameters)
-        ray.get(holder.step.remote(gradient(asked.parameters)))
-        voice.tell(address=context.address_info["address"])
-        join(voice)
-        return
-    ray.init(address=asked.address, namespace="benchmark", logging_level=logging.ERROR, log_to_driver=False)
+    context = ray.init(
+        num_cpus=2, object_store_memory=STORE_BYTES, include_dashboard=False, namespace="benchmark",
+        logging_level=logging.ERROR, log_to_driver=False,
+    )  # fmt: skip
+    holder = ray.remote(Holder).options(name="holder", num_cpus=0).remote(parameters)
+    ray.get(holder.step.remote(gradient(parameters)))
+    voice.tell(address=f"{context.address_info['address']},{token}")
+    serve_until_told(voice)
+
+
+def work(voice: Voice, address: str, parameters: int) -> None:
+    place, _, token = address.partition(",")
+    use(Path(token))
+    import ray
+
+    ray.init(address=place, namespace="benchmark", logging_level=logging.ERROR, log_to_driver=False)
     holder = ray.get_actor("holder")
-    mine = gradient(asked.parameters)
+    mine = gradient(parameters)
+    obey(voice, {"one": [lambda: ray.get(holder.step.remote(mine))]})
 
-    def exchange() -> None:
-        ray.get(holder.step.remote(mine))
 
-    obey(voice, {"one": [exchange]})
+def use(token: Path) -> None:
+    """Before Ray is imported."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    os.environ.pop("RAY_AUTH_TOKEN", None)
 
 
 if __name__ == "__main__":
