@@ -192,6 +192,14 @@ class HermosisServer:
         child.wait_ready()
         return child
 
+    def many(self, sessions: int, parameters: int) -> Child:
+        """A process with that many small sessions of its own (benchmarks/speed/many.py)."""
+        child = self.workshop.child(
+            sys.executable, "benchmarks.speed.many", self.server.address, str(sessions), str(parameters)
+        )
+        child.wait_ready()
+        return child
+
 
 @functools.cache
 def has(python: str, package: str) -> bool:
@@ -206,6 +214,11 @@ def has(python: str, package: str) -> bool:
 def knows_shared_memory() -> bool:
     """Whether this client has the same-host path."""
     return "shared_memory" in inspect.signature(Session.worker).parameters
+
+
+def knows_fleets() -> bool:
+    """Whether this client packs many sessions into a message."""
+    return hasattr(Client, "create_fleet")
 
 
 def segment_option(shared_memory: bool) -> dict[str, bool]:

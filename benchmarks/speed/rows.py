@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.speed import bulk
+from benchmarks.speed import bulk, small
 from benchmarks.speed.goals import Result
 from benchmarks.speed.lab import Lab, result
 
@@ -31,6 +31,10 @@ ROWS = {
         Row("streams", ("ceiling", "cpu", "torch-rpc", "torch-rpc-bfloat16"), bulk.measure_streams),
         Row("plain", ("naive", "naive-allocator", "flower", "flower-allocator"), bulk.measure_plain),
         Row("same-host", ("ray", "gloo"), bulk.measure_same_host),
+        Row("medium", ("medium",), small.measure_medium),
+        Row("round-trip", ("round-trip", "beside-bulk"), small.measure_round_trip),
+        Row("many-streams", ("streams",), small.measure_many_streams),
+        Row("packed", ("packed",), small.measure_packed),
         Row("journal", ("journal",), measure_journal),
     )
 }
