@@ -36,7 +36,7 @@ def serve(voice: Voice, parameters: int, workers: int) -> None:
     model = MomentumServer(parameters)
     taking_part = 1
 
-    class Momentum(FedAvg):
+    class Momentum(FedAvg):  # type: ignore[misc]
         def configure_fit(
             self, server_round: int, parameters: Parameters, client_manager: Any
         ) -> list[tuple[ClientProxy, FitIns]]:
@@ -49,7 +49,7 @@ def serve(voice: Voice, parameters: int, workers: int) -> None:
             if failures or len(results) != taking_part:
                 raise RuntimeError(f"a Flower client failed: {failures}")
             gradients = [parameters_to_ndarrays(result.parameters)[0] for _, result in results]
-            mean = gradients[0] if len(gradients) == 1 else np.mean(gradients, axis=0, dtype=np.float32)
+            mean: Any = gradients[0] if len(gradients) == 1 else np.mean(gradients, axis=0, dtype=np.float32)
             return ndarrays_to_parameters([model.step(mean)]), {}
 
     with socket.socket() as found:
@@ -79,7 +79,7 @@ def work(voice: Voice, address: str, parameters: int) -> None:
 
     mine = gradient(parameters)
 
-    class Worker(NumPyClient):
+    class Worker(NumPyClient):  # type: ignore[misc]
         def fit(self, parameters: Any, config: Any) -> tuple[Any, int, dict[str, Any]]:
             return [mine], 1, {}
 

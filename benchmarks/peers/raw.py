@@ -9,6 +9,7 @@ import asyncio
 import queue
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 
@@ -55,7 +56,8 @@ def stream(channel: grpc.Channel, size: int) -> Exchange:
         while True:
             yield from outbox.get()
 
-    call = channel.stream_stream(METHOD)(drawn(), metadata=(("bytes", str(size)),))
+    method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
+    call = method(drawn(), metadata=(("bytes", str(size)),))
     sent = messages(size)
 
     def exchange() -> None:
@@ -68,11 +70,11 @@ def stream(channel: grpc.Channel, size: int) -> Exchange:
 
 
 class Bare(grpc.GenericRpcHandler):
-    def __init__(self, handler: object) -> None:
-        self._handler = grpc.stream_stream_rpc_method_handler(handler)  # type: ignore[arg-type]
+    def __init__(self, handler: Any) -> None:
+        self._handler: Any = grpc.stream_stream_rpc_method_handler(handler)
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
-        return self._handler  # type: ignore[return-value]
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return self._handler
 
 
 async def serve_asyncio(voice: Voice) -> None:
@@ -80,8 +82,8 @@ async def serve_asyncio(voice: Voice) -> None:
         size = size_of_round(context.invocation_metadata())
         back = messages(size)
         missing = size
-        while (message := await context.read()) is not grpc.aio.EOF:
-            missing -= len(message)  # type: ignore[arg-type]
+        async for message in requests:
+            missing -= len(message)
             if missing <= 0:
                 missing = size
                 for each in back:

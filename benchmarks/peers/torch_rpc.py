@@ -28,13 +28,14 @@ def main() -> None:
     options = rpc.TensorPipeRpcBackendOptions(
         init_method=f"tcp://{address}",
         rpc_timeout=600,
-        **({"_transports": ["uv"], "_channels": ["basic"]} if asked.tcp else {}),
+        _transports=["uv"] if asked.tcp else None,
+        _channels=["basic"] if asked.tcp else None,
     )
     if serves:
         model = MomentumServer(asked.parameters)
     name = "server" if serves else f"worker{asked.rank}"
     torch.set_num_threads(1)
-    rpc.init_rpc(name, rank=asked.rank, world_size=1 + asked.workers, rpc_backend_options=options)
+    rpc.init_rpc(name, rank=asked.rank, world_size=1 + asked.workers, rpc_backend_options=options)  # type: ignore[no-untyped-call]
     if serves:
         serve_until_told(voice)
         os._exit(0)  # nothing that is under way matters

@@ -37,7 +37,7 @@ examples:
   python3 run.py bench
   python3 run.py bench --only streams same-host
   python3 run.py bench --quick --only journal round-trip
-  python3 run.py bench --gpu          on a machine with CUDA, nothing but torch and numpy needed
+  python3 run.py bench --gpu          the CUDA part instead, with this Python; needs torch, numpy and triton alone
 """
 
 
@@ -85,7 +85,16 @@ def measured(row: Row, asked: argparse.Namespace, told: Callable[[str], None]) -
     try:
         with Workshop(asked.peer_python, asked.settings.threads) as workshop:
             return row.measure(Lab(asked.settings, workshop, told))
-    except (ChildFailed, HermosisError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (
+        ChildFailed,
+        HermosisError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ImportError,
+    ) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         return [result(name, failure=reason) for name in row.goals]
 
@@ -141,7 +150,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     say("--threads", type=int, help="of the server's step on the CPU, and of torch beside it; 2")
     say("--memory-steps", type=int, help="over which the server's memory is watched; 12 (about 30 s)")
     say("--peer-python", type=Path, help="interpreter for peers that need other versions; build/peers if it is there")
-    say("--gpu", action="store_true", help="the CUDA part instead; see python3 run.py bench --gpu --help")
     asked = parser.parse_args(arguments)
     settings = QUICK if asked.quick else Settings()
     given = {"passes": asked.passes, "threads": asked.threads, "memory_steps": asked.memory_steps}

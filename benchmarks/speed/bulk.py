@@ -105,11 +105,13 @@ def ceiling(readings: Readings, label: str) -> Sequence[Reading]:
 
 
 def ceilings(readings: Readings) -> list[str]:
-    return [
-        f"{count} worker{'s' * (count > 1)}: the {'sync' if better(*pair, lambda r: r.rate) else 'asyncio'} server"
-        for count in (1, 2)
-        if (pair := [readings[f"raw {form}, {count}"] for form in ("aio", "sync")])
-    ]
+    """Which form of the raw server is the better one, in words."""
+    words = []
+    for count in (1, 2):
+        asyncio, threads = (readings[f"raw {form}, {count}"] for form in ("aio", "sync"))
+        name = "threads" if better(asyncio, threads, lambda reading: reading.rate) else "asyncio"
+        words.append(f"{count} worker{'s' * (count > 1)} against its server with {name}")
+    return words
 
 
 def cpu_figure(label: str, case: str, readings: Readings, size: int) -> Figure:

@@ -29,8 +29,7 @@ class Case:
       parts:   whose exchanges are counted; all begin at the same moment.
       beside:  what goes on meanwhile, a little longer, and is not counted.
       server:  process whose CPU time is told; zero for none.
-      lockstep: whether the parts wait for one another, so that each must do as many exchanges.
-      least:   exchanges a pass and part, however long they take.
+      lockstep: whether each part does as many exchanges, which parts that wait for one another must.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Case:
     beside: Sequence[Part] = ()
     server: int = 0
     lockstep: bool = True
-    least: int = 1
 
     def run(self, *, rounds: int, seconds: float) -> Reading:
         """One pass: so many exchanges of each part or, where `rounds` is zero, as many as fit the time."""
@@ -67,12 +65,13 @@ class Case:
         if not self.lockstep:
             self.run(rounds=0, seconds=warm_up_s)
             return 0
+        self.run(rounds=1, seconds=0.0)  # compiles, connects, takes memory: it says nothing of the others
         began, rounds = time.monotonic(), 1
         while True:
             round_s = max(self.run(rounds=rounds, seconds=0.0).seconds, 1e-6) / rounds
             left_s = warm_up_s - (time.monotonic() - began)
             if left_s <= 0:
-                return max(self.least, round(seconds / round_s))
+                return max(1, round(seconds / round_s))
             rounds = max(1, int(min(left_s, warm_up_s / 2) / round_s))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.speed import bulk, small
+from benchmarks.speed import bulk, growth, small, step
 from benchmarks.speed.goals import Result
 from benchmarks.speed.lab import Lab, result
 
@@ -35,6 +35,9 @@ ROWS = {
         Row("round-trip", ("round-trip", "beside-bulk"), small.measure_round_trip),
         Row("many-streams", ("streams",), small.measure_many_streams),
         Row("packed", ("packed",), small.measure_packed),
+        Row("step", ("step-norm", "step-plain", "step-tiny", "step-small"), step.measure),
+        Row("memory", ("memory", "memory-flat"), growth.measure_memory),
+        Row("growth", ("growth-sessions", "growth-streams"), growth.measure_growth),
         Row("journal", ("journal",), measure_journal),
     )
 }
