@@ -75,11 +75,9 @@ class Lab:
         for peer in peers:
             self.told(f"starting {peer.name}")
             try:
-                start = self.workshop.peer(peer, parameters=parameters)
+                cases += self.workshop.peer(peer, parameters=parameters)
             except (Missing, ChildFailed) as error:
                 missing[peer.name] = str(error)
-                continue
-            cases += [start(1), start(2)]
         return cases, missing
 
 

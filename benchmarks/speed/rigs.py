@@ -5,7 +5,7 @@ import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ class Peer:
       module:    of benchmarks.peers.
       needs:     import name of its package.
       leads:     whether its server takes the orders.
+      also:      further forms of its exchange: by name, the worker's case.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Peer:
     needs: str
     options: Sequence[str] = ()
     leads: bool = False
+    also: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """All forms of its exchange: by name, the worker's case."""
+        return {self.name: "one", **self.also}
 
 
 NAIVE = Peer(name="plain gRPC", module="naive", needs="grpc")
@@ -50,7 +57,8 @@ FLOWER = Peer(name="Flower", module="flower", needs="flwr", leads=True)
 FLOWER_KEPT = Peer(
     name="Flower, our allocator settings", module="flower", needs="flwr", leads=True, options=("--keep-memory",)
 )
-RAY = Peer(name="Ray actor", module="ray_actor", needs="ray")
+RAY_VIEW = "Ray actor, read-only view"
+RAY = Peer(name="Ray actor", module="ray_actor", needs="ray", also={RAY_VIEW: "view"})
 TORCH_RPC = Peer(name="torch rpc", module="torch_rpc", needs="torch")
 TORCH_RPC_TCP = Peer(name="torch rpc, TCP", module="torch_rpc", needs="torch", options=("--tcp",))
 GLOO = Peer(name="gloo", module="gloo", needs="torch")
@@ -87,8 +95,8 @@ class Workshop:
                 return python
         raise Missing(f"{package} is not installed; see benchmarks/peers/requirements.txt")
 
-    def peer(self, peer: Peer, *, parameters: int) -> Callable[[int], Case]:
-        """Starts a peer with two workers; gives its case with one worker, and with two.
+    def peer(self, peer: Peer, *, parameters: int) -> list[Case]:
+        """Starts a peer with two workers; gives the cases of each of its forms with one worker, and with two.
 
         Raises:
           Missing: its package is not there.
@@ -104,15 +112,15 @@ class Workshop:
         for child in (server, *workers):
             child.wait_ready()
 
-        def case(count: int) -> Case:
-            name = f"{peer.name}, {count}"
+        def case(form: str, count: int) -> Case:
+            name = f"{form}, {count}"
             if peer.leads:
                 parts = [Part(child=server, case=str(count), weight=count)]
             else:
-                parts = [Part(child=worker, case="one") for worker in workers[:count]]
+                parts = [Part(child=worker, case=peer.forms[form]) for worker in workers[:count]]
             return Case(name=name, parts=parts, server=server.process_id)
 
-        return case
+        return [case(form, count) for form in peer.forms for count in (1, 2)]
 
     def raw(self, form: str) -> "RawServer":
         """The bare byte stream's server: "aio" or "sync"."""
