@@ -36,7 +36,13 @@ def exchange(session: Session, seat: dict[str, str], place: int) -> Exchange:
         reply_dtype=seat["dtype"],  # type: ignore[arg-type]
         **segment_option(bool(seat["shared_memory"])),  # type: ignore[arg-type]
     )
-    return lambda: worker.exchange(mine, out=out)
+
+    def whole() -> None:
+        outcome, _ = worker.exchange(mine, out=out)
+        if not outcome.applied:  # it would be fast, and no measurement
+            raise RuntimeError(f"the server answered {outcome.outcome.name}")
+
+    return whole
 
 
 same_gradient = cache(gradient)  # only read
