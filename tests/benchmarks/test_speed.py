@@ -17,6 +17,7 @@ from benchmarks.speed.goals import GOALS, Figure, Result
 from benchmarks.speed.growth import cliff
 from benchmarks.speed.lab import QUICK, Lab, figure, result
 from benchmarks.speed.machine import cpu_seconds, descendants, described, memory_bytes
+from benchmarks.speed.passes import Case
 from benchmarks.speed.report import Conditions, markdown_table, number, page, record, summary
 from benchmarks.speed.rigs import Missing, Workshop
 from benchmarks.speed.rows import ROWS, Row
@@ -114,13 +115,13 @@ def test_a_row_that_fails_says_why_for_each_of_its_goals_and_ends_its_processes(
         raw = lab.workshop.raw("sync")
         started.append(raw.process_id)
         os.kill(raw.process_id, signal.SIGKILL)
-        raw.client(8)
+        lab.run([Case(name="it", parts=[raw.client(8)])])
         return []
 
     asked = speed.parse(["--quick"])
     results = speed.measured(Row("it", ("naive", "cpu"), fails), asked, lambda what: None)
     assert [each.goal.name for each in results] == ["naive", "cpu"]
-    assert all("raw" in each.failure for each in results)
+    assert all("benchmarks.peers.raw worker" in each.failure for each in results)
     assert not Path(f"/proc/{started[0]}").exists()
 
 
