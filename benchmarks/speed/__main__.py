@@ -53,13 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         console.print(f"cannot make the folder {asked.output}: {error.strerror}; wanted one that may be written to")
         return 2
-    began, meter = time.monotonic(), LoadMeter.start()
+    meter = LoadMeter.start()
     results: list[Result] = []
+    rows_s: dict[str, float] = {}
     try:
         with sigterm_as_interrupt(), progress(console, len(asked.only)) as told:
             for name in asked.only:
                 told(name, "starting")
+                began = time.monotonic()
                 results += measured(ROWS[name], asked, lambda what, name=name: told(name, what))  # type: ignore[misc]
+                rows_s[name] = time.monotonic() - began
     except KeyboardInterrupt:
         console.print("\nInterrupted; nothing is written.")
         return 130
@@ -70,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings=asked.settings,
         machine=described(),
         peers=peers(asked.peer_python),
-        seconds=time.monotonic() - began,
+        rows_s=rows_s,
         steal=whole.steal,
         others=whole.others,
     )

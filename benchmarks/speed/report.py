@@ -22,6 +22,7 @@ class Conditions:
     """Under what it was measured.
 
     Attributes:
+      rows_s: how long each row took.
       steal, others: of the whole run, in cores; see statistics.Load.
     """
 
@@ -30,7 +31,7 @@ class Conditions:
     settings: Settings
     machine: dict[str, str]
     peers: dict[str, str]  # package: version
-    seconds: float
+    rows_s: dict[str, float]
     steal: float
     others: float
 
@@ -133,7 +134,8 @@ def page(results: Sequence[Result], conditions: Conditions, picture: str) -> str
     lines += [
         "## Conditions",
         "",
-        f"Command: `{conditions.command}`, {conditions.seconds:.0f} s. Other load over the whole run: "
+        f"Command: `{conditions.command}`, {sum(conditions.rows_s.values()):.0f} s: "
+        f"{', '.join(f'{name} {took:.0f}' for name, took in conditions.rows_s.items())}. Other load over the whole run: "
         f"{conditions.others:.2f} cores of other processes, {conditions.steal:.2f} of steal.",
         "",
     ]

@@ -36,7 +36,14 @@ def of_ratio(*ratios: float, judged: bool = True) -> list[Figure]:
 
 def conditions() -> Conditions:
     return Conditions(
-        date="2026-11-26", command="run", settings=QUICK, machine=described(), peers={}, seconds=1, steal=0, others=0
+        date="2026-11-26",
+        command="run",
+        settings=QUICK,
+        machine=described(),
+        peers={},
+        rows_s={"it": 1},
+        steal=0,
+        others=0,
     )
 
 
