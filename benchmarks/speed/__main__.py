@@ -15,11 +15,12 @@ from rich.console import Console
 from benchmarks.speed.children import ROOT, ChildFailed
 from benchmarks.speed.goals import Result
 from benchmarks.speed.lab import QUICK, Lab, Settings, default_peer_python, result
-from benchmarks.speed.machine import LoadMeter, described, installed
+from benchmarks.speed.machine import described, installed
 from benchmarks.speed.plot import draw
 from benchmarks.speed.report import Conditions, page, record, show
 from benchmarks.speed.rigs import PEER_ENVIRONMENT, Workshop, version_in
 from benchmarks.speed.rows import ROWS, Row
+from benchmarks.speed.statistics import Load, Spread
 from hermosis_client import HermosisError
 from hermosis_server.processes import sigterm_as_interrupt
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         console.print(f"cannot make the folder {asked.output}: {error.strerror}; wanted one that may be written to")
         return 2
-    meter = LoadMeter.start()
+    loads: list[Load] = []
     results: list[Result] = []
     rows_s: dict[str, float] = {}
     try:
@@ -61,12 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name in asked.only:
                 told(name, "starting")
                 began = time.monotonic()
-                results += measured(ROWS[name], asked, lambda what, name=name: told(name, what))  # type: ignore[misc]
+                results += measured(ROWS[name], asked, loads, lambda what, name=name: told(name, what))  # type: ignore[misc]
                 rows_s[name] = time.monotonic() - began
     except KeyboardInterrupt:
         console.print("\nInterrupted; nothing is written.")
         return 130
-    whole = meter.read()
     conditions = Conditions(
         date=date.today().isoformat(),
         command=shlex.join(["python3", "run.py", "bench", *(sys.argv[1:] if arguments is None else arguments)]),
@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         machine=described(),
         peers=peers(asked.peer_python),
         rows_s=rows_s,
-        steal=whole.steal,
-        others=whole.others,
+        steal=Spread.of([load.steal for load in loads]),
+        others=Spread.of([load.others for load in loads]),
     )
     show(console, results)
     for file in write(asked.output, results, conditions):
@@ -83,11 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measured(row: Row, asked: argparse.Namespace, told: Callable[[str], None]) -> list[Result]:
+def measured(row: Row, asked: argparse.Namespace, loads: list[Load], told: Callable[[str], None]) -> list[Result]:
     """A row's results; where it fails, the reason in place of each."""
     try:
         with Workshop(asked.peer_python, asked.settings.threads) as workshop:
-            return row.measure(Lab(asked.settings, workshop, told))
+            return row.measure(Lab(asked.settings, workshop, told, loads))
     except (
         ChildFailed,
         HermosisError,

@@ -101,7 +101,7 @@ def measure_streams(lab: Lab) -> Result:
         parts = [Part(child=child, case=str(streams)) for child in halves[: min(2, streams)]]
         case = Case(name=str(streams), parts=parts, lockstep=False)
         case.run(rounds=0, seconds=lab.settings.warm_up_s / 6)
-        readings[streams] = [case.run(rounds=0, seconds=lab.settings.seconds) for _ in range(lab.settings.passes)]
+        readings[streams] = [case.run(rounds=0, seconds=lab.settings.seconds / 2) for _ in range(lab.settings.passes)]
     goodput: Points = [
         (streams, median_of(several, lambda reading: reading.rate * 8 * size / 1e9))
         for streams, several in readings.items()

@@ -9,7 +9,7 @@ from benchmarks.speed.children import ChildFailed
 from benchmarks.speed.goals import GOALS, Figure, Result
 from benchmarks.speed.passes import Case, in_turns
 from benchmarks.speed.rigs import Missing, Peer, Workshop
-from benchmarks.speed.statistics import Measure, Reading, compare
+from benchmarks.speed.statistics import Load, Measure, Reading, compare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,22 +51,26 @@ class Lab:
     Attributes:
       workshop: starts processes and ends them after the row.
       told:     hears what is being done.
+      loads:    what else the machine did in each pass of every row; grows.
     """
 
     settings: Settings
     workshop: Workshop
     told: Callable[[str], None]
+    loads: list[Load]
 
     def run(self, cases: Sequence[Case], *, slower: float = 1.0) -> dict[str, list[Reading]]:
         """Runs cases in turns; `slower` scales the time of a pass."""
         chosen = self.settings
-        return in_turns(
+        readings = in_turns(
             cases,
             passes=chosen.passes,
             seconds=chosen.seconds * slower,
             warm_up_s=chosen.warm_up_s * min(1.0, slower),
             told=self.told,
         )
+        self.loads.extend(reading.load for several in readings.values() for reading in several)
+        return readings
 
     def peers(self, peers: Sequence[Peer], *, parameters: int) -> tuple[list[Case], dict[str, str]]:
         """Cases with one and two workers of each peer that can be started, and why the others cannot, by name."""

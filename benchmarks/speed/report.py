@@ -23,7 +23,7 @@ class Conditions:
 
     Attributes:
       rows_s: how long each row took.
-      steal, others: of the whole run, in cores; see statistics.Load.
+      steal, others: over the passes, in cores; see statistics.Load.
     """
 
     date: str
@@ -32,8 +32,8 @@ class Conditions:
     machine: dict[str, str]
     peers: dict[str, str]  # package: version
     rows_s: dict[str, float]
-    steal: float
-    others: float
+    steal: Spread
+    others: Spread
 
 
 def number(value: float) -> str:
@@ -135,8 +135,9 @@ def page(results: Sequence[Result], conditions: Conditions, picture: str) -> str
         "## Conditions",
         "",
         f"Command: `{conditions.command}`, {sum(conditions.rows_s.values()):.0f} s: "
-        f"{', '.join(f'{name} {took:.0f}' for name, took in conditions.rows_s.items())}. Other load over the whole run: "
-        f"{conditions.others:.2f} cores of other processes, {conditions.steal:.2f} of steal.",
+        f"{', '.join(f'{name} {took:.0f}' for name, took in conditions.rows_s.items())}. "
+        f"Other load in the passes: {spread(conditions.others)} cores of other processes, "
+        f"{spread(conditions.steal)} of steal.",
         "",
     ]
     lines += markdown_table(["what", "which"], [*conditions.machine.items(), *conditions.peers.items()])

@@ -41,7 +41,7 @@ def measure_round_trip(lab: Lab) -> list[Result]:
         Case(name="beside", parts=[one], beside=[bulk], lockstep=False),
         Case(name="echo beside", parts=[echo], beside=[raw_bulk], lockstep=False),
     ]
-    readings = lab.run(cases, slower=2.0)
+    readings = lab.run(cases)
 
     def p50(reading: Reading) -> float:
         return 1e3 * reading.p50_s
@@ -86,7 +86,6 @@ def measure_many_streams(lab: Lab) -> list[Result]:
             Case(name="echo", parts=echoes, lockstep=False),
             Case(name="hermosis", parts=[Part(child=child, case="all") for child in ours], lockstep=False),
         ],
-        slower=2.0,
     )
     notes = ["streams: the echo's client sends ready bytes; ours goes through hermosis_client, on the same cores"]
     return [result("streams", [figure(f"{MANY} streams", readings["hermosis"], readings["echo"])], notes=notes)]

@@ -36,15 +36,9 @@ def of_ratio(*ratios: float, judged: bool = True) -> list[Figure]:
 
 def conditions() -> Conditions:
     return Conditions(
-        date="2026-11-26",
-        command="run",
-        settings=QUICK,
-        machine=described(),
-        peers={},
-        rows_s={"it": 1},
-        steal=0,
-        others=0,
-    )
+        date="2026-11-26", command="run", settings=QUICK, machine=described(), peers={}, rows_s={"it": 1},
+        steal=Spread.exactly(0), others=Spread.exactly(0),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -126,7 +120,7 @@ def test_a_row_that_fails_says_why_for_each_of_its_goals_and_ends_its_processes(
         return []
 
     asked = speed.parse(["--quick"])
-    results = speed.measured(Row("it", ("naive", "cpu"), fails), asked, lambda what: None)
+    results = speed.measured(Row("it", ("naive", "cpu"), fails), asked, [], lambda what: None)
     assert [each.goal.name for each in results] == ["naive", "cpu"]
     assert all("benchmarks.peers.raw worker" in each.failure for each in results)
     assert not Path(f"/proc/{started[0]}").exists()
