@@ -73,15 +73,17 @@ class Result:
 
     @property
     def verdict(self) -> str:
+        """In words; it says so where passes under other load stand behind it, which may be wrong in either way."""
         if self.failure:
             return "not measured"
         if self.met is None:
             return "shown"
+        loaded = ", under other load" if any(figure.disturbed for figure in self.judged) else ""
         if self.met:
-            return "met"
+            return f"met{loaded}"
         assert self.goal.bound is not None
         apart = [abs(figure.ratio.median / self.goal.bound - 1) for figure in self.judged if not self._keeps(figure)]
-        return f"missed by {max(apart):.0%}"
+        return f"missed by {max(apart):.0%}{loaded}"
 
     def _keeps(self, figure: Figure) -> bool:
         return self.goal.keeps(figure.ratio.median)

@@ -14,8 +14,6 @@ from benchmarks.speed.goals import Figure, Result
 from benchmarks.speed.lab import Settings
 from benchmarks.speed.statistics import Spread
 
-COLOURS = {"met": "green", "shown": "", "not measured": "yellow"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
@@ -77,8 +75,10 @@ def show(console: Console, results: Sequence[Result]) -> None:
 
 
 def _coloured(each: Result) -> str:
-    colour = COLOURS.get(each.verdict, "red")
-    return f"[{colour}]{each.verdict}[/]" if colour else each.verdict
+    if each.met is None:
+        return each.verdict
+    clear = each.verdict == "met" or (not each.met and not any(figure.disturbed for figure in each.judged))
+    return f"[{('green' if each.met else 'red') if clear else 'yellow'}]{each.verdict}[/]"
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -91,6 +91,8 @@ def summary(results: Sequence[Result]) -> str:
         words += f"; missed: {', '.join(missed)}"
     if unknown:
         words += f"; not measured: {', '.join(unknown)}"
+    if loaded := [each.goal.name for each in results if any(figure.disturbed for figure in each.judged)]:
+        words += f"; to be measured again without other load: {', '.join(loaded)}"
     return f"{words}."
 
 

@@ -151,9 +151,11 @@ def test_page_and_record_hold_every_goal_and_no_number_that_is_none() -> None:
     assert "journal is not measured: there is none" in text
     assert "- a note" in text
     values = json.loads(record(results, conditions()), parse_constant=pytest.fail)
-    assert [each["verdict"] for each in values["results"]] == ["met", "met", "not measured"]
+    assert [each["verdict"] for each in values["results"]] == ["met, under other load", "met", "not measured"]
     assert values["results"][1]["figures"][0]["ratio"]["median"] is None
-    assert summary(results) == "2 of 2 measured goals are met; not measured: journal."
+    assert summary(results) == (
+        "2 of 2 measured goals are met; not measured: journal; to be measured again without other load: naive."
+    )
 
 
 def test_cells_do_not_break_the_table() -> None:
