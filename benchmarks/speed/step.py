@@ -44,7 +44,7 @@ def measure(lab: Lab) -> list[Result]:
 
 
 def against_torch(label: str, ours: str, recipe: str, readings: Readings, *, judged: bool = True) -> Figure:
-    """Against the better of torch with all threads and with one: on small tensors, or a busy machine, threads hurt it."""
+    """Against the better of torch with all threads and with one: on small tensors threads may hurt it."""
     several, single = (readings[f"{who} {recipe}"] for who in TORCH)
     theirs = single if better(several, single, lambda reading: reading.rate) else several
     return figure(label, readings[f"{ours} {recipe}"], theirs, unit="steps/s", judged=judged)
