@@ -1,4 +1,4 @@
 # A thin alias of run.py, for those who have make.
-.PHONY: demo up test check setup
-demo up test check setup:
+.PHONY: demo up bench test check setup
+demo up bench test check setup:
 	@python3 run.py $@

@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
@@ -39,6 +40,7 @@ commands:
   demo      train a small network on handwritten digits: server, page and two workers as separate processes
   up        start the server and its page and keep them running until Ctrl-C
   gallery   draw pictures of the theory into docs/gallery, computed by the server's own steps
+  bench     measure every goal of speed side by side with other systems, under 15 minutes; --gpu for CUDA
   test      run the test suite, a process a core; what follows is given to pytest (-n 0 for one process)
   check     formatting, lint, types, and that the generated protobuf code fits the .proto files
   setup     only make the environment, with everything for development
@@ -51,6 +53,9 @@ examples:
 
 To start afresh, delete the folder .venv. pip reads its usual settings (PIP_INDEX_URL and the like).
 """
+
+COMMANDS = ["demo", "up", "gallery", "bench", "test", "check", "setup"]
+EXTRAS = {"demo": "demo", "up": "demo", "gallery": "demo", "bench": "benchmark"}  # what a command needs; else dev
 
 CHECKS = [
     ("formatting", ["ruff", "format", "--check", "."]),
@@ -68,7 +73,7 @@ def main() -> None:
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["demo", "up", "gallery", "test", "check", "setup"], help=argparse.SUPPRESS)
+    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     if len(sys.argv) == 1:
         parser.print_help()
@@ -77,11 +82,15 @@ def main() -> None:
     if arguments.rest and arguments.command in ("check", "setup"):
         parser.error(f"{arguments.command} takes no further words, got {' '.join(arguments.rest)}")
 
-    set_up("demo" if arguments.command in ("demo", "up", "gallery") else "dev")
+    if arguments.command == "bench" and "--gpu" in arguments.rest:
+        bench_gpu([word for word in arguments.rest if word != "--gpu"])
+    set_up(EXTRAS.get(arguments.command, "dev"))
     if arguments.command in ("demo", "up"):
         become(["hermosis_server", arguments.command, *arguments.rest])
     elif arguments.command == "gallery":
         become(["gallery", *arguments.rest])
+    elif arguments.command == "bench":
+        become(["benchmarks.speed", *arguments.rest])
     elif arguments.command == "test":
         # A process a core, four at most: each imports torch. `-n 0` among the rest is one process, for a debugger.
         become(["pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal", *arguments.rest])
@@ -89,6 +98,14 @@ def main() -> None:
         sys.exit(check())
     else:
         say(f"Ready. The command is {PYTHON.with_name('hermosis').relative_to(ROOT)}")
+
+
+def bench_gpu(rest: list[str]) -> NoReturn:
+    """The CUDA part, with the Python that runs this: a machine with a device may have no network to set up over."""
+    if importlib.util.find_spec("torch") is None:
+        sys.exit(f"bench --gpu needs torch and triton, and {sys.executable} has no torch; call a Python that has them.")
+    os.chdir(ROOT)
+    sys.exit(subprocess.call([sys.executable, "benchmarks/gpu_step.py", *rest]))
 
 
 def say(line: str) -> None:
@@ -107,10 +124,11 @@ def set_up(extra: str) -> None:
         if was_interrupted and ENVIRONMENT.exists():
             say("The last set-up was interrupted; starting it afresh.")
         make_environment(clear=was_interrupted)
+        before = installed(wanted)
         STAMP.unlink(missing_ok=True)
         install(extra)
         partial = STAMP.with_suffix(".partial")
-        partial.write_text(json.dumps({"fingerprint": wanted, "extra": extra}) + "\n")
+        partial.write_text(json.dumps({"fingerprint": wanted, "extras": sorted({extra, *before})}) + "\n")
         partial.replace(STAMP)
 
 
@@ -123,12 +141,18 @@ def fingerprint() -> str:
 
 
 def is_finished(wanted: str, extra: str) -> bool:
+    # The others hold everything that demo needs.
+    enough = {"demo", "dev", "benchmark"} if extra == "demo" else {extra}
+    return PYTHON.exists() and bool(enough & installed(wanted))
+
+
+def installed(wanted: str) -> set[str]:
+    """The extras that finished set-ups of this fingerprint have brought."""
     try:
         stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):
-        return False
-    # dev holds everything that demo needs.
-    return PYTHON.exists() and stamp.get("fingerprint") == wanted and stamp.get("extra") in (extra, "dev")
+        return set()
+    return set(stamp.get("extras", ())) if stamp.get("fingerprint") == wanted else set()
 
 
 def need_venv() -> None:

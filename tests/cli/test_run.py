@@ -71,6 +71,24 @@ def test_environment_for_development_serves_the_demo_but_not_the_other_way(fake:
     assert fake.set_up("demo") == []
 
 
+def test_environments_for_development_and_for_benchmarks_stand_together(fake: Fake) -> None:
+    fake.set_up("dev")
+    assert fake.set_up("benchmark") == ["make", "benchmark"]
+    assert fake.set_up("dev") == []
+    assert fake.set_up("benchmark") == []
+
+
+def test_device_benchmarks_need_no_environment(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "call", lambda command, **_: called.append(command) or 1)
+    monkeypatch.setattr(sys, "argv", ["run.py", "bench", "--gpu", "--rehearse"])
+    monkeypatch.setattr(fake.run.os, "chdir", lambda folder: None)
+    with pytest.raises(SystemExit):
+        fake.run.main()
+    assert called == [[sys.executable, "benchmarks/gpu_step.py", "--rehearse"]]
+    assert fake.done == []
+
+
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
 def test_a_changed_requirement_is_installed(fake: Fake, name: str) -> None:
     fake.set_up("dev")
@@ -175,7 +193,7 @@ def test_pip_speaks_plainly_and_a_failure_shows_its_words(tmp_path: Path, capsys
 
 def test_help_names_every_command() -> None:
     done = subprocess.run([sys.executable, SOURCE, "--help"], capture_output=True, text=True, check=True)
-    for command in ("demo", "up", "gallery", "test", "check", "setup"):
+    for command in ("demo", "up", "gallery", "bench", "test", "check", "setup"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -183,4 +201,4 @@ def test_stamp_is_whole_or_absent(fake: Fake) -> None:
     fake.set_up("demo")
     fake.run.STAMP.write_text("{half a lin")
     assert fake.set_up("demo") == ["make", "demo"]
-    assert json.loads(fake.run.STAMP.read_text())["extra"] == "demo"
+    assert json.loads(fake.run.STAMP.read_text())["extras"] == ["demo"]

@@ -1,0 +1,1 @@
+"""How fast it is, in ratios: python3 run.py bench."""
