@@ -33,7 +33,18 @@ def encode(values: Float32, dtype: Dtype) -> bytes:
     return _to_bfloat16(values).astype("<u2", copy=False).tobytes()
 
 
-def decode_into(payload: bytes, dtype: Dtype, out: Float32) -> None:
+def encode_into(values: Float32, dtype: Dtype, out: NDArray[np.uint8]) -> None:
+    """As `encode`, into that many bytes of memory."""
+    if dtype is Dtype.FLOAT32:
+        out.view("<f4")[:] = values
+    elif dtype is Dtype.FLOAT16:
+        with np.errstate(over="ignore"):
+            out.view("<f2")[:] = values
+    else:
+        out.view("<u2")[:] = _to_bfloat16(values)
+
+
+def decode_into(payload: bytes | memoryview, dtype: Dtype, out: Float32) -> None:
     """Lands wire bytes in a float32 array of as many elements, with one copy."""
     if dtype is Dtype.FLOAT32:
         out[:] = np.frombuffer(payload, "<f4")

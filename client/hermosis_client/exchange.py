@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from numpy.typing import ArrayLike
 
@@ -17,6 +17,7 @@ from hermosis_client.errors import ConnectionFailed, HermosisError
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import Reply, StepResult
 from hermosis_client.retry import Patience
+from hermosis_client.segment import MIN_PAYLOAD_BYTES, Segment
 from hermosis_client.stream import ExchangeStream
 from hermosis_client.transfer import HANDLE, Landing, OutgoingGradient, wait_for_opening, wait_for_result
 
@@ -33,6 +34,7 @@ class WorkerSettings:
     gradient_dtype: wire.Dtype
     reply_dtype: wire.Dtype
     reply: Reply
+    shared_memory: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,7 @@ class Worker:
         self._settings = settings
         self._lock = threading.Lock()
         self._stream: ExchangeStream | None = None
+        self._segment: Segment | None = None
         self._opened_for: Reply | None = None
         self._generation = 0
         self._next_sequence = 1
@@ -129,7 +132,7 @@ class Worker:
             stream, opened = self._introduce(self._settings.reply, generation=0)
             try:
                 stream.send([_Request(pull=gradient_pb2.PullParameters(handle=HANDLE))])
-                step = landing.receive(stream, 0)
+                step = landing.receive(stream, 0, self._segment, self._settings.reply_dtype)
             except BaseException:
                 self._drop()  # No gradient may go on from parameters that never came.
                 raise
@@ -147,6 +150,11 @@ class Worker:
 
         self._persist(attempt)
 
+    @property
+    def path(self) -> Literal["segment", "stream"]:
+        """How payload travels now: in memory shared with the server, or on the stream."""
+        return "stream" if self._segment is None else "segment"
+
     def close(self) -> None:
         """Ends the stream; the session lives on. Cuts a call in another thread off. Harmless when repeated."""
         self._closed = True
@@ -156,7 +164,7 @@ class Worker:
         try:
             if self._stream is not None:
                 self._stream.close()
-                self._stream = None
+                self._drop()
         finally:
             self._lock.release()
 
@@ -184,7 +192,7 @@ class Worker:
             stream = self._open(reply)
             sequence = sequence or self._next_sequence  # A later attempt is about the same contribution.
             gradient = OutgoingGradient(
-                flat, self._settings.gradient_dtype, self._chunk_bytes, self._commit(sequence, numbers)
+                flat, self._settings.gradient_dtype, self._chunk_bytes, self._commit(sequence, numbers), self._segment
             )
             stream.send(gradient)
             try:
@@ -193,7 +201,7 @@ class Worker:
                 gradient.abandoned = True
                 raise
             if reply is Reply.PARAMETERS or (reply is Reply.INCREMENT and result.applied):
-                self.step = landing.receive(stream, sequence)
+                self.step = landing.receive(stream, sequence, self._segment, self._settings.reply_dtype)
             elif reply is Reply.INCREMENT:
                 landing.zero()
             self._next_sequence = sequence + 1
@@ -247,6 +255,8 @@ class Worker:
         if self._stream is None or self._stream.ended:
             self._stream = ExchangeStream(self._connection)
             self._opened_for = None
+            self._release_segment()
+            self._segment = self._new_segment()
         opening = gradient_pb2.OpenSession(
             handle=HANDLE,
             session_id=self._session_id,
@@ -256,6 +266,7 @@ class Worker:
             gradient_dtype=codec.dtype_number(self._settings.gradient_dtype),
             reply=gradient_pb2.Reply.ValueType(reply),
             reply_dtype=codec.dtype_number(self._settings.reply_dtype),
+            segment=self._segment.offer if self._segment is not None else None,
         )
         messages = [_Request(open=opening)]
         if self._opened_for is not None:
@@ -264,6 +275,8 @@ class Worker:
         self._stream.send(messages)
         opened = wait_for_opening(self._stream)
         self._opened_for = reply
+        if not opened.segment_attached:
+            self._release_segment()
         self._next_sequence = opened.next_sequence
         self._chunk_bytes = opened.chunk_bytes or wire.DEFAULT_CHUNK_BYTES
         return self._stream, opened
@@ -272,3 +285,22 @@ class Worker:
         if self._stream is not None:
             self._stream.cancel()
             self._stream = None
+        self._release_segment()
+
+    def _new_segment(self) -> Segment | None:
+        """Memory to share with the server; one for each stream, so that no late answer of an earlier one lands in it."""
+        settings = self._settings
+        itemsizes = settings.gradient_dtype.itemsize, settings.reply_dtype.itemsize
+        if not (settings.shared_memory and self._connection.shares_memory):
+            return None
+        if self._layout.parameter_count * max(itemsizes) < MIN_PAYLOAD_BYTES:
+            return None
+        try:
+            return Segment(self._layout.parameter_count, settings.gradient_dtype, settings.reply_dtype)
+        except OSError:
+            return None
+
+    def _release_segment(self) -> None:
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None

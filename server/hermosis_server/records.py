@@ -138,7 +138,15 @@ class GradientChunk:
     offset: int  # in elements, from the start of the flat parameter vector
     dtype: Dtype
     crc32: int
-    payload: bytes  # little-endian
+    payload: bytes | memoryview  # little-endian
+
+
+class SegmentOffer(NamedTuple):
+    """What a worker says about its shared memory; nothing of it is believed."""
+
+    process_id: int
+    descriptor: int
+    token: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,4 +251,5 @@ class Limits:
     window_bytes: int = 256 << 20
     staging_bytes: int = 4 << 30
     device_bytes: int = 4 << 30
+    segment_bytes: int = 8 << 30
     max_readings: int = 10_000  # of telemetry, a session

@@ -88,7 +88,7 @@ class Assembler:
         """CRC-32 of the whole vector's bytes."""
         return wire.joined_checksum((crc, length * self.dtype.itemsize) for _, length, crc in self._parts)
 
-    def add(self, *, offset: int, dtype: Dtype, crc32: int, payload: bytes) -> None:
+    def add(self, *, offset: int, dtype: Dtype, crc32: int, payload: bytes | memoryview) -> None:
         """Puts a chunk in its place. A chunk that comes a second time is recognised and left out.
 
         Raises:
@@ -116,20 +116,23 @@ class Assembler:
                 f"chunk ends at element {end}, the session has {self.elements}; check the parameter order and sizes",
                 field="chunk.offset",
             )
-        actual = wire.checksum(payload)
+        place = bisect_left(self._parts, (offset, 0, 0))
+        if self._already_there(place, offset, length, crc32):
+            return
+        landed = payload
+        if self.staging is not None:
+            # First the copy, then its check: the payload may lie in memory that its sender can still write.
+            start = offset * dtype.itemsize
+            landed = self.staging.memory[start : start + size]
+            landed[:] = payload
+        actual = wire.checksum(landed)
         if actual != crc32:
             raise CorruptChunk(
                 f"chunk at element {offset} has checksum {actual:08x}, its sender computed {crc32:08x}; send it again",
                 field="chunk.crc32",
             )
-        place = bisect_left(self._parts, (offset, 0, 0))
-        if self._already_there(place, offset, length, crc32):
-            return
         self._parts.insert(place, (offset, length, crc32))
         self.received += length
-        if self.staging is not None:
-            start = offset * dtype.itemsize
-            self.staging.memory[start : start + size] = payload
 
     def require_complete(self) -> None:
         """Raises LayoutMismatch when elements are missing."""

@@ -18,6 +18,7 @@ from hermosis_server.records import Vector
 from hermosis_server.rpc import status
 from hermosis_server.rpc.codec import gradient as codec
 from hermosis_server.rpc.links import Link, open_link
+from hermosis_server.rpc.segments import Segments
 
 Response = gradient_pb2.ExchangeResponse
 
@@ -38,11 +39,13 @@ class ExchangeStream:
 
     Args:
       engine:       takes the contributions.
+      segments:     where workers on this machine share memory.
       window_bytes: unanswered payload at which reading pauses.
     """
 
-    def __init__(self, engine: Engine, *, window_bytes: int) -> None:
+    def __init__(self, engine: Engine, segments: Segments, *, window_bytes: int) -> None:
         self._engine = engine
+        self._segments = segments
         self._window_bytes = window_bytes
         self._unanswered_bytes = 0
         self._room = asyncio.Event()
@@ -103,6 +106,8 @@ class ExchangeStream:
             self._packed(request.packed)
         elif kind == "pull":
             self._pull(request.pull.handle)
+        elif kind == "segment":
+            self._segment_chunk(request.segment)
         elif kind == "close":
             self._close_handle(request.close.handle)
         else:
@@ -135,6 +140,8 @@ class ExchangeStream:
             return
         self._refused_handles.discard(handle)
         self._links[handle] = link
+        if message.HasField("segment"):
+            link.attach(self._segments, codec.segment_offer(message.segment))
         session = link.session
         self._send(
             Response(
@@ -148,6 +155,7 @@ class ExchangeStream:
                     parameter_count=session.spec.layout.parameter_count,
                     chunk_bytes=self._engine.limits.chunk_bytes,
                     window_bytes=self._window_bytes,
+                    segment_attached=link.segment is not None,
                 )
             )
         )
@@ -158,6 +166,16 @@ class ExchangeStream:
             return
         try:
             link.receive(self._engine, codec.chunk(message, link.gradient_dtype))
+        except Exception as error:
+            link.refuse(message.sequence)
+            self._refuse(message.handle, message.sequence, error)
+
+    def _segment_chunk(self, message: gradient_pb2.SegmentChunk) -> None:
+        link = self._link(message.handle)
+        if link is None or message.sequence in link.refused:
+            return
+        try:
+            link.receive(self._engine, link.lying_in_segment(message))
         except Exception as error:
             link.refuse(message.sequence)
             self._refuse(message.handle, message.sequence, error)
@@ -175,7 +193,7 @@ class ExchangeStream:
         except Exception as error:
             self._refuse(handle, sequence, error)
             return
-        self._later(self._answers(handle, sequence, fate), self._window_of(link))
+        self._later(self._answers(link, handle, sequence, fate), self._window_of(link))
 
     def _packed(self, message: gradient_pb2.PackedGradients) -> None:
         fates: list[tuple[int, int, Awaitable[Answer] | Exception]] = []
@@ -201,13 +219,13 @@ class ExchangeStream:
         if link is not None:
             self._later(self._pulled(handle, link), self._window_of(link))
 
-    async def _answers(self, handle: int, sequence: int, fate: Awaitable[Answer]) -> Iterator[Response]:
+    async def _answers(self, link: Link, handle: int, sequence: int, fate: Awaitable[Answer]) -> Iterator[Response]:
         try:
             answer = await fate
         except Exception as error:
             return iter([_refused(handle, sequence, error)])
         result = Response(result=codec.step_result(answer.result, handle))
-        return _chained(result, self._chunks(handle, sequence, answer.vector))
+        return _chained(result, self._chunks(link, handle, sequence, answer.vector))
 
     async def _packed_answers(
         self, fates: Iterable[tuple[int, int, Awaitable[Answer] | Exception]]
@@ -229,10 +247,14 @@ class ExchangeStream:
             vector = await self._engine.pull(link.session.session_id, link.wish.dtype)
         except Exception as error:
             return iter([_refused(handle, 0, error)])
-        return self._chunks(handle, 0, vector)
+        return self._chunks(link, handle, 0, vector)
 
-    def _chunks(self, handle: int, sequence: int, vector: Vector | None) -> Iterator[Response]:
+    def _chunks(self, link: Link, handle: int, sequence: int, vector: Vector | None) -> Iterator[Response]:
         if vector is None:
+            return
+        if link.segment is not None:
+            for piece in codec.segment_chunks(vector, link.segment.answer, handle=handle, sequence=sequence):
+                yield Response(segment=piece)
             return
         chunk_bytes = self._engine.limits.chunk_bytes
         for chunk in codec.vector_chunks(vector, handle=handle, sequence=sequence, chunk_bytes=chunk_bytes):

@@ -12,6 +12,7 @@ from hermosis_server.rpc.codec import enums
 from hermosis_server.rpc.codec import gradient as gradient_codec
 from hermosis_server.rpc.exchange import PACKED_OVERHEAD_BYTES, ExchangeStream
 from hermosis_server.rpc.links import Link, link_for_call
+from hermosis_server.rpc.segments import Segments
 
 
 class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
@@ -19,11 +20,12 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._segments = Segments(engine.limits.segment_bytes)
 
     async def Exchange(
         self, requests: AsyncIterator[gradient_pb2.ExchangeRequest], context: Any
     ) -> AsyncIterator[gradient_pb2.ExchangeResponse]:
-        stream = ExchangeStream(self._engine, window_bytes=self._engine.limits.window_bytes)
+        stream = ExchangeStream(self._engine, self._segments, window_bytes=self._engine.limits.window_bytes)
         async for response in stream.responses(requests):
             yield response
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hermosis.v1 import gradient_pb2
+from hermosis import wire
 from hermosis.wire import Dtype, is_plain_name
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.engine import Engine
@@ -16,6 +17,8 @@ from hermosis_server.engine.session import Session, require_next
 from hermosis_server.errors import InvalidRequest, LayoutMismatch, Unsupported
 from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish
 from hermosis_server.rpc.codec import enums
+from hermosis_server.rpc.codec import gradient as codec
+from hermosis_server.rpc.segments import Segment, SegmentOffer, Segments
 
 MAX_WORKER_ID_BYTES = 128
 MAX_OPEN_GRADIENTS = 64  # begun, not yet committed
@@ -26,6 +29,7 @@ class Link:
     """A worker's part in a session.
 
     Attributes:
+      segment:   memory shared with the worker, where there is any.
       gradients: on their way, by sequence.
       refused:   sequences of which everything is ignored up to the commit.
     """
@@ -36,6 +40,7 @@ class Link:
     gradient_dtype: Dtype
     wish: ReplyWish
     ack_level: AckLevel
+    segment: Segment | None = None
     gradients: dict[int, Assembler] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
 
@@ -45,6 +50,9 @@ class Link:
             gradient.release()
         self.gradients.clear()
         self.refused.clear()
+        if self.segment is not None:
+            self.segment.close()
+            self.segment = None
         self.session.leave(self.worker)
 
     def refuse(self, sequence: int) -> None:
@@ -60,6 +68,12 @@ class Link:
             raise InvalidRequest(f"{len(self.refused)} gradients were refused and none of them committed")
         self.refused.add(sequence)
 
+    def attach(self, segments: Segments, offer: SegmentOffer) -> None:
+        """Uses the memory that the worker offers, if it is what it should be."""
+        itemsizes = self.gradient_dtype.itemsize, self.wish.dtype.itemsize
+        places = wire.segment_places(self.session.spec.layout.parameter_count, *itemsizes)
+        self.segment = segments.attach(offer, places)
+
     def receive(self, engine: Engine, chunk: GradientChunk) -> None:
         """Puts a chunk in its place; the first of a gradient takes memory for the whole of it."""
         gradient = self.gradients.get(chunk.sequence)
@@ -72,6 +86,12 @@ class Link:
             gradient = engine.intake.begin_gradient(self.session, self.worker, chunk.sequence, self.gradient_dtype)
             self.gradients[chunk.sequence] = gradient
         gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
+
+    def lying_in_segment(self, message: gradient_pb2.SegmentChunk) -> GradientChunk:
+        """A piece of a gradient, still in shared memory."""
+        if self.segment is None:
+            raise InvalidRequest("no segment is attached to this handle; send the gradient in chunks", field="segment")
+        return codec.segment_chunk(message, self.segment.gradient, self.gradient_dtype)
 
     def commit(self, engine: Engine, commit: Commit) -> Coroutine[Any, Any, Answer]:
         """Counts a gradient whose chunks have all come, and returns the wait for its answer."""

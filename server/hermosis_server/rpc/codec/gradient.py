@@ -7,8 +7,8 @@ from typing import Any
 from hermosis import wire
 from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis.wire import Dtype
-from hermosis_server.errors import InvalidRequest
-from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply, StepResult, Vector
+from hermosis_server.errors import InvalidRequest, LayoutMismatch
+from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply, SegmentOffer, StepResult, Vector
 from hermosis_server.rpc.codec import enums
 
 # These exist for every step; the others may be undefined, and then are absent.
@@ -24,6 +24,28 @@ def chunk(message: gradient_pb2.GradientChunk, agreed: Dtype) -> GradientChunk:
         crc32=message.crc32,
         payload=message.payload,  # Once: every access to a protobuf bytes field builds a new object.
     )
+
+
+def segment_chunk(message: gradient_pb2.SegmentChunk, place: memoryview, agreed: Dtype) -> GradientChunk:
+    """A piece of a gradient that lies in shared memory.
+
+    Raises:
+      LayoutMismatch: it ends beyond the place.
+    """
+    begin, end = message.offset * agreed.itemsize, (message.offset + message.length) * agreed.itemsize
+    if end > len(place):
+        raise LayoutMismatch(
+            f"chunk ends at element {message.offset + message.length}, the session has "
+            f"{len(place) // agreed.itemsize}; check the parameter order and sizes",
+            field="segment.offset",
+        )
+    return GradientChunk(
+        sequence=message.sequence, offset=message.offset, dtype=agreed, crc32=message.crc32, payload=place[begin:end]
+    )
+
+
+def segment_offer(message: gradient_pb2.SegmentOffer) -> SegmentOffer:
+    return SegmentOffer(message.process_id, message.descriptor, message.token)
 
 
 def commit(message: gradient_pb2.Commit) -> Commit:
@@ -88,6 +110,26 @@ def vector_chunks(
             dtype=int(vector.dtype),  # type: ignore[arg-type]
             crc32=wire.checksum(payload),
             payload=payload,
+        )
+
+
+def segment_chunks(
+    vector: Vector, place: memoryview, *, handle: int, sequence: int
+) -> Iterator[gradient_pb2.SegmentChunk]:
+    """A vector in pieces, each put into shared memory when it is about to be told."""
+    itemsize = vector.dtype.itemsize
+    payload = memoryview(vector.payload)
+    for offset, length in wire.spans(len(payload) // itemsize, itemsize, wire.MAX_CHUNK_BYTES):
+        piece = payload[offset * itemsize : (offset + length) * itemsize]
+        place[offset * itemsize : (offset + length) * itemsize] = piece
+        yield gradient_pb2.SegmentChunk(
+            handle=handle,
+            sequence=sequence,
+            offset=offset,
+            length=length,
+            crc32=wire.checksum(piece),
+            step=vector.step,
+            reply=int(vector.reply),  # type: ignore[arg-type]
         )
 
 
