@@ -34,7 +34,7 @@ class WorkerSettings:
     gradient_dtype: wire.Dtype
     reply_dtype: wire.Dtype
     reply: Reply
-    shared_memory: bool
+    shared_memory: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +288,7 @@ class Worker:
         self._release_segment()
 
     def _new_segment(self) -> Segment | None:
-        """Memory to share with the server; one for each stream, so that no late answer of an earlier one lands in it."""
+        """Memory to share with the server. Each stream has its own: no late answer of an earlier one can land in it."""
         settings = self._settings
         itemsizes = settings.gradient_dtype.itemsize, settings.reply_dtype.itemsize
         if not (settings.shared_memory and self._connection.shares_memory):

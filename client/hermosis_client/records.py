@@ -269,6 +269,7 @@ class Limits:
     window_bytes: int
     staging_bytes: int
     device_bytes: int
+    segment_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

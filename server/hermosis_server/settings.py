@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     segment_bytes: int = Field(
         _DEFAULTS.segment_bytes,
         ge=0,
-        description="Most bytes of memory that workers on this machine may share with the server. Beyond them, and with "
-        "0, their gradients come over the stream, which is slower.",
+        description="Most bytes of memory that workers on this machine may share with the server. Beyond them their "
+        "gradients come over the stream, which is slower; 0 takes none.",
     )
     window_bytes: int = Field(
         _DEFAULTS.window_bytes,

@@ -90,8 +90,31 @@ def test_a_changed_bit_is_noticed() -> None:
     with pytest.raises(CorruptChunk):
         add(assembler, 0, VALUES[:10], payload=bytes(payload))
     assert assembler.received == 0
+    add(assembler, 0, VALUES)
     assert assembler.staging is not None
-    assert not any(assembler.staging.memory)
+    assert bytes(assembler.staging.memory) == VALUES.tobytes()
+
+
+def test_what_is_checked_is_the_copy_and_not_memory_that_its_sender_can_still_write() -> None:
+    class Restless:
+        """A sender that changes its payload as soon as it has been read once."""
+
+        def __init__(self) -> None:
+            self.payload = bytearray(VALUES[:10].tobytes())
+
+        def checksum(self, payload: bytes | memoryview, before: int = 0) -> int:
+            result = zlib.crc32(payload, before)
+            self.payload[13] ^= 4
+            return result
+
+    sender = Restless()
+    assembler = new()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "checksum", sender.checksum)
+        crc32 = zlib.crc32(sender.payload)
+        assembler.add(offset=0, dtype=Dtype.FLOAT32, crc32=crc32, payload=memoryview(sender.payload))
+    assert assembler.staging is not None
+    assert zlib.crc32(assembler.staging.memory[:40]) == crc32
 
 
 @pytest.mark.parametrize("payload", [b"", b"123", b"12345", bytes(wire.MAX_CHUNK_BYTES + 4)])

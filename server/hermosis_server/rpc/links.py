@@ -7,18 +7,18 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from hermosis.v1 import gradient_pb2
 from hermosis import wire
+from hermosis.v1 import gradient_pb2
 from hermosis.wire import Dtype, is_plain_name
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.rounds import Answer, WorkerRecord
 from hermosis_server.engine.session import Session, require_next
 from hermosis_server.errors import InvalidRequest, LayoutMismatch, Unsupported
-from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish
+from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish, SegmentOffer
 from hermosis_server.rpc.codec import enums
 from hermosis_server.rpc.codec import gradient as codec
-from hermosis_server.rpc.segments import Segment, SegmentOffer, Segments
+from hermosis_server.rpc.segments import Segment, Segments
 
 MAX_WORKER_ID_BYTES = 128
 MAX_OPEN_GRADIENTS = 64  # begun, not yet committed

@@ -1,8 +1,8 @@
 """Segments: memory that a worker on this machine shares with the server, for its gradients and their answers.
 
 The worker makes an anonymous file and names it as a descriptor of its own process; the server opens it there. It has no
-name in any file system, so whoever dies leaves nothing behind: the kernel frees the memory with its last user. What does
-not check out is not attached, and the payload travels on the stream.
+name in any file system, so whoever dies leaves nothing behind: the kernel frees the memory with its last user. What
+does not check out is not attached, and the payload travels on the stream.
 """
 
 import hmac
@@ -38,7 +38,9 @@ class Segments:
         """Maps an offered segment, to be closed by the caller; None when it is not what it should be."""
         try:
             if self.used_bytes + places.size_bytes > self.limit_bytes or self.count >= MAX_SEGMENTS:
-                raise OSError(f"{self.count} segments of {self.used_bytes} bytes are attached, {self.limit_bytes} may be")
+                raise OSError(
+                    f"{self.count} segments of {self.used_bytes} bytes are attached, {self.limit_bytes} may be"
+                )
             memory = _mapped(offer, places.size_bytes)
         except OSError as error:
             logger.info("event=segment_not_attached process=%d reason=%r", offer.process_id, str(error))
@@ -87,7 +89,9 @@ def _mapped(offer: SegmentOffer, size_bytes: int) -> memoryview:
         file = os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         closing.callback(os.close, file)
         if not fcntl.fcntl(file, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            raise OSError("the file is not sealed against shrinking")  # A worker that shrank it could kill this process.
+            raise OSError(
+                "the file is not sealed against shrinking"
+            )  # A worker that shrank it could kill this process.
         if os.fstatvfs(file).f_bsize != mmap.PAGESIZE:
             raise OSError("the file lies in huge pages")  # So could one that made them run out.
         if os.fstat(file).st_size != size_bytes:
