@@ -3,6 +3,7 @@
 import fcntl
 import mmap
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -140,30 +141,45 @@ def test_a_process_that_is_not_there_offers_nothing(
     assert segments.attach(make()._replace(process_id=process_id), PLACES) is None
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "pipe", "device", "socket", "unsealable", "none"])
-def test_only_sealed_anonymous_files_are_opened(segments: Segments, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("file", "Invalid argument|not sealed"),  # as its file system has it
+        ("unsealable", "not sealed"),
+        ("folder", "no file"),
+        ("pipe", "no file"),
+        ("device", "no file"),
+        ("socket", "no file"),
+        ("none", "No such file"),
+    ],
+)
+def test_nothing_but_a_sealed_anonymous_file_is_used_and_no_pipe_or_device_even_opened(
+    segments: Segments, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, reason: str
+) -> None:
+    caplog.set_level("INFO")
     token = secrets.token_bytes(32)
     (tmp_path / "file").write_bytes(token.ljust(PLACES.size_bytes, b"\0"))
-    before = descriptors()
-    pipe = os.pipe()
-    named = {
+    make = {
         "file": lambda: os.open(tmp_path / "file", os.O_RDWR),
+        "unsealable": lambda: os.memfd_create("unsealable"),
         "folder": lambda: os.open(tmp_path, os.O_RDONLY),
         "pipe": lambda: os.dup(pipe[0]),
         "device": lambda: os.open("/dev/zero", os.O_RDWR),
         "socket": lambda: socket.socket().detach(),
-        "unsealable": lambda: os.memfd_create("unsealable"),
         "none": lambda: os.dup(pipe[0]),
     }
-    descriptor = named[kind]()
+    pipe = os.pipe()
+    descriptor = make[kind]()
     if kind == "none":
         os.close(descriptor)
+    before = descriptors()
     try:
         assert segments.attach(SegmentOffer(os.getpid(), descriptor, token), PLACES) is None
+        assert re.search(reason, caplog.text)
+        assert descriptors() == before
     finally:
-        for each in (*pipe, *([] if kind == "none" else [descriptor])):
+        for each in {*pipe, descriptor} - ({descriptor} if kind == "none" else set()):
             os.close(each)
-    assert descriptors() == before
 
 
 def test_no_more_memory_is_attached_than_the_limit(segments: Segments, make: Callable[..., SegmentOffer]) -> None:
