@@ -26,7 +26,6 @@ class Segment:
       gradient: bytes of the gradient's place.
       answer:   bytes of the answer's place.
       offer:    what to open it by.
-      close:    lets it go; harmless when repeated.
     """
 
     def __init__(self, elements: int, gradient_dtype: wire.Dtype, answer_dtype: wire.Dtype) -> None:
@@ -37,7 +36,7 @@ class Segment:
         places = wire.segment_places(elements, gradient_dtype.itemsize, answer_dtype.itemsize)
         token = secrets.token_bytes(wire.SEGMENT_TOKEN_BYTES)
         descriptor = os.memfd_create("hermosis-segment", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self.close = weakref.finalize(self, os.close, descriptor)  # Arrays that are in use keep the memory.
+        self._close_descriptor = weakref.finalize(self, os.close, descriptor)
         os.truncate(descriptor, places.size_bytes)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         memory = np.frombuffer(mmap.mmap(descriptor, places.size_bytes), np.uint8)
@@ -45,3 +44,8 @@ class Segment:
         self.gradient: NDArray[np.uint8] = memory[places.gradient]
         self.answer: NDArray[np.uint8] = memory[places.answer]
         self.offer = gradient_pb2.SegmentOffer(process_id=os.getpid(), descriptor=descriptor, token=token)
+
+    def close(self) -> None:
+        """Lets the memory go; arrays that are in use keep it as long as they are. Harmless when repeated."""
+        self._close_descriptor()
+        self.gradient = self.answer = np.empty(0, np.uint8)

@@ -42,11 +42,11 @@ class OutgoingGradient:
         yield gradient_pb2.ExchangeRequest(commit=self._commit)
 
     def _segment_chunks(self, segment: Segment) -> Iterator[gradient_pb2.ExchangeRequest]:
-        itemsize = self._dtype.itemsize
+        itemsize, area = self._dtype.itemsize, segment.gradient
         for offset, length in wire.spans(self._flat.size, itemsize, wire.MAX_CHUNK_BYTES):
-            if self.abandoned:
+            if self.abandoned:  # The segment may be closed then.
                 break
-            place = segment.gradient[offset * itemsize : (offset + length) * itemsize]
+            place = area[offset * itemsize : (offset + length) * itemsize]
             encode_into(self._flat[offset : offset + length], self._dtype, place)
             chunk = gradient_pb2.SegmentChunk(
                 handle=HANDLE,
