@@ -202,7 +202,9 @@ class SessionInfo:
     generation: int
     layout: ParameterLayout
     parameter_count: int
+    device: str
     device_bytes: int
+    host_bytes: int
     lr_scale: float
     optimizer: Optimizer
     consistency: ConsistencyMode

@@ -34,20 +34,24 @@ class Running:
     address: str
 
 
-def choose_device(wish: str) -> torch.device:
-    """The device to serve from.
+def choose_devices(wish: str) -> list[torch.device]:
+    """The devices to serve from: those named, divided by commas, or with auto every GPU, else the processor.
 
     Raises:
       InvalidRequest: there is no such device here.
     """
     if wish == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]
+    return [_device(name.strip()) for name in wish.split(",")]
+
+
+def _device(wish: str) -> torch.device:
     try:
         device = torch.device(wish)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InvalidRequest(
-            f"device {wish!r} cannot be used ({str(error).splitlines()[0]}); choose auto, cpu, or a cuda device that "
+            f"device {wish!r} cannot be used ({str(error).splitlines()[0]}); choose auto, cpu, or cuda devices that "
             "this torch build and driver offer",
             field="device",
         ) from error
@@ -80,15 +84,15 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     Stopping says NOT_SERVING, refuses new work, finishes rounds that are complete, and then ends the calls.
     """
     check_host(settings.host, allow_insecure=settings.allow_insecure)
-    device = choose_device(settings.device)
+    devices = choose_devices(settings.device)
     torch.set_num_threads(settings.threads)
     limits = settings.limits()
-    arena = Arena(device, row_elements=settings.row_elements, limit_bytes=limits.device_bytes)
-    executor = Executor(arena, StepQueue(batch_bytes=settings.batch_bytes, linger_s=settings.linger_s))
-    pinned = device.type == "cuda"
-    engine = Engine(executor, limits=limits, allocate=lambda size: staging_buffer(size, pinned=pinned))
+    executors = [_executor(device, settings) for device in devices]
+    pinned = any(device.type == "cuda" for device in devices)
+    engine = Engine(executors, limits=limits, allocate=lambda size: staging_buffer(size, pinned=pinned))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    rpc = RpcServer(engine, device_name=device_name(device), address=f"{host}:{settings.port}")
+    names = ", ".join(map(device_name, devices))
+    rpc = RpcServer(engine, device_name=names, address=f"{host}:{settings.port}")
     try:
         port = await rpc.start()
     except RuntimeError as error:
@@ -98,7 +102,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             "stop that one, or choose --port 0 for a free one",
             field="port",
         ) from error
-    logger.info("event=serving version=%s address=%s:%d device=%s", __version__, host, port, device_name(device))
+    logger.info("event=serving version=%s address=%s:%d device=%s", __version__, host, port, names)
     try:
         yield Running(engine, f"{host}:{port}")
     finally:
@@ -107,6 +111,12 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         await engine.stop()
         await rpc.stop(settings.grace_s)
         logger.info("event=stopped")
+
+
+def _executor(device: torch.device, settings: Settings) -> Executor:
+    arena = Arena(device, limit_bytes=settings.device_memory_bytes, host_limit_bytes=settings.host_memory_bytes)
+    queue = StepQueue(batch_bytes=settings.batch_bytes, linger_s=settings.linger_s)
+    return Executor(arena, queue, threads=settings.threads)
 
 
 async def _serve(settings: Settings) -> None:

@@ -138,7 +138,7 @@ class GradientChunk:
     offset: int  # in elements, from the start of the flat parameter vector
     dtype: Dtype
     crc32: int
-    payload: bytes | memoryview  # little-endian
+    payload: bytes | bytearray | memoryview  # little-endian
 
 
 class SegmentOffer(NamedTuple):
@@ -192,7 +192,7 @@ class Vector:
     step: int
     reply: Reply
     dtype: Dtype
-    payload: memoryview | bytes
+    payload: memoryview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,8 +227,7 @@ class StateScalars:
     published_cooling: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSequence:
+class WorkerSequence(NamedTuple):
     worker_id: str
     sequence: int
     payload_crc32: int

@@ -28,19 +28,15 @@ class Settings(BaseSettings):
     data_folder: Path = Field(
         Path("hermosis-data"), description="Folder for what must outlive the process; made if missing."
     )
-    device: str = Field("auto", description="Where sessions live: auto (cuda if there, else cpu), cpu, cuda or cuda:N.")
+    device: str = Field(
+        "auto",
+        description="Where sessions live: auto (every GPU there is, else the processor), cpu, cuda:N, or several "
+        "divided by commas; a session is placed where most memory is free.",
+    )
     threads: int = Field(
         1,
         ge=1,
         description="Processor threads of a step on the cpu. More speed up large models, and take cores from the wire.",
-    )
-    row_elements: int = Field(
-        1024,
-        ge=64,
-        le=1 << 20,
-        multiple_of=64,
-        description="Elements in a row of device memory. Longer rows waste more on small sessions, shorter ones cost "
-        "large sessions time.",
     )
     batch_bytes: int = Field(
         256 << 20,
@@ -56,7 +52,12 @@ class Settings(BaseSettings):
         "every step by as much.",
     )
     device_memory_bytes: int = Field(
-        _DEFAULTS.device_bytes, ge=1 << 20, description="Most bytes of device memory for all sessions together."
+        _DEFAULTS.device_bytes, ge=1 << 20, description="Most bytes of memory that sessions may hold on each device."
+    )
+    host_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of host memory for sessions that idle and make room on the device; 0 keeps all there.",
     )
     staging_bytes: int = Field(
         _DEFAULTS.staging_bytes, ge=1 << 20, description="Most bytes of host memory for gradients on their way."

@@ -93,6 +93,7 @@ def _by_session(sessions: list[tuple[SessionInfo, TelemetryReading | None]]) -> 
         _family("parameters", "Elements of the layout.", [(info, info.parameter_count) for info, _ in sessions]),
         _family("workers", "Workers that have contributed.", [(info, info.workers) for info, _ in sessions]),
         _family("device_bytes", "Device memory held.", [(info, info.device_bytes) for info, _ in sessions]),
+        _family("host_bytes", "Host memory held while it idles.", [(info, info.host_bytes) for info, _ in sessions]),
     ]
     read = [(info, reading) for info, reading in sessions if reading is not None]
     for attribute, name, meaning in _ENERGIES:

@@ -231,7 +231,9 @@ class Session(BaseModel):
     generation: int = Field(description="Rises at every recovery, restore or import.")
     layout_digest: str = Field(description="SHA-256 of the canonical layout, in hexadecimal.")
     parameter_count: int
-    device_bytes: int
+    device: str = Field(description="Device that it was placed on.")
+    device_bytes: int = Field(description="Device memory held; zero while it idles in host memory.")
+    host_bytes: int = Field(description="Host memory held while it idles there.")
     lr_scale: float
     create_time: datetime
     etag: str

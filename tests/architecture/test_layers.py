@@ -17,6 +17,7 @@ SOURCES = ("proto", "server", "client")
 OURS = ("hermosis", "hermosis_server", "hermosis_sidecar", "hermosis_client")
 
 WIRE = "hermosis.wire"
+HOT = "hermosis.hot"
 CONTRACT = "hermosis.v1"
 NOUNS = frozenset({"hermosis_server.errors", "hermosis_server.records", WIRE})
 BELOW_ENGINE = frozenset({"hermosis_server.dynamics", "hermosis_server.storage"})
@@ -38,7 +39,9 @@ def room(own: frozenset[str] | set[str] = frozenset(), outside: set[str] | None 
 HOUSE = {
     # The contract.
     "hermosis": room(),
-    WIRE: room(),
+    WIRE: room(outside={"isal"}),
+    HOT: room({"hermosis.energies", "hermosis"}),
+    "hermosis.energies": room(),
     CONTRACT: room(outside={"google.protobuf", "grpc"}),
     # The engine room, from the bottom up.
     "hermosis_server": room(),
@@ -46,17 +49,17 @@ HOUSE = {
     "hermosis_server.records": room({WIRE}),
     "hermosis_server.dynamics": room(NOUNS, {"torch"}),
     "hermosis_server.storage": room(NOUNS),
-    "hermosis_server.engine": room(NOUNS | BELOW_ENGINE | DEVICE),
+    "hermosis_server.engine": room(NOUNS | BELOW_ENGINE | DEVICE, {"numpy"}),
     # Tensors in the engine live in these two only.
     "hermosis_server.engine.arena": room(NOUNS | {"hermosis_server.engine", "hermosis_server.dynamics"}, {"torch"}),
     "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | {"hermosis_server.engine"}, {"torch"}),
     "hermosis_server.rpc": room(
-        NOUNS | {CONTRACT, "hermosis_server.engine", "hermosis_server.rpc.codec", "hermosis_server"},
+        NOUNS | {CONTRACT, HOT, "hermosis_server.engine", "hermosis_server.rpc.codec", "hermosis_server", "hermosis"},
         {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "google.rpc"},
     ),
     # Messages become records and Hamiltonians here, and nowhere else.
     "hermosis_server.rpc.codec": room(
-        NOUNS | {CONTRACT, "hermosis_server.engine", "hermosis_server.dynamics"}, {"google.protobuf"}
+        NOUNS | {CONTRACT, HOT, "hermosis_server.engine", "hermosis_server.dynamics", "hermosis"}, {"google.protobuf"}
     ),
     "hermosis_server.settings": room(NOUNS, {"pydantic", "pydantic_settings"}),
     "hermosis_server.logs": room(outside={"structlog"}),
@@ -104,7 +107,7 @@ HOUSE = {
         {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "structlog", "typer"}
         | {"google.protobuf"},
     ),
-    "hermosis_client": room({CONTRACT, WIRE}, {"grpc", "google.protobuf", "google.rpc", "numpy"}),
+    "hermosis_client": room({CONTRACT, HOT, WIRE}, {"grpc", "google.protobuf", "google.rpc", "numpy"}),
     **{
         f"hermosis_client.{name}": room(
             {"hermosis_client", "hermosis_client.torch_group", "hermosis_client.torch_session"}, {"torch"}

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import random
 import zlib
 
 import pytest
@@ -108,3 +109,11 @@ def test_session_id_refuses(name: str) -> None:
 )
 def test_plain_names(name: str, fits: bool) -> None:
     assert wire.is_plain_name(name, 256) is fits
+
+
+def test_checksums_are_zlibs_whoever_computes_them() -> None:
+    rng = random.Random(3)
+    for length in (0, 1, 7, 64, 1000, 70_001):
+        data = rng.randbytes(length)
+        assert wire.checksum(data) == zlib.crc32(data)
+        assert wire.checksum(memoryview(data)[1:], 99) == zlib.crc32(data[1:], 99)

@@ -14,7 +14,7 @@ from hermosis.wire import Dtype
 from hermosis_server.engine.arena import Arena, staging_buffer
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.executor import Executor
-from hermosis_server.engine.rounds import Answer
+from hermosis_server.engine.rounds import Answer, awaited
 from hermosis_server.engine.scheduler import StepQueue
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.records import (
@@ -31,7 +31,6 @@ from hermosis_server.records import (
 )
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-ROW_ELEMENTS = 64
 
 
 @pytest.fixture(params=DEVICES)
@@ -90,7 +89,7 @@ class Bench:
         reply: Reply = Reply.PARAMETERS,
         wait: bool = True,
         **commit: Any,
-    ) -> Coroutine[Any, Any, Answer]:
+    ) -> asyncio.Future[Answer]:
         """Counts a gradient at once; await the result for its fate."""
         worker = session.workers.get(worker_id) or session.join(worker_id)
         assembler = self.engine.intake.begin_gradient(session, worker, sequence, Dtype.FLOAT32)
@@ -98,7 +97,9 @@ class Bench:
         base = session.step if base_step is None else base_step
         wish = ReplyWish(reply=reply)
         number = Commit(sequence=sequence, base_step=base, **commit)
-        return self.engine.intake.contribute(session, worker, number, wish, assembler, wait=wait)
+        fate, tell = awaited()
+        self.engine.intake.contribute(session, worker, number, wish, assembler, tell, wait=wait)
+        return fate
 
 
 def fill(assembler: Any, values: np.ndarray) -> None:
@@ -110,10 +111,10 @@ def fill(assembler: Any, values: np.ndarray) -> None:
 @contextlib.asynccontextmanager
 async def bench(device: torch.device, *, linger_s: float = 0.0, **limits: int) -> AsyncIterator[Bench]:
     chosen = Limits(**limits)
-    arena = Arena(device, row_elements=ROW_ELEMENTS, limit_bytes=chosen.device_bytes)
+    arena = Arena(device, limit_bytes=chosen.device_bytes)
     executor = Executor(arena, StepQueue(batch_bytes=1 << 26, linger_s=linger_s))
     pinned = device.type == "cuda"
-    engine = Engine(executor, limits=chosen, allocate=lambda size: staging_buffer(size, pinned=pinned))
+    engine = Engine([executor], limits=chosen, allocate=lambda size: staging_buffer(size, pinned=pinned))
     try:
         yield Bench(engine, executor)
     finally:

@@ -90,6 +90,7 @@ def test_a_changed_bit_is_noticed() -> None:
     with pytest.raises(CorruptChunk):
         add(assembler, 0, VALUES[:10], payload=bytes(payload))
     assert assembler.received == 0
+    assert assembler.peak == 0
     add(assembler, 0, VALUES)
     assert assembler.staging is not None
     assert bytes(assembler.staging.memory) == VALUES.tobytes()
@@ -151,3 +152,54 @@ def test_a_repeat_is_checked_without_memory() -> None:
     assembler = Assembler(SIZE, Dtype.FLOAT32, wire.MAX_CHUNK_BYTES, None)
     add(assembler, 0, VALUES)
     assert assembler.checksum() == zlib.crc32(VALUES.tobytes())
+
+
+def bits_of(values: np.ndarray, dtype: Dtype) -> np.ndarray:
+    """Elements as they travel."""
+    if dtype is Dtype.BFLOAT16:
+        return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype({Dtype.FLOAT32: np.float32, Dtype.FLOAT16: np.float16}[dtype])
+
+
+@pytest.mark.parametrize("dtype", Dtype)
+@pytest.mark.parametrize(
+    ("values", "peak"),
+    [
+        ([0.0], 0.0),
+        ([-0.0], 0.0),
+        ([1.0, -2.0, 0.5], 2.0),
+        ([3.0, -2.0], 3.0),
+        ([-0.25, -4.0], 4.0),
+        ([1.0, -np.inf], np.inf),
+        ([np.inf, -1.0], np.inf),
+        ([np.nan, 1.0], np.nan),
+        ([-np.nan, np.inf, -np.inf], np.nan),
+    ],
+)
+def test_the_peak_is_the_largest_magnitude(values: list[float], peak: float, dtype: Dtype) -> None:
+    assembler = Assembler(len(values) + 1, dtype, wire.MAX_CHUNK_BYTES, budget().take((len(values) + 1) * 4))
+    add(assembler, 1, bits_of(np.array(values), dtype), dtype=dtype)
+    assert np.array_equal(assembler.peak, peak, equal_nan=True)
+    add(assembler, 0, bits_of(np.array([-0.125]), dtype), dtype=dtype)
+    assert np.array_equal(assembler.peak, peak if peak else 0.125, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", Dtype)
+def test_the_peak_of_random_bits_is_what_numpy_finds(dtype: Dtype) -> None:
+    bits = np.random.default_rng(5).integers(0, 1 << 8 * dtype.itemsize, 4000, dtype=f"u{dtype.itemsize}")
+    if dtype is Dtype.BFLOAT16:
+        values = (bits.astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = bits.view(f"f{dtype.itemsize}")
+    for begin in range(0, 4000, 8):
+        assembler = Assembler(8, dtype, wire.MAX_CHUNK_BYTES, budget().take(8 * dtype.itemsize))
+        add(assembler, 0, bits[begin : begin + 8], dtype=dtype)
+        assert np.array_equal(assembler.peak, float(np.abs(values[begin : begin + 8]).max()), equal_nan=True)
+
+
+def test_staging_tells_where_it_lies() -> None:
+    memory = np.zeros(8, np.uint8)
+    staging = StagingBudget(100, lambda size: memory.data).take(8)
+    assert staging.address == memory.ctypes.data
+    staging.release()
+    assert staging.address == 0

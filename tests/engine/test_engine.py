@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hermosis import wire
 from hermosis.wire import Dtype
 from hermosis_server.dynamics import Exponential
-from hermosis_server.engine.engine import SessionEdit
+from hermosis_server.engine.arena import Arena, staging_buffer
+from hermosis_server.engine.engine import Engine, SessionEdit
+from hermosis_server.engine.executor import Executor
+from hermosis_server.engine.scheduler import StepQueue
 from hermosis_server.errors import (
     HermosisError,
     InternalError,
@@ -28,7 +32,9 @@ from hermosis_server.errors import (
     SessionNotReady,
     StaleGradient,
 )
-from hermosis_server.records import ConsistencyMode, Outcome, ParametersOn, Reply, SessionStatus
+from hermosis_server.records import ConsistencyMode, Limits, Outcome, ParametersOn, Reply, SessionStatus
+
+from .conftest import Bench
 
 Play = Callable[..., None]
 ONES = np.ones(5, np.float32)
@@ -529,17 +535,17 @@ def test_a_state_that_does_not_reach_its_digest_is_refused_and_changes_nothing(p
 def test_a_step_that_fails_leaves_the_session_and_frees_the_number(
     play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from hermosis_server.engine import executor
+    from hermosis_server.engine import step
 
     async def scenario(bench: Any) -> None:
-        session = await bench.session(5)
+        session = await bench.session(5, "hermosis")
         before = await bench.engine.state_digest(session.session_id)
 
         def broken(*arguments: Any, **options: Any) -> None:
             raise MemoryError("planted")
 
         with monkeypatch.context() as patch:
-            patch.setattr(executor, "advance_", broken)
+            patch.setattr(step, "advance_", broken)
             with pytest.raises(InternalError):
                 await bench.send(session, ONES, sequence=1)
         assert "planted" in caplog.text
@@ -581,3 +587,28 @@ def test_stopping_finishes_complete_rounds_and_refuses_the_rest(play: Play) -> N
             await bench.send(whole, ONES, sequence=2)
 
     play(scenario)
+
+
+def test_sessions_are_placed_where_most_memory_is_free(device: torch.device) -> None:
+    async def whole() -> None:
+        limits = Limits()
+        executors = [
+            Executor(Arena(device, limit_bytes=limit), StepQueue(batch_bytes=1 << 26, linger_s=0.0))
+            for limit in (1 << 20, 1 << 20)
+        ]
+        engine = Engine(executors, limits=limits, allocate=lambda size: staging_buffer(size, pinned=False))
+        try:
+            rig = Bench(engine, executors[0])
+            sessions = [await rig.session(10_000, start=np.ones(10_000, np.float32)) for _ in range(4)]
+            assert [executors.index(session.executor) for session in sessions] == [0, 1, 0, 1]
+            gradient = np.ones(10_000, np.float32)
+            for session in sessions:
+                assert (await rig.send(session, gradient, sequence=1)).result.step == 1
+            assert len({await engine.state_digest(session.session_id) for session in sessions}) == 1
+            assert await engine.free_device_bytes() == sum(executor.free_bytes for executor in executors)
+            with pytest.raises(OutOfDeviceMemory):
+                await rig.session(250_000)
+        finally:
+            await engine.stop()
+
+    asyncio.run(whole())

@@ -32,7 +32,7 @@ def decoded(payload: bytes, dtype: int) -> np.ndarray:
     return np.frombuffer(payload, np.float16 if dtype == 2 else np.float32).astype(np.float32)
 
 
-def whole(values: np.ndarray, sequence: int, base_step: int, handle: int = 0, **commit: Any) -> list[Request]:
+def whole_in_chunks(values: np.ndarray, sequence: int, base_step: int, handle: int = 0, **commit: Any) -> list[Request]:
     """A gradient in chunks, and its commit."""
     return [
         *chunks(values, sequence, handle),
@@ -51,6 +51,14 @@ def chunks(
         fields = {"handle": handle, "sequence": sequence, "offset": offset, "crc32": wire.checksum(piece)}
         made.append(Request(chunk=gradient_pb2.GradientChunk(**fields, payload=piece)))
     return made
+
+
+def in_one(values: np.ndarray, sequence: int, base_step: int, handle: int = 0, **changed: Any) -> Request:
+    """A gradient and its commit in one message."""
+    payload = np.asarray(values, np.float32).tobytes()
+    commit = gradient_pb2.Commit(handle=handle, sequence=sequence, base_step=base_step, loss=0.5)
+    fields = {"commit": commit, "crc32": wire.checksum(payload), "payload": payload}
+    return Request(whole=gradient_pb2.WholeGradient(**fields | changed))
 
 
 def vector(stream: Any, size: int) -> np.ndarray:
@@ -74,7 +82,7 @@ def test_a_large_session_goes_there_and_back_in_chunks_sent_in_any_order(server:
         opened = stream.next().opened
         assert (opened.parameter_count, opened.next_sequence, opened.step) == (size, 1, 0)
         assert opened.layout_digest == wire.layout_digest([("w", [size], 1)])
-        *pieces, commit = whole(gradient, 1, 0, loss=0.5, want_digest=True)
+        *pieces, commit = whole_in_chunks(gradient, 1, 0, loss=0.5, want_digest=True)
         stream.send(*reversed(pieces), commit)
         result = stream.next().result
         assert (result.step, result.outcome, result.contributions) == (1, types_pb2.OUTCOME_APPLIED, 1)
@@ -82,6 +90,66 @@ def test_a_large_session_goes_there_and_back_in_chunks_sent_in_any_order(server:
         assert result.energies.gradient_norm == pytest.approx(np.linalg.norm(gradient.astype(np.float64)), rel=1e-12)
         np.testing.assert_array_equal(vector(stream, size), np.float32(1.0) - gradient)
     assert result.state_digest == server.digest(session)
+
+
+def test_a_small_gradient_is_one_message_in_and_one_out(server: Any, tools: Any) -> None:
+    session = server.create(4, "sgd", start=1.0)
+    values = np.array([1, -2, 3, 0.5], np.float32)
+    with tools.Dialogue(server, [opening(session, handle=9)]) as stream:
+        stream.next()
+        stream.send(in_one(values, 1, 0, handle=9))
+        whole = stream.next().whole
+        assert (whole.result.handle, whole.result.sequence, whole.result.step) == (9, 1, 1)
+        assert whole.result.energies.loss == 0.5
+        assert (whole.chunk.handle, whole.chunk.sequence, whole.chunk.step, whole.chunk.offset) == (9, 1, 1, 0)
+        assert whole.chunk.reply == gradient_pb2.REPLY_PARAMETERS
+        assert wire.checksum(whole.chunk.payload) == whole.chunk.crc32
+        np.testing.assert_array_equal(decoded(whole.chunk.payload, whole.chunk.dtype), 1 - values)
+        stream.send(in_one(values, 1, 0, handle=9))
+        again = stream.next().whole
+        assert again.result.duplicate
+        assert again.chunk == whole.chunk
+        stream.send(*whole_in_chunks(values, 2, 1, handle=9))
+        assert stream.next().result.step == 2, "what came in chunks is answered in chunks"
+        vector(stream, 4)
+
+
+def test_a_whole_gradient_without_a_vector_to_answer_gets_its_result(server: Any, tools: Any) -> None:
+    session = server.create(4, "sgd")
+    with tools.Dialogue(server, [opening(session, reply=gradient_pb2.REPLY_NONE)]) as stream:
+        stream.next()
+        stream.send(in_one(np.ones(4), 1, 0))
+        assert stream.next().result.step == 1
+
+
+def test_an_answer_longer_than_a_chunk_comes_in_chunks_whatever_was_asked(server: Any, tools: Any) -> None:
+    size = 400_000  # 0.8 MB as bfloat16, 1.6 MB as float32
+    session = server.create(size, "sgd")
+    payload = encoded(np.ones(size, np.float32), "bfloat16")
+    request = in_one(np.ones(1), 1, 0, payload=payload, crc32=wire.checksum(payload))
+    with tools.Dialogue(server, [opening(session, gradient_dtype=CODES["bfloat16"])]) as stream:
+        stream.next()
+        stream.send(request)
+        assert stream.next().result.step == 1
+        np.testing.assert_array_equal(vector(stream, size), -np.ones(size))
+
+
+def test_a_refused_whole_gradient_is_refused_once_and_may_come_again(server: Any, tools: Any) -> None:
+    session = server.create(4, "sgd")
+    ones = np.ones(4, np.float32)
+    bad = {
+        "CorruptChunk": in_one(ones, 1, 0, crc32=1),
+        "LayoutMismatch": in_one(np.ones(3), 1, 0),
+        "InvalidRequest": in_one(ones, 2, 0),
+    }
+    with tools.Dialogue(server, [opening(session)]) as stream:
+        stream.next()
+        for reason, request in bad.items():
+            stream.send(request)
+            assert stream.next().refused.refusal.reason == reason
+        assert server.inside(lambda engine: engine.budget.used_bytes) == 0
+        stream.send(in_one(ones, 1, 0))
+        assert stream.next().whole.result.step == 1
 
 
 @pytest.mark.parametrize("sent", list(CODES))
@@ -102,7 +170,7 @@ def test_narrow_replies_leave_the_master_copy_whole(server: Any, tools: Any) -> 
     with tools.Dialogue(server, [opening(session, reply_dtype=CODES["bfloat16"])]) as stream:
         stream.next()
         for step in range(100):
-            stream.send(*whole(tiny, step + 1, step))
+            stream.send(*whole_in_chunks(tiny, step + 1, step))
             stream.next()
             narrow = vector(stream, 1)
     pulled = server.gradients.Pull(gradient_pb2.PullRequest(session_id=session.session_id), timeout=10)
@@ -122,8 +190,8 @@ def test_two_workers_on_two_streams_step_together(server: Any, tools: Any) -> No
     ):
         first.next(), second.next()
         for step in range(3):
-            first.send(*whole(one, step + 1, step, loss=1.0))
-            second.send(*whole(two, step + 1, step, loss=2.0))
+            first.send(*whole_in_chunks(one, step + 1, step, loss=1.0))
+            second.send(*whole_in_chunks(two, step + 1, step, loss=2.0))
             results = [first.next().result, second.next().result]
             assert [r.step for r in results] == [step + 1] * 2
             assert [r.contributions for r in results] == [2, 2]
@@ -171,7 +239,7 @@ def test_several_steps_in_flight_keep_their_order_in_async_mode(server: Any, too
     ones = np.ones(100, np.float32)
     with tools.Dialogue(server, [opening(session)]) as stream:
         stream.next()
-        stream.send(*(request for n in range(1, 9) for request in whole(ones, n, 0)))
+        stream.send(*(request for n in range(1, 9) for request in whole_in_chunks(ones, n, 0)))
         for number in range(1, 9):
             result = stream.next().result
             assert (result.sequence, result.step, result.staleness) == (number, number, number - 1)
@@ -183,14 +251,14 @@ def test_after_a_broken_stream_the_same_number_is_a_duplicate_with_the_weights(s
     ones = np.ones(4, np.float32)
     with tools.Dialogue(server, [opening(session)]) as stream:
         stream.next()
-        stream.send(*whole(ones, 1, 0))
+        stream.send(*whole_in_chunks(ones, 1, 0))
         stream.next()
     with tools.Dialogue(server, [opening(session)]) as stream:
         assert stream.next().opened.next_sequence == 2
-        stream.send(*whole(ones, 1, 0))
+        stream.send(*whole_in_chunks(ones, 1, 0))
         assert stream.next().result.duplicate
         np.testing.assert_array_equal(vector(stream, 4), -ones)
-        stream.send(*whole(2 * ones, 1, 0))
+        stream.send(*whole_in_chunks(2 * ones, 1, 0))
         assert stream.next().refused.refusal.reason == "PayloadMismatch"
 
 
@@ -199,7 +267,7 @@ def test_a_worker_may_ask_for_no_vector_and_pull_later(server: Any, tools: Any) 
     ones = np.ones(4, np.float32)
     with tools.Dialogue(server, [opening(session, reply=gradient_pb2.REPLY_NONE)]) as stream:
         stream.next()
-        stream.send(*whole(ones, 1, 0))
+        stream.send(*whole_in_chunks(ones, 1, 0))
         assert stream.next().result.step == 1
         stream.send(Request(pull=gradient_pb2.PullParameters()))
         np.testing.assert_array_equal(vector(stream, 4), -ones)
@@ -215,7 +283,7 @@ def test_a_handle_can_be_closed_and_used_again(server: Any, tools: Any) -> None:
 
 def test_the_end_of_the_requests_waits_for_the_answers(server: Any) -> None:
     session = server.create(4, "sgd")
-    requests = [opening(session), *whole(np.ones(4, np.float32), 1, 0)]
+    requests = [opening(session), *whole_in_chunks(np.ones(4, np.float32), 1, 0)]
     kinds = [r.WhichOneof("message") for r in server.gradients.Exchange(iter(requests), timeout=10)]
     assert kinds == ["opened", "result", "chunk"]
 
@@ -232,7 +300,7 @@ def test_a_worker_that_sends_and_never_reads_does_not_grow_the_server(host: Any,
         nonlocal sent
         yield opening(session)
         for number in range(1, 400):
-            yield from whole(ones, number, 0)
+            yield from whole_in_chunks(ones, number, 0)
             sent = number
         enough.set()
 
@@ -268,7 +336,7 @@ def test_an_import_fences_off_the_streams_that_knew_the_old_state(server: Any, t
     ones = np.ones(4, np.float32)
     with tools.Dialogue(server, [opening(session)]) as stream:
         stream.next()
-        stream.send(*whole(ones, 1, 0))
+        stream.send(*whole_in_chunks(ones, 1, 0))
         stream.next(), stream.next()
         request = session_pb2.ExportSessionRequest(session_id=session.session_id)
         state, *rest = server.sessions.ExportSession(request, timeout=10)
@@ -279,7 +347,9 @@ def test_an_import_fences_off_the_streams_that_knew_the_old_state(server: Any, t
         refused = stream.next().refused.refusal
         assert (refused.reason, refused.metadata["generation"]) == ("StaleGeneration", "2")
         stream.send(Request(commit=gradient_pb2.Commit(sequence=2, base_step=1)))
-        stream.send(Request(close=gradient_pb2.CloseHandle()), opening(session, generation=2), *whole(ones, 2, 1))
+        stream.send(
+            Request(close=gradient_pb2.CloseHandle()), opening(session, generation=2), *whole_in_chunks(ones, 2, 1)
+        )
         assert stream.next().opened.next_sequence == 2
         assert stream.next().result.step == 2
 

@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from hermosis_server.app import check_host, choose_device
+from hermosis_server.app import check_host, choose_devices
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc.server import SERVICES
 from hermosis_server.rpc.status import CODES
@@ -75,7 +75,7 @@ def test_loopback_is_open_to_this_machine_only(host: str) -> None:
 @pytest.mark.parametrize("wish", ["cuda:77", "nonsense", ""])
 def test_a_device_that_is_not_there_is_named(wish: str) -> None:
     with pytest.raises(InvalidRequest, match="cannot be used"):
-        choose_device(wish)
+        choose_devices(wish)
 
 
 def start(*flags: str, folder: Path) -> "subprocess.Popen[str]":

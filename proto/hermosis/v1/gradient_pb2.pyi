@@ -360,7 +360,7 @@ Global___Commit: _TypeAlias = Commit  # noqa: Y015
 
 @_typing.final
 class WholeGradient(_message.Message):
-    """WholeGradient is a contribution that fits one message."""
+    """WholeGradient is a contribution that fits one message; on a stream its payload is at most Limits.max_chunk_bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -474,6 +474,7 @@ class ExchangeRequest(_message.Message):
     PACKED_FIELD_NUMBER: _builtins.int
     PULL_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___OpenSession:
@@ -500,6 +501,10 @@ class ExchangeRequest(_message.Message):
         """close a handle."""
 
     @_builtins.property
+    def whole(self) -> Global___WholeGradient:
+        """whole gradient that fits one chunk, and its commit."""
+
+    @_builtins.property
     def segment(self) -> Global___SegmentChunk:
         """segment chunk: a piece of a gradient that lies in the segment."""
 
@@ -512,13 +517,14 @@ class ExchangeRequest(_message.Message):
         packed: Global___PackedGradients | None = ...,
         pull: Global___PullParameters | None = ...,
         close: Global___CloseHandle | None = ...,
+        whole: Global___WholeGradient | None = ...,
         segment: Global___SegmentChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "packed", b"packed", "pull", b"pull", "segment", b"segment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "packed", b"packed", "pull", b"pull", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "packed", b"packed", "pull", b"pull", "segment", b"segment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "packed", b"packed", "pull", b"pull", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "commit", "packed", "pull", "close", "segment"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "commit", "packed", "pull", "close", "whole", "segment"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -641,6 +647,38 @@ class ParametersChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ParametersChunk: _TypeAlias = ParametersChunk  # noqa: Y015
+
+@_typing.final
+class WholeAnswer(_message.Message):
+    """WholeAnswer answers a gradient that came whole, where what goes back fits one chunk too; otherwise a StepResult and
+    chunks do, as for a gradient that came in chunks.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def result(self) -> Global___StepResult:
+        """result of the contribution."""
+
+    @_builtins.property
+    def chunk(self) -> Global___ParametersChunk:
+        """chunk holds the whole vector."""
+
+    def __init__(
+        self,
+        *,
+        result: Global___StepResult | None = ...,
+        chunk: Global___ParametersChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WholeAnswer: _TypeAlias = WholeAnswer  # noqa: Y015
 
 @_typing.final
 class PackedResult(_message.Message):
@@ -769,6 +807,7 @@ class ExchangeResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     PACKED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___SessionOpened:
@@ -791,6 +830,10 @@ class ExchangeResponse(_message.Message):
         """refused work."""
 
     @_builtins.property
+    def whole(self) -> Global___WholeAnswer:
+        """whole answer to a whole gradient."""
+
+    @_builtins.property
     def segment(self) -> Global___SegmentChunk:
         """segment chunk: a piece of parameters or of an increment that lies in the segment."""
 
@@ -802,13 +845,14 @@ class ExchangeResponse(_message.Message):
         result: Global___StepResult | None = ...,
         packed: Global___PackedResults | None = ...,
         refused: Global___StreamRefusal | None = ...,
+        whole: Global___WholeAnswer | None = ...,
         segment: Global___SegmentChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "packed", b"packed", "refused", b"refused", "result", b"result", "segment", b"segment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "packed", b"packed", "refused", b"refused", "result", b"result", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "packed", b"packed", "refused", b"refused", "result", b"result", "segment", b"segment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "packed", b"packed", "refused", b"refused", "result", b"result", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "chunk", "result", "packed", "refused", "segment"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "chunk", "result", "packed", "refused", "whole", "segment"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

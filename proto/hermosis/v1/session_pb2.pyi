@@ -167,6 +167,8 @@ class Session(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    HOST_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """session_id is unique on the server: 1 to 63 of a-z, 0-9 and "-", beginning with a letter or digit."""
     status: _types_pb2.SessionStatus.ValueType
@@ -184,13 +186,19 @@ class Session(_message.Message):
     parameter_count: _builtins.int
     """parameter_count is the number of elements in the layout."""
     device_bytes: _builtins.int
-    """device_bytes that the session holds."""
+    """device_bytes that the session holds, rows and padding; zero while it idles in host memory."""
     lr_scale: _builtins.float
     """lr_scale in force; multiplied by what a worker's own schedule sends with a gradient."""
     etag: _builtins.str
     """etag changes with every edit; give it back in UpdateSession to be sure that nobody edited in between."""
     workers: _builtins.int
     """workers that have contributed or hold a stream."""
+    host_bytes: _builtins.int
+    """host_bytes that it holds instead while it idles: another session was given its place, and it comes back when it is
+    asked for.
+    """
+    device: _builtins.str
+    """device that it was placed on."""
     @_builtins.property
     def spec(self) -> Global___SessionSpec:
         """spec it was made from, with later edits."""
@@ -216,10 +224,12 @@ class Session(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         workers: _builtins.int = ...,
+        host_bytes: _builtins.int = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "device_bytes", b"device_bytes", "durable_step", b"durable_step", "etag", b"etag", "generation", b"generation", "layout_digest", b"layout_digest", "lr_scale", b"lr_scale", "parameter_count", b"parameter_count", "session_id", b"session_id", "spec", b"spec", "status", b"status", "status_reason", b"status_reason", "step", b"step", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "device", b"device", "device_bytes", b"device_bytes", "durable_step", b"durable_step", "etag", b"etag", "generation", b"generation", "host_bytes", b"host_bytes", "layout_digest", b"layout_digest", "lr_scale", b"lr_scale", "parameter_count", b"parameter_count", "session_id", b"session_id", "spec", b"spec", "status", b"status", "status_reason", b"status_reason", "step", b"step", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

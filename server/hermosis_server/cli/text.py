@@ -66,11 +66,12 @@ def session_row(info: SessionInfo) -> list[str]:
         optimizer_text(info),
         f"{info.workers}/{info.expected_workers}",
         f"{info.parameter_count:,}",
+        memory(info),
         datetime.datetime.fromtimestamp(info.create_time_s).isoformat(" ", "seconds"),
     ]
 
 
-SESSION_COLUMNS = ("session", "status", "step", "optimizer", "workers", "parameters", "created")
+SESSION_COLUMNS = ("session", "status", "step", "optimizer", "workers", "parameters", "bytes held", "created")
 
 
 def reading_row(reading: TelemetryReading) -> list[str]:
@@ -92,6 +93,11 @@ def optimizer_text(info: SessionInfo) -> str:
     if not isinstance(info.optimizer, Recipe):
         return "hamiltonian"
     return " ".join([info.optimizer.name, *(f"{name}={value}" for name, value in info.optimizer.items)])
+
+
+def memory(info: SessionInfo) -> str:
+    """Bytes that a session holds, and where: on its device, or in host memory while it idles."""
+    return f"{info.device_bytes:,} on {info.device}" if info.device_bytes else f"{info.host_bytes:,} in host memory"
 
 
 def number(value: float) -> str:

@@ -1,18 +1,27 @@
 """Assembler: chunks, in any order, become one vector in staging memory.
 
-Every check comes before the copy, and the check that the whole fits comes before the memory is taken: a sender can
-announce what it likes and gets no more than its session's size, within the server's budget for all.
+The check that the whole fits comes before the memory is taken: a sender can announce what it likes and gets no more
+than its session's size, within the server's budget for all. Bytes are copied once, and looked at while they are in the
+processor's cache: their checksum, and their peak.
 """
 
+import struct
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from hermosis import wire
 from hermosis.wire import Dtype
 from hermosis_server.errors import CorruptChunk, InvalidRequest, LayoutMismatch, Overloaded, PayloadMismatch
 
 RETRY_AFTER_S = 0.25
+
+
+def host_memory(size_bytes: int) -> memoryview:
+    """Plain memory for a vector, its values arbitrary."""
+    return np.empty(size_bytes, np.uint8).data
 
 
 class StagingBudget:
@@ -51,6 +60,12 @@ class Staging:
     memory: memoryview
     _budget: StagingBudget | None
 
+    @property
+    def address(self) -> int:
+        """Of the first byte; valid until the release, and zero afterwards."""
+        where = np.frombuffer(self.memory, np.uint8).__array_interface__["data"] if self.memory else (0,)
+        return int(where[0])
+
     def release(self) -> None:
         """Gives the memory back; a second call does nothing."""
         if self._budget is not None:
@@ -74,6 +89,7 @@ class Assembler:
     max_chunk_bytes: int
     staging: Staging | None
     received: int = 0  # elements
+    _peak_bits: int = 0  # of the largest magnitude so far
     _parts: list[tuple[int, int, int]] = field(default_factory=list)  # (offset, length, checksum), sorted
 
     @property
@@ -84,17 +100,24 @@ class Assembler:
     def size_bytes(self) -> int:
         return self.elements * self.dtype.itemsize
 
+    @property
+    def peak(self) -> float:
+        """Largest magnitude of the elements that came; infinite or NaN where one of them is. Zero without staging."""
+        return _value(self._peak_bits, self.dtype)
+
     def checksum(self) -> int:
         """CRC-32 of the whole vector's bytes."""
+        if len(self._parts) == 1:
+            return self._parts[0][2]
         return wire.joined_checksum((crc, length * self.dtype.itemsize) for _, length, crc in self._parts)
 
-    def add(self, *, offset: int, dtype: Dtype, crc32: int, payload: bytes | memoryview) -> None:
+    def add(self, *, offset: int, dtype: Dtype, crc32: int, payload: bytes | bytearray | memoryview) -> None:
         """Puts a chunk in its place. A chunk that comes a second time is recognised and left out.
 
         Raises:
           InvalidRequest:  another dtype than agreed, an empty or oversized payload, or a partial overlap.
           LayoutMismatch:  elements beyond the end of the layout.
-          CorruptChunk:    the payload is not what was sent.
+          CorruptChunk:    the payload is not what was sent; its place holds it, but counts as empty.
           PayloadMismatch: the same elements came before with other values.
         """
         if dtype is not self.dtype:
@@ -103,10 +126,11 @@ class Assembler:
                 field="chunk.dtype",
             )
         size = len(payload)
-        length, rest = divmod(size, dtype.itemsize)
+        itemsize = dtype.itemsize
+        length, rest = divmod(size, itemsize)
         if rest or not 0 < size <= self.max_chunk_bytes:
             raise InvalidRequest(
-                f"chunk payload is {size} bytes; wanted whole {dtype.itemsize}-byte elements, at least one, at most "
+                f"chunk payload is {size} bytes; wanted whole {itemsize}-byte elements, at least one, at most "
                 f"{self.max_chunk_bytes} bytes",
                 field="chunk.payload",
             )
@@ -117,12 +141,10 @@ class Assembler:
                 field="chunk.offset",
             )
         place = bisect_left(self._parts, (offset, 0, 0))
-        if self._already_there(place, offset, length, crc32):
-            return
+        known = self._parts and self._already_there(place, offset, length, crc32)
         landed = payload
-        if self.staging is not None:
-            # First the copy, then its check: the payload may lie in memory that its sender can still write.
-            start = offset * dtype.itemsize
+        if self.staging is not None and not known:
+            start = offset * itemsize
             landed = self.staging.memory[start : start + size]
             landed[:] = payload
         actual = wire.checksum(landed)
@@ -131,6 +153,10 @@ class Assembler:
                 f"chunk at element {offset} has checksum {actual:08x}, its sender computed {crc32:08x}; send it again",
                 field="chunk.crc32",
             )
+        if known:
+            return
+        if self.staging is not None:
+            self._peak_bits = max(self._peak_bits, _peak_bits(landed, dtype))
         self._parts.insert(place, (offset, length, crc32))
         self.received += length
 
@@ -160,3 +186,29 @@ class Assembler:
                 field="chunk.offset",
             )
         return False
+
+
+# Little-endian integers as wide as an element, by its bytes.
+_SIGNED: dict[int, np.dtype[np.signedinteger]] = {4: np.dtype("<i4"), 2: np.dtype("<i2")}
+_UNSIGNED: dict[int, np.dtype[np.unsignedinteger]] = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
+
+
+def _peak_bits(payload: bytes | bytearray | memoryview, dtype: Dtype) -> int:
+    """The largest magnitude among elements, as its bits.
+
+    Magnitudes of floating-point numbers are ordered as the integers that their bits are; infinity stands above all
+    numbers and NaN above infinity. The largest signed integer is the largest positive element, the largest unsigned one
+    the largest negative. Two integer passes in cache take a sixth of one that understands floating point.
+    """
+    itemsize = dtype.itemsize
+    signed = np.frombuffer(payload, _SIGNED[itemsize])
+    positive = int(np.maximum.reduce(signed))
+    negative = int(np.maximum.reduce(signed.view(_UNSIGNED[itemsize])))
+    return max(positive, negative & ((1 << (8 * itemsize - 1)) - 1))
+
+
+def _value(bits: int, dtype: Dtype) -> float:
+    """The element with these bits."""
+    if dtype is Dtype.FLOAT16:
+        return float(struct.unpack("<e", struct.pack("<H", bits))[0])
+    return float(struct.unpack("<f", struct.pack("<I", bits << 16 if dtype is Dtype.BFLOAT16 else bits))[0])

@@ -10,7 +10,7 @@ The hot path is intake.py; here are the sessions, from birth to close.
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -60,18 +60,18 @@ class Engine:
     """Sessions and what can be asked of them. Every method raises errors of hermosis_server.errors.
 
     Args:
-      executor: owns the device.
+      executors: one a device of this host; a session is placed on the one with the most free memory, for good.
       limits:   checked before anything is taken.
       allocate: host memory for gradients on their way.
     """
 
-    def __init__(self, executor: Executor, *, limits: Limits, allocate: Callable[[int], memoryview]) -> None:
+    def __init__(self, executors: Sequence[Executor], *, limits: Limits, allocate: Callable[[int], memoryview]) -> None:
         self.limits = limits
-        self._executor = executor
+        self._executors = tuple(executors)
         self.budget = StagingBudget(limits.staging_bytes, allocate)
         self._sessions: dict[str, Session] = {}
         self._watchers = Watchers()
-        self.intake = Intake(executor, self.budget, limits=limits, watchers=self._watchers)
+        self.intake = Intake(self.budget, limits=limits, watchers=self._watchers)
 
     # Sessions
 
@@ -89,6 +89,7 @@ class Engine:
             raise QuotaExceeded(f"the server holds {len(self._sessions)} sessions, the most it may; close one first")
         session = Session(
             session_id=session_id,
+            executor=max(self._executors, key=lambda executor: executor.free_bytes),
             spec=spec,
             telemetry=TelemetryRing(self.limits.max_readings),
             max_workers=self.limits.max_workers,
@@ -97,7 +98,7 @@ class Engine:
         on_server = spec.parameters_on is ParametersOn.SERVER
         shapes = [tensor.shape for tensor in spec.layout.tensors]
         try:
-            session.resident = await self._executor.run(
+            session.resident = await session.executor.run(
                 lambda arena: on_device.reserve(arena, hamiltonian, shapes=shapes, holds_parameters=on_server)
             )
         except BaseException:
@@ -150,7 +151,7 @@ class Engine:
             session.require_ready()
             session.status = SessionStatus.PAUSED
             session.revision += 1
-            await self._executor.run(lambda arena: None)
+            await session.executor.run(lambda arena: None)
         return session
 
     async def resume_session(self, session_id: str) -> Session:
@@ -169,7 +170,7 @@ class Engine:
         session.status = SessionStatus.CLOSED
         session.abandon_round(SessionNotReady(f"session {session_id} was closed"))
         try:
-            await self._executor.run(lambda arena: arena.release(session.on_device.slot))
+            await self._on_device(session, on_device.release)
         finally:
             self._sessions.pop(session_id, None)
         return session
@@ -263,7 +264,7 @@ class Engine:
 
     async def free_device_bytes(self) -> int:
         """Device memory that new sessions may still take."""
-        return await self._executor.run(lambda arena: arena.limit_bytes - arena.used_bytes)
+        return sum([await executor.run(lambda arena: arena.free_bytes) for executor in self._executors])
 
     async def stop(self) -> None:
         """Refuses new work, finishes rounds that are complete, and ends the device thread."""
@@ -271,7 +272,7 @@ class Engine:
         for session in self._sessions.values():
             session.abandon_round(stopping())
         self._watchers.end()
-        await self._executor.stop()
+        await asyncio.gather(*(executor.stop() for executor in self._executors))
         await asyncio.sleep(0)  # Lets the last answers of the device thread arrive.
 
     # Inside
@@ -283,7 +284,7 @@ class Engine:
         return session
 
     async def _on_device(self, session: Session, function: Callable[..., T], *arguments: object) -> T:
-        return await self._executor.run(lambda arena: function(arena, session.on_device, *arguments))
+        return await session.executor.run(lambda arena: function(arena, session.on_device, *arguments))
 
 
 def _warn(session_id: str, hamiltonian: Hamiltonian) -> None:

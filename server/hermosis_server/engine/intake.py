@@ -3,16 +3,14 @@
 import asyncio
 import functools
 import time
-from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
 
 from hermosis.wire import Dtype
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler, StagingBudget
-from hermosis_server.engine.executor import Executor, StepDone
-from hermosis_server.engine.rounds import Answer, Round, StepTicket, WorkerRecord, mean_loss
+from hermosis_server.engine.batch import StepDone
+from hermosis_server.engine.rounds import Answer, Round, StepTicket, Tell, WorkerRecord, awaited, mean_loss
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.telemetry import Watchers
@@ -35,18 +33,17 @@ class Intake:
     """Takes contributions and hands complete rounds to the device thread.
 
     Args:
-      executor: owns the device.
       budget:   host memory for vectors on their way.
       limits:   checked before memory is taken.
       watchers: hear of each step.
     """
 
-    def __init__(self, executor: Executor, budget: StagingBudget, *, limits: Limits, watchers: Watchers) -> None:
+    def __init__(self, budget: StagingBudget, *, limits: Limits, watchers: Watchers) -> None:
         self.stopping = asyncio.Event()
-        self._executor = executor
         self._budget = budget
         self._limits = limits
         self._watchers = watchers
+        self._repeats: set[asyncio.Task[None]] = set()
 
     def require_running(self) -> None:
         """Raises ServerStopping once the server refuses new work."""
@@ -73,15 +70,19 @@ class Intake:
         commit: Commit,
         wish: ReplyWish,
         gradient: Assembler,
+        answer: Tell,
         *,
         wait: bool = True,
-    ) -> Coroutine[Any, Any, Answer]:
-        """Counts a whole gradient at once, and returns the wait for the fate of its round.
+    ) -> None:
+        """Counts a whole gradient at once; `answer` is called with the fate of its round.
 
-        Takes over the assembler, whatever happens. Whoever drops the wait does not undo the contribution.
+        Takes over the assembler, whatever happens. Whoever stops listening does not undo the contribution.
 
         Args:
           wait: False answers as soon as the contribution is counted (AckLevel RECEIVED).
+
+        Raises:
+          HermosisError: the contribution was refused; nothing changed and `answer` is never called.
         """
         try:
             self.require_running()
@@ -93,16 +94,17 @@ class Intake:
             if repeated:
                 ticket = session.repeat(worker, commit.sequence, gradient)
             else:
-                ticket = session.admit(worker, commit, wish, gradient)
+                session.admit(worker, commit, wish, gradient, [answer] if wait else [])
         except BaseException:
             gradient.release()
             raise
         if repeated:
             gradient.release()
-            return self._answer_again(session, ticket, wish)
-        future = ticket.future
+            self._repeat(session, ticket, wish, answer)
+            return
         self._advance(session)
-        return _fate(future) if wait and future is not None else _known(session.received(commit))
+        if not wait:
+            answer(session.received(commit))
 
     def _advance(self, session: Session) -> None:
         """Hands the round over, if it is ready."""
@@ -110,7 +112,7 @@ class Intake:
         if ready is None:
             return
         contributions = ready.ordered()
-        self._executor.submit(
+        session.executor.submit(
             ReadyRound(
                 resident=session.on_device,
                 contributions=contributions,
@@ -160,25 +162,38 @@ class Intake:
                 staleness=max(done.base_step - contribution.commit.base_step for contribution in contributions),
                 received_bytes=sum(contribution.gradient.size_bytes for contribution in contributions),
                 sent_bytes=sent_bytes,
-                device_s=done.device_s,
-                batch_sessions=done.batch_sessions,
-                wait_s=max(0.0, done.started_s - max(contribution.counted_s for contribution in contributions)),
+                device_s=done.launch.device_s,
+                batch_sessions=done.launch.sessions,
+                wait_s=max(0.0, done.launch.started_s - max(contribution.counted_s for contribution in contributions)),
             )
             session.telemetry.append(reading)
             self._watchers.offer(reading)
 
+    def _repeat(self, session: Session, ticket: StepTicket, wish: ReplyWish, answer: Tell) -> None:
+        """Answers as before, in a task of its own: repeats are rare."""
+
+        async def again() -> None:
+            try:
+                answer(await self._answer_again(session, ticket, wish))
+            except Exception as error:
+                answer(error)
+
+        task = asyncio.ensure_future(again())
+        self._repeats.add(task)
+        task.add_done_callback(self._repeats.discard)
+
     async def _answer_again(self, session: Session, ticket: StepTicket, wish: ReplyWish) -> Answer:
         """The recorded outcome, with what the worker may have missed."""
-        if ticket.result is None:
-            if ticket.future is None:
-                raise SessionNotReady("the contribution was given up before its step; send it again")
-            await asyncio.shield(ticket.future)
+        if ticket.result is None and not ticket.given_up:
+            future, tell = awaited()
+            ticket.waiting.append(tell)
+            await future
         result = ticket.result
         if result is None:
             raise SessionNotReady("the contribution was given up before its step; send it again")
         result = replace(result, duplicate=True)
         if wish.reply is Reply.PARAMETERS:
-            vector = await self._executor.run(
+            vector = await session.executor.run(
                 lambda arena: on_device.read_parameters(arena, session.on_device, wish.dtype)
             )
             return Answer(result, vector)
@@ -190,14 +205,6 @@ class Intake:
                 )
             return Answer(result, ticket.increment)
         return Answer(result, None)
-
-
-async def _fate(future: asyncio.Future[Answer]) -> Answer:
-    return await asyncio.shield(future)
-
-
-async def _known(answer: Answer) -> Answer:
-    return answer
 
 
 def _or_one(value: float | None) -> float:

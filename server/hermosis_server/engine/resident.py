@@ -20,38 +20,47 @@ from hermosis_server.dynamics import (
     state_digest,
 )
 from hermosis_server.engine.arena import Arena, Slot, from_wire, wire_bytes
+from hermosis_server.engine.cohort import Cohort
 from hermosis_server.errors import CorruptState, InvalidRequest, SessionNotReady
 from hermosis_server.records import Reply, StateBuffer, StateScalars, Vector, WorkerSequence
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Resident:
-    """Rows in the arena and the numbers that belong to them.
+    """Rows in the arena, and a line of numbers in a cohort.
 
     Attributes:
-      shapes:  of the session's tensors.
-      numbers: coefficients, as dynamics takes them.
-      scalars: float64 numbers in the order of dynamics.SCALARS; the first is the step.
-      workers: the last applied contribution of each worker, changed together with the rows.
+      shapes:      of the session's tensors.
+      cohort:      whom it steps with.
+      line:        of its numbers in the cohort's tables.
+      workers:     the last applied contribution of each worker, changed together with the rows.
       initialised: whether parameters have been set.
     """
 
     slot: Slot
     shapes: Sequence[tuple[int, ...]]
     hamiltonian: Hamiltonian
-    family: Family
-    numbers: tuple[float, ...]
-    scalars: tuple[float, ...]
+    cohort: Cohort
+    line: int
     workers: dict[str, WorkerSequence] = field(default_factory=dict)
     initialised: bool = False
 
     @property
+    def family(self) -> Family:
+        return self.cohort.family
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        """In the order of dynamics.SCALARS; the first is the step."""
+        return tuple(self.cohort.scalars[self.line].tolist())
+
+    @property
     def step(self) -> int:
-        return int(self.scalars[0])
+        return int(self.cohort.scalars[self.line, 0])
 
     @property
     def holds_parameters(self) -> bool:
-        return StateBuffer.PARAMETERS in self.slot.runs
+        return self.cohort.holds_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,16 +83,19 @@ def reserve(
                              its start; nothing was taken.
       OutOfDeviceMemory:     they do not fit; nothing was taken.
     """
-    family, scalars = hamiltonian.family(shapes), initial_scalars(hamiltonian)
+    family, scalars, numbers = hamiltonian.family(shapes), initial_scalars(hamiltonian), hamiltonian.numbers()
     spans = spans_of([math.prod(shape) for shape in shapes], by_tensor=family.by_tensor)
-    return Resident(
-        slot=arena.reserve(family.buffers(spans, holds_parameters=holds_parameters)),
-        shapes=shapes,
-        hamiltonian=hamiltonian,
-        family=family,
-        numbers=hamiltonian.numbers(),
-        scalars=scalars,
-    )
+    slot = arena.reserve(family.buffers(spans, holds_parameters=holds_parameters))
+    cohort = arena.cohorts.find(family, len(numbers), row_elements=slot.row_elements, holds_parameters=holds_parameters)
+    line = cohort.join(numbers, scalars)
+    cohort.largest[line] = 0.0
+    return Resident(slot=slot, shapes=shapes, hamiltonian=hamiltonian, cohort=cohort, line=line)
+
+
+def release(arena: Arena, resident: Resident) -> None:
+    """Gives everything back."""
+    arena.release(resident.slot)
+    arena.cohorts.leave(resident.cohort, resident.line)
 
 
 def initialise(arena: Arena, resident: Resident, payload: memoryview, dtype: Dtype) -> None:
@@ -100,7 +112,9 @@ def initialise(arena: Arena, resident: Resident, payload: memoryview, dtype: Dty
     parameters = from_wire(payload, dtype)
     if not parameters.isfinite().all():
         raise InvalidRequest("the initial parameters hold NaN or infinity; nothing was set", field="payload")
+    arena.fetch([resident.slot])
     arena.write(resident.slot, StateBuffer.PARAMETERS, parameters)
+    resident.cohort.largest[resident.line] = resident.slot.largest()
     resident.initialised = True
 
 
@@ -123,7 +137,7 @@ def digest(arena: Arena, resident: Resident) -> bytes:
 
 def export(arena: Arena, resident: Resident) -> ExportedState:
     """Copies the whole optimizer state out."""
-    buffers = {buffer: _read(resident, buffer, Dtype.FLOAT32) for buffer in resident.slot.runs}
+    buffers = {buffer: _read(resident, buffer, Dtype.FLOAT32) for buffer in resident.slot.spans}
     workers = dict(resident.workers)
     return ExportedState(
         scalars=_named(resident.scalars),
@@ -142,9 +156,11 @@ def adopt(arena: Arena, resident: Resident, state: ExportedState) -> None:
     scalars = tuple(float(getattr(state.scalars, name)) for name in SCALARS)
     if state_digest(state.buffers, scalars, list(state.workers.values())) != state.digest:
         raise CorruptState("the state does not reach its digest; export it again")
+    arena.fetch([resident.slot])
     for buffer, payload in state.buffers.items():
         arena.write(resident.slot, buffer, from_wire(payload, Dtype.FLOAT32))
-    resident.scalars = scalars
+    resident.cohort.scalars[resident.line] = scalars
+    resident.cohort.largest[resident.line] = resident.slot.largest()
     resident.workers = dict(state.workers)
     resident.initialised = True
 
@@ -160,13 +176,18 @@ def change_profile(arena: Arena, resident: Resident, thermal: ThermalProfile) ->
         thermal = replace(thermal, reference_log_beta=scalars.log_beta)
     hamiltonian = replace(resident.hamiltonian, thermal=thermal)
     hamiltonian.check_bath(scalars.log_beta)
-    resident.family = hamiltonian.family(resident.shapes)
-    resident.hamiltonian = hamiltonian
-    resident.numbers = hamiltonian.numbers()
+    family, numbers, old = hamiltonian.family(resident.shapes), hamiltonian.numbers(), resident.cohort
     # H jumps with the profile, so the energy defect counts from here on anew.
-    resident.scalars = scalars._replace(reference_energy=math.nan)
-    if resident.family.needs_loss and not math.isfinite(scalars.internal_energy):
-        resident.scalars = resident.scalars._replace(internal_energy=0.0)  # where such a profile begins
+    scalars = scalars._replace(reference_energy=math.nan)
+    if family.needs_loss and not math.isfinite(scalars.internal_energy):
+        scalars = scalars._replace(internal_energy=0.0)  # where such a profile begins
+    cohort = arena.cohorts.find(
+        family, len(numbers), row_elements=old.row_elements, holds_parameters=old.holds_parameters
+    )
+    line = cohort.join(numbers, scalars)
+    cohort.largest[line] = old.largest[resident.line]
+    arena.cohorts.leave(old, resident.line)
+    resident.hamiltonian, resident.cohort, resident.line = hamiltonian, cohort, line
     return hamiltonian
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,31 +20,56 @@ class Answer(NamedTuple):
     vector: Vector | None
 
 
+# Told once what became of a contribution, on the event loop. It must not raise.
+Tell = Callable[[Answer | Exception], None]
+
+
+def awaited() -> tuple[asyncio.Future[Answer], Tell]:
+    """A future for one who waits in a coroutine, and the call that settles it. Whoever cancels it is not told."""
+    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def tell(answer: Answer | Exception) -> None:
+        if future.done():
+            return
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+            future.exception()  # whoever waited may have gone, and the loop would report an error nobody can read
+        else:
+            future.set_result(answer)
+
+    return future, tell
+
+
 @dataclass(slots=True)
 class StepTicket:
     """The promise of one contribution's fate.
 
-    `result` stays for repeats when the future is gone. `increment` stays too, because nobody could compute it again.
+    Attributes:
+      waiting:   who will be told of it.
+      result:    stays for repeats.
+      increment: stays too, because nobody could compute it again.
     """
 
     payload_crc32: int
-    future: asyncio.Future[Answer] | None
+    waiting: list[Tell] = field(default_factory=list)
     result: StepResult | None = None
     increment: Vector | None = None
+    given_up: bool = False
 
     def resolve(self, answer: Answer, *, keep_vector: bool) -> None:
         self.result = answer.result
-        self.increment = answer.vector if keep_vector else None
-        if self.future is not None and not self.future.done():
-            self.future.set_result(answer)
-        self.future = None
+        if keep_vector:
+            self.increment = answer.vector
+        self._tell(answer)
 
     def fail(self, error: Exception) -> None:
-        if self.future is not None and not self.future.done():
-            self.future.set_exception(error)
-            # A worker that has gone never asks; without this the loop would report an error nobody can read.
-            self.future.exception()
-        self.future = None
+        self.given_up = True
+        self._tell(error)
+
+    def _tell(self, answer: Answer | Exception) -> None:
+        waiting, self.waiting = self.waiting, []
+        for tell in waiting:
+            tell(answer)
 
 
 @dataclass(slots=True)

@@ -6,11 +6,12 @@ step sees that step.
 
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hermosis_server.engine.rounds import Contribution
+from hermosis_server.records import ReplyWish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,43 @@ class ReadyRound:
     loss: float
     size_bytes: int
     done: Callable[[Any], None]
+
+    @property
+    def residents(self) -> Sequence[Any]:
+        """Who steps."""
+        return (self.resident,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyFleet:
+    """Rounds of many sessions, each of one contribution of the same worker, as columns.
+
+    Attributes:
+      residents:  who step; nobody twice.
+      parts:      of each, its gradient (step.Part).
+      losses:     NaN where not known.
+      lr_scales:  of this step.
+      wish:       what is sent back for each.
+      worker_id:  who sent them.
+      sequences:  the number of each contribution.
+      checksums:  CRC-32 of each gradient.
+      size_bytes: of all gradients.
+      done:       called on the event loop with a FleetDone, or with the exception.
+    """
+
+    residents: Sequence[Any]
+    parts: Sequence[Any]
+    losses: Sequence[float]
+    lr_scales: Sequence[float]
+    wish: ReplyWish
+    worker_id: str
+    sequences: Sequence[int]
+    checksums: Sequence[int]
+    size_bytes: int
+    done: Callable[[Any], None]
+
+
+Ready = ReadyRound | ReadyFleet
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +80,20 @@ class StepQueue:
     """
 
     def __init__(self, *, batch_bytes: int, linger_s: float) -> None:
-        self._items: queue.SimpleQueue[ReadyRound | Job | None] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[Ready | Job | None] = queue.SimpleQueue()
         self._batch_bytes = batch_bytes
         self._linger_s = linger_s
-        self._held: ReadyRound | Job | None = None
+        self._held: Ready | Job | None = None
         self._stopped = False
 
-    def put(self, item: ReadyRound | Job) -> None:
+    def put(self, item: Ready | Job) -> None:
         self._items.put(item)
 
     def stop(self) -> None:
         """Lets `next` return None once everything before is done."""
         self._items.put(None)
 
-    def next(self) -> Job | list[ReadyRound] | None:
+    def next(self) -> Job | list[Ready] | None:
         """The next job, or the next batch; None at the end. Waits for it."""
         first = self._held
         self._held = None
@@ -67,10 +105,10 @@ class StepQueue:
             return first
         return self._fill([first])
 
-    def _fill(self, batch: list[ReadyRound]) -> list[ReadyRound]:
+    def _fill(self, batch: list[Ready]) -> list[Ready]:
         deadline = time.monotonic() + self._linger_s
         size = batch[0].size_bytes
-        residents = {id(batch[0].resident)}
+        members = set(map(id, batch[0].residents))
         while True:
             try:
                 item = (
@@ -83,11 +121,13 @@ class StepQueue:
             if item is None:
                 self._stopped = True
                 return batch
-            fits = isinstance(item, ReadyRound) and size + item.size_bytes <= self._batch_bytes
-            if not fits or id(item.resident) in residents:  # type: ignore[union-attr]
+            if isinstance(item, Job) or size + item.size_bytes > self._batch_bytes:
                 self._held = item
                 return batch
-            assert isinstance(item, ReadyRound)
+            joining = set(map(id, item.residents))
+            if not members.isdisjoint(joining):  # its second step waits for its first
+                self._held = item
+                return batch
             batch.append(item)
-            residents.add(id(item.resident))
+            members |= joining
             size += item.size_bytes

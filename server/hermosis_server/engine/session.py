@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from hermosis_server.dynamics import Hamiltonian
 from hermosis_server.engine.assembler import Assembler
+from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.resident import Resident
-from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, WorkerRecord
+from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, Tell, WorkerRecord
 from hermosis_server.engine.telemetry import TelemetryRing
 from hermosis_server.errors import (
     InternalError,
@@ -52,6 +53,7 @@ class Session:
     """Life cycle, workers and the round in the making.
 
     Attributes:
+      executor: of the device that it lives on.
       resident: the device thread's part; None until memory is reserved.
       step:     steps applied, as far as the rpc thread has heard: never behind an answer it has given.
       stepping: rounds handed to the device thread whose fate is not known yet.
@@ -60,6 +62,7 @@ class Session:
 
     session_id: str
     spec: SessionSpec
+    executor: Executor
     telemetry: TelemetryRing
     max_workers: int
     resident: Resident | None = None
@@ -151,8 +154,13 @@ class Session:
             )
         return ticket
 
-    def admit(self, worker: WorkerRecord, commit: Commit, wish: ReplyWish, gradient: Assembler) -> StepTicket:
+    def admit(
+        self, worker: WorkerRecord, commit: Commit, wish: ReplyWish, gradient: Assembler, waiting: list[Tell]
+    ) -> None:
         """Counts a whole gradient into the round. Everything is checked before anything changes.
+
+        Args:
+          waiting: who will be told of its fate.
 
         Raises:
           SessionNotReady, InvalidRequest, StaleGradient: see the messages; nothing was counted.
@@ -171,7 +179,7 @@ class Session:
                 field="commit.loss",
             )
         self._require_fresh(worker, commit)
-        ticket = StepTicket(payload_crc32=gradient.checksum(), future=asyncio.get_running_loop().create_future())
+        ticket = StepTicket(gradient.checksum(), waiting)
         worker.remember(commit.sequence, ticket)
         worker.base_step = commit.base_step
         worker.staleness = self.step - commit.base_step
@@ -187,7 +195,6 @@ class Session:
                 counted_s=time.monotonic(),
             )
         )
-        return ticket
 
     def take_round(self) -> Round | None:
         """The round, if it is ready for its step; a new one then begins."""
@@ -213,7 +220,7 @@ class Session:
             result = StepResult(
                 sequence=entry.sequence, outcome=Outcome.APPLIED, step=entry.step, generation=self.generation
             )
-            record.remember(entry.sequence, StepTicket(entry.payload_crc32, None, result))
+            record.remember(entry.sequence, StepTicket(entry.payload_crc32, result=result))
 
     def received(self, commit: Commit) -> Answer:
         """The answer at AckLevel RECEIVED: counted, no more."""

@@ -1,37 +1,38 @@
 """Exchange: one worker's bidirectional stream, with as many sessions on it as the worker likes.
 
-One task reads, one writes, and each contribution waits for its step in a task of its own. Reading pauses while more
-than the window of answers is under way, so that a worker that sends without reading meets HTTP/2's own flow control,
-and the server's memory stays as it is. A piece of work that is refused is answered by a refusal; the stream goes on.
+One task reads, one writes; a contribution's answer is put into the outbox by whoever learns it. Reading pauses while
+more than the window of answers is under way, so that a worker that sends without reading meets HTTP/2's own flow
+control, and the server's memory stays as it is. A piece of work that is refused is answered by a refusal; the stream
+goes on.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Coroutine, Iterable
+from functools import partial
+from typing import Any
 
+import grpc
+from google.protobuf.message import DecodeError
+
+from hermosis import hot
 from hermosis.v1 import gradient_pb2
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.intake import stopping as stopped
-from hermosis_server.engine.rounds import Answer
+from hermosis_server.engine.rounds import Answer, awaited
 from hermosis_server.errors import InvalidRequest
-from hermosis_server.records import Vector
 from hermosis_server.rpc import status
 from hermosis_server.rpc.codec import gradient as codec
+from hermosis_server.rpc.interceptor import no_message
 from hermosis_server.rpc.links import Link, open_link
+from hermosis_server.rpc.outbox import Outbox
 from hermosis_server.rpc.segments import Segments
 
+Request = gradient_pb2.ExchangeRequest
 Response = gradient_pb2.ExchangeResponse
 
 MAX_HANDLES = 65_536
 # Room in a message for everything that is not payload.
 PACKED_OVERHEAD_BYTES = 1024
-
-
-class _Outgoing(NamedTuple):
-    """Responses that follow one another, and the bytes of the window that they free once written."""
-
-    responses: Iterator[Response]
-    window_bytes: int = 0
 
 
 class ExchangeStream:
@@ -40,74 +41,75 @@ class ExchangeStream:
     Args:
       engine:       takes the contributions.
       segments:     where workers on this machine share memory.
+      context:      of the call; serialized messages are read from it and written to it.
       window_bytes: unanswered payload at which reading pauses.
     """
 
-    def __init__(self, engine: Engine, segments: Segments, *, window_bytes: int) -> None:
+    def __init__(self, engine: Engine, segments: Segments, context: Any, *, window_bytes: int) -> None:
         self._engine = engine
         self._segments = segments
+        self._context = context
         self._window_bytes = window_bytes
-        self._unanswered_bytes = 0
-        self._room = asyncio.Event()
-        self._room.set()
         self._links: dict[int, Link] = {}
         self._refused_handles: set[int] = set()
-        self._waiting: set[asyncio.Task[None]] = set()
-        self._outbox: asyncio.Queue[_Outgoing | None] = asyncio.Queue()
+        self._outbox = Outbox(window_bytes)
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def responses(self, requests: AsyncIterator[gradient_pb2.ExchangeRequest]) -> AsyncIterator[Response]:
-        """Everything the worker is answered, until it ends the stream or the server stops."""
-        reading = asyncio.ensure_future(self._read(requests))
+    async def run(self) -> None:
+        """Answers the worker until it ends the stream or the server stops."""
+        reading = asyncio.ensure_future(self._read())
         stopping = asyncio.ensure_future(self._engine.intake.stopping.wait())
-        reading.add_done_callback(lambda _: self._outbox.put_nowait(None))
+        reading.add_done_callback(lambda _: self._outbox.end())
         stopping.add_done_callback(lambda _: reading.cancel())
+        write, outbox = self._context.write, self._outbox
         try:
-            while (outgoing := await self._outbox.get()) is not None:
-                for response in outgoing.responses:
-                    yield response
-                self._answered(outgoing.window_bytes)
-            async for response in self._last_answers():
-                yield response
+            while (answer := await outbox.next()) is not None:
+                messages, window_bytes = answer
+                for message in messages:
+                    await write(message)
+                outbox.written(window_bytes)
             if stopping.done():
                 raise stopped()
             await reading
         finally:
             reading.cancel()
             stopping.cancel()
-            for task in self._waiting:
+            for task in self._tasks:
                 task.cancel()
             for link in self._links.values():
                 link.close()
 
-    async def _read(self, requests: AsyncIterator[gradient_pb2.ExchangeRequest]) -> None:
-        async for request in requests:
-            await self._room.wait()
-            self._receive(request)
+    async def _read(self) -> None:
+        read, outbox, end = self._context.read, self._outbox, grpc.aio.EOF
+        while (raw := await read()) is not end:
+            if outbox.full:
+                await outbox.room()
+            self._receive(raw)
 
-    async def _last_answers(self) -> AsyncIterator[Response]:
-        """What is still due after the worker has said its last."""
-        while self._waiting or not self._outbox.empty():
-            if self._waiting:
-                await asyncio.wait(self._waiting)
-            while not self._outbox.empty():
-                outgoing = self._outbox.get_nowait()
-                for response in outgoing.responses if outgoing else ():
-                    yield response
+    def _receive(self, raw: bytes) -> None:
+        try:
+            message = hot.parse_request(raw, Request.FromString)
+        except DecodeError:
+            raise no_message() from None
+        if isinstance(message, hot.GradientChunk):
+            self._chunk(message)
+        elif isinstance(message, hot.WholeGradient):
+            self._whole(message)
+        elif isinstance(message, hot.Commit):
+            self._commit(message)
+        else:
+            self._receive_other(message)
 
-    def _receive(self, request: gradient_pb2.ExchangeRequest) -> None:
+    def _receive_other(self, request: Request) -> None:
         kind = request.WhichOneof("message")
         if kind == "open":
             self._open(request.open)
-        elif kind == "chunk":
-            self._chunk(request.chunk)
-        elif kind == "commit":
-            self._commit(request.commit)
         elif kind == "packed":
             self._packed(request.packed)
         elif kind == "pull":
             self._pull(request.pull.handle)
         elif kind == "segment":
-            self._segment_chunk(request.segment)
+            self._chunk(request.segment)
         elif kind == "close":
             self._close_handle(request.close.handle)
         else:
@@ -160,76 +162,81 @@ class ExchangeStream:
             )
         )
 
-    def _chunk(self, message: gradient_pb2.GradientChunk) -> None:
+    def _chunk(self, message: hot.GradientChunk | gradient_pb2.SegmentChunk) -> None:
         link = self._link(message.handle)
         if link is None or message.sequence in link.refused:
             return
         try:
-            link.receive(self._engine, codec.chunk(message, link.gradient_dtype))
+            if isinstance(message, hot.GradientChunk):
+                chunk = codec.chunk(message, link.gradient_dtype)
+            else:
+                chunk = codec.segment_chunk(message, link.gradient_place, link.gradient_dtype)
+            link.receive(self._engine, chunk)
         except Exception as error:
             link.refuse(message.sequence)
             self._refuse(message.handle, message.sequence, error)
 
-    def _segment_chunk(self, message: gradient_pb2.SegmentChunk) -> None:
-        link = self._link(message.handle)
-        if link is None or message.sequence in link.refused:
-            return
-        try:
-            link.receive(self._engine, link.lying_in_segment(message))
-        except Exception as error:
-            link.refuse(message.sequence)
-            self._refuse(message.handle, message.sequence, error)
-
-    def _commit(self, message: gradient_pb2.Commit) -> None:
+    def _commit(self, message: hot.Commit) -> None:
         link = self._link(message.handle)
         if link is None:
             return
-        if message.sequence in link.refused:
-            link.refused.discard(message.sequence)
-            return
         handle, sequence = message.handle, message.sequence
-        try:
-            fate = link.commit(self._engine, codec.commit(message))
-        except Exception as error:
-            self._refuse(handle, sequence, error)
+        if sequence in link.refused:
+            link.refused.discard(sequence)
             return
-        self._later(self._answers(link, handle, sequence, fate), self._window_of(link))
+        window = self._window_of(link)
+        self._outbox.expect(window)
+        answer = partial(self._answer, link, handle, sequence, False, window)
+        try:
+            link.commit(self._engine, codec.commit(message), answer)
+        except Exception as error:
+            answer(error)
+
+    def _whole(self, message: hot.WholeGradient) -> None:
+        handle, sequence = message.commit.handle, message.commit.sequence
+        link = self._link(handle)
+        if link is None:
+            return
+        window = self._window_of(link)
+        self._outbox.expect(window)
+        answer = partial(self._answer, link, handle, sequence, True, window)
+        try:
+            chunk = codec.whole_gradient(message, link.gradient_dtype)
+            link.contribute(self._engine, codec.commit(message.commit), chunk, answer)
+        except Exception as error:
+            answer(error)
+
+    def _answer(
+        self, link: Link, handle: int, sequence: int, whole: bool, window: int, answer: Answer | Exception
+    ) -> None:
+        """Hears what became of a contribution; also when the stream has gone, where nothing reads the outbox."""
+        if isinstance(answer, Exception):
+            self._outbox.put((_refused(handle, sequence, answer),), window)
+            return
+        chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
+        messages = codec.answer_messages(answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes, place=place)
+        self._outbox.put(messages, window)
 
     def _packed(self, message: gradient_pb2.PackedGradients) -> None:
         fates: list[tuple[int, int, Awaitable[Answer] | Exception]] = []
         window = 0
-        for gradient in message.gradients:
+        for packed in message.gradients:
+            gradient = hot.whole_gradient_of(packed)
             handle, sequence = gradient.commit.handle, gradient.commit.sequence
             link = self._link(handle)
             if link is None:
                 continue
             window += self._window_of(link)
+            future, tell = awaited()
             try:
-                link.receive(self._engine, codec.whole_gradient(gradient, link.gradient_dtype))
-                fates.append((handle, sequence, link.commit(self._engine, codec.commit(gradient.commit))))
+                chunk = codec.whole_gradient(gradient, link.gradient_dtype)
+                link.contribute(self._engine, codec.commit(gradient.commit), chunk, tell)
+                fates.append((handle, sequence, future))
             except Exception as error:
-                abandoned = link.gradients.pop(sequence, None)
-                if abandoned is not None:
-                    abandoned.release()
                 fates.append((handle, sequence, error))
         self._later(self._packed_answers(fates), window)
 
-    def _pull(self, handle: int) -> None:
-        link = self._link(handle)
-        if link is not None:
-            self._later(self._pulled(handle, link), self._window_of(link))
-
-    async def _answers(self, link: Link, handle: int, sequence: int, fate: Awaitable[Answer]) -> Iterator[Response]:
-        try:
-            answer = await fate
-        except Exception as error:
-            return iter([_refused(handle, sequence, error)])
-        result = Response(result=codec.step_result(answer.result, handle))
-        return _chained(result, self._chunks(link, handle, sequence, answer.vector))
-
-    async def _packed_answers(
-        self, fates: Iterable[tuple[int, int, Awaitable[Answer] | Exception]]
-    ) -> Iterator[Response]:
+    async def _packed_answers(self, fates: Iterable[tuple[int, int, Awaitable[Answer] | Exception]]) -> Iterable[bytes]:
         results = []
         for handle, sequence, fate in fates:
             try:
@@ -240,47 +247,38 @@ class ExchangeStream:
             except Exception as error:
                 refusal = status.to_refusal(error)
                 results.append(gradient_pb2.PackedResult(refusal=refusal, handle=handle, sequence=sequence))
-        return (Response(packed=message) for message in codec.packed_results(results, self._packed_limit))
-
-    async def _pulled(self, handle: int, link: Link) -> Iterator[Response]:
-        try:
-            vector = await self._engine.pull(link.session.session_id, link.wish.dtype)
-        except Exception as error:
-            return iter([_refused(handle, 0, error)])
-        return self._chunks(link, handle, 0, vector)
-
-    def _chunks(self, link: Link, handle: int, sequence: int, vector: Vector | None) -> Iterator[Response]:
-        if vector is None:
-            return
-        if link.segment is not None:
-            for piece in codec.segment_chunks(vector, link.segment.answer, handle=handle, sequence=sequence):
-                yield Response(segment=piece)
-            return
-        chunk_bytes = self._engine.limits.chunk_bytes
-        for chunk in codec.vector_chunks(vector, handle=handle, sequence=sequence, chunk_bytes=chunk_bytes):
-            yield Response(chunk=chunk)
+        messages = codec.packed_results(results, self._packed_limit)
+        return (Response(packed=message).SerializeToString() for message in messages)
 
     @property
     def _packed_limit(self) -> int:
         return self._engine.limits.max_message_bytes - PACKED_OVERHEAD_BYTES
 
-    def _later(self, answers: Coroutine[Any, Any, Iterator[Response]], window_bytes: int) -> None:
-        """Lets answers follow when they are known, and counts them against the window until they are written."""
+    def _pull(self, handle: int) -> None:
+        link = self._link(handle)
+        if link is not None:
+            self._later(self._pulled(handle, link), self._window_of(link))
+
+    async def _pulled(self, handle: int, link: Link) -> Iterable[bytes]:
+        try:
+            vector = await self._engine.pull(link.session.session_id, link.wish.dtype)
+        except Exception as error:
+            return (_refused(handle, 0, error),)
+        chunk_bytes = self._engine.limits.chunk_bytes
+        return codec.vector_messages(
+            vector, handle=handle, sequence=0, chunk_bytes=chunk_bytes, place=link.answer_place
+        )
+
+    def _later(self, answers: Coroutine[Any, Any, Iterable[bytes]], window_bytes: int) -> None:
+        """Lets answers follow when they are known, by a task of their own."""
 
         async def wait() -> None:
-            self._outbox.put_nowait(_Outgoing(await answers, window_bytes))
+            self._outbox.put(await answers, window_bytes)
 
-        self._unanswered_bytes += window_bytes
-        if self._unanswered_bytes > self._window_bytes:
-            self._room.clear()
+        self._outbox.expect(window_bytes)
         task = asyncio.ensure_future(wait())
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
-
-    def _answered(self, window_bytes: int) -> None:
-        self._unanswered_bytes -= window_bytes
-        if self._unanswered_bytes <= self._window_bytes:
-            self._room.set()
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _link(self, handle: int) -> Link | None:
         """The link of a handle; None for one whose opening was refused."""
@@ -300,17 +298,13 @@ class ExchangeStream:
         return link.session.spec.layout.parameter_count * (link.gradient_dtype.itemsize + link.wish.dtype.itemsize)
 
     def _send(self, response: Response) -> None:
-        self._outbox.put_nowait(_Outgoing(iter([response])))
+        self._outbox.put_now(response.SerializeToString())
 
     def _refuse(self, handle: int, sequence: int, error: Exception) -> None:
-        self._send(_refused(handle, sequence, error))
+        self._outbox.put_now(_refused(handle, sequence, error))
 
 
-def _refused(handle: int, sequence: int, error: Exception) -> Response:
+def _refused(handle: int, sequence: int, error: Exception) -> bytes:
     refusal = status.to_refusal(error)
-    return Response(refused=gradient_pb2.StreamRefusal(handle=handle, sequence=sequence, refusal=refusal))
-
-
-def _chained(first: Response, rest: Iterator[Response]) -> Iterator[Response]:
-    yield first
-    yield from rest
+    refused = gradient_pb2.StreamRefusal(handle=handle, sequence=sequence, refusal=refusal)
+    return Response(refused=refused).SerializeToString()

@@ -1,12 +1,12 @@
 """GradientService: one method a call. Translate in, call the engine, translate out."""
 
-from collections.abc import AsyncIterator
 from contextlib import closing
 from typing import Any
 
+from hermosis import hot
 from hermosis.v1 import gradient_pb2, gradient_pb2_grpc
 from hermosis_server.engine.engine import Engine
-from hermosis_server.engine.rounds import Answer
+from hermosis_server.engine.rounds import Answer, awaited
 from hermosis_server.records import Reply
 from hermosis_server.rpc.codec import enums
 from hermosis_server.rpc.codec import gradient as gradient_codec
@@ -22,12 +22,9 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
         self._engine = engine
         self._segments = Segments(engine.limits.segment_bytes)
 
-    async def Exchange(
-        self, requests: AsyncIterator[gradient_pb2.ExchangeRequest], context: Any
-    ) -> AsyncIterator[gradient_pb2.ExchangeResponse]:
-        stream = ExchangeStream(self._engine, self._segments, window_bytes=self._engine.limits.window_bytes)
-        async for response in stream.responses(requests):
-            yield response
+    # Reads and writes bytes by itself, which the generated base class does not know.
+    async def Exchange(self, requests: object, context: Any) -> None:  # type: ignore[override]
+        await ExchangeStream(self._engine, self._segments, context, window_bytes=self._engine.limits.window_bytes).run()
 
     async def Push(self, request: gradient_pb2.PushRequest, context: Any) -> gradient_pb2.PushResponse:
         with closing(link_for_call(self._engine, request, reply=Reply.NONE)) as link:
@@ -58,8 +55,11 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
         return gradient_pb2.StepResponse(result=gradient_codec.step_result(answer.result), **fields)
 
     async def _contribute(self, link: Link, gradient: gradient_pb2.WholeGradient) -> Answer:
-        link.receive(self._engine, gradient_codec.whole_gradient(gradient, link.gradient_dtype))
-        return await link.commit(self._engine, gradient_codec.commit(gradient.commit))
+        future, tell = awaited()
+        message = hot.whole_gradient_of(gradient)
+        chunk = gradient_codec.whole_gradient(message, link.gradient_dtype)
+        link.contribute(self._engine, gradient_codec.commit(message.commit), chunk, tell)
+        return await future
 
     @property
     def _limit_bytes(self) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -25,6 +26,9 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith("/grpc."):
             return handler  # Health and reflection speak in statuses of their own.
+        if inspect.iscoroutinefunction(handler.stream_stream):
+            # Such a method reads and writes bytes by itself.
+            return grpc.stream_stream_rpc_method_handler(_conversation(handler.stream_stream), None, None)
         # Bytes reach the handler unparsed: what is no message is refused like any other bad input.
         parse = _parser(handler.request_deserializer)
         if handler.request_streaming:
@@ -45,11 +49,16 @@ def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any
         try:
             return deserialize(raw) if deserialize else raw
         except DecodeError:
-            raise InvalidRequest(
-                "the bytes that came are no message of this call; generate the client from this server's .proto files"
-            ) from None
+            raise no_message() from None
 
     return parse
+
+
+def no_message() -> InvalidRequest:
+    """The refusal of bytes that cannot be parsed."""
+    return InvalidRequest(
+        "the bytes that came are no message of this call; generate the client from this server's .proto files"
+    )
 
 
 async def _parsed_stream(parse: Callable[[bytes], Any], raw: AsyncIterator[bytes]) -> AsyncIterator[Any]:
@@ -75,6 +84,16 @@ def _stream(
         try:
             async for response in method(parse(request), context):
                 yield response
+        except Exception as error:
+            await _abort(context, error)
+
+    return handler
+
+
+def _conversation(method: Callable[[Any, Any], Awaitable[None]]) -> Callable[[Any, Any], Awaitable[None]]:
+    async def handler(requests: Any, context: Any) -> None:
+        try:
+            await method(requests, context)
         except Exception as error:
             await _abort(context, error)
 

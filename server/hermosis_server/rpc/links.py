@@ -3,21 +3,18 @@
 The stream and the unary calls share these, so a gradient means the same whichever way it came.
 """
 
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
 
 from hermosis import wire
 from hermosis.v1 import gradient_pb2
 from hermosis.wire import Dtype, is_plain_name
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.engine import Engine
-from hermosis_server.engine.rounds import Answer, WorkerRecord
+from hermosis_server.engine.rounds import Tell, WorkerRecord
 from hermosis_server.engine.session import Session, require_next
 from hermosis_server.errors import InvalidRequest, LayoutMismatch, Unsupported
 from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish, SegmentOffer
 from hermosis_server.rpc.codec import enums
-from hermosis_server.rpc.codec import gradient as codec
 from hermosis_server.rpc.segments import Segment, Segments
 
 MAX_WORKER_ID_BYTES = 128
@@ -87,14 +84,24 @@ class Link:
             self.gradients[chunk.sequence] = gradient
         gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
 
-    def lying_in_segment(self, message: gradient_pb2.SegmentChunk) -> GradientChunk:
-        """A piece of a gradient, still in shared memory."""
+    @property
+    def gradient_place(self) -> memoryview:
+        """Where the worker puts its gradient in shared memory; InvalidRequest when there is none."""
         if self.segment is None:
             raise InvalidRequest("no segment is attached to this handle; send the gradient in chunks", field="segment")
-        return codec.segment_chunk(message, self.segment.gradient, self.gradient_dtype)
+        return self.segment.gradient
 
-    def commit(self, engine: Engine, commit: Commit) -> Coroutine[Any, Any, Answer]:
-        """Counts a gradient whose chunks have all come, and returns the wait for its answer."""
+    @property
+    def answer_place(self) -> memoryview | None:
+        """Where answers go in shared memory; None when there is none."""
+        return None if self.segment is None else self.segment.answer
+
+    def commit(self, engine: Engine, commit: Commit, answer: Tell) -> None:
+        """Counts a gradient whose chunks have all come; `answer` is called with its fate.
+
+        Raises:
+          HermosisError: it was refused, and is forgotten.
+        """
         gradient = self.gradients.pop(commit.sequence, None)
         if gradient is None:
             raise InvalidRequest(
@@ -106,7 +113,18 @@ class Link:
             gradient.release()
             raise
         wait = self.ack_level is not AckLevel.RECEIVED
-        return engine.intake.contribute(self.session, self.worker, commit, self.wish, gradient, wait=wait)
+        engine.intake.contribute(self.session, self.worker, commit, self.wish, gradient, answer, wait=wait)
+
+    def contribute(self, engine: Engine, commit: Commit, chunk: GradientChunk, answer: Tell) -> None:
+        """Receives a gradient that came whole, and commits it. One that is refused is forgotten at once."""
+        try:
+            self.receive(engine, chunk)
+        except BaseException:
+            abandoned = self.gradients.pop(chunk.sequence, None)
+            if abandoned is not None:
+                abandoned.release()
+            raise
+        self.commit(engine, commit, answer)
 
 
 def open_link(

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hermosis import wire
+from hermosis import hot, wire
 from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis.wire import Dtype
+from hermosis_server.engine.rounds import Answer
 from hermosis_server.errors import InvalidRequest, LayoutMismatch
 from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply, SegmentOffer, StepResult, Vector
 from hermosis_server.rpc.codec import enums
@@ -15,14 +16,14 @@ from hermosis_server.rpc.codec import enums
 _ALWAYS = frozenset(field.name for field in types_pb2.EnergySample.DESCRIPTOR.fields if not field.has_presence)
 
 
-def chunk(message: gradient_pb2.GradientChunk, agreed: Dtype) -> GradientChunk:
+def chunk(message: hot.GradientChunk, agreed: Dtype) -> GradientChunk:
     """A chunk of a gradient whose stream was opened for `agreed`."""
     return GradientChunk(
         sequence=message.sequence,
         offset=message.offset,
-        dtype=enums.dtype(message.dtype, field="chunk.dtype", default=agreed),
+        dtype=enums.dtype(message.dtype, field="chunk.dtype", default=agreed) if message.dtype else agreed,
         crc32=message.crc32,
-        payload=message.payload,  # Once: every access to a protobuf bytes field builds a new object.
+        payload=message.payload,
     )
 
 
@@ -48,25 +49,42 @@ def segment_offer(message: gradient_pb2.SegmentOffer) -> SegmentOffer:
     return SegmentOffer(message.process_id, message.descriptor, message.token)
 
 
-def commit(message: gradient_pb2.Commit) -> Commit:
+def commit(message: hot.Commit) -> Commit:
     return Commit(
         sequence=message.sequence,
         base_step=message.base_step,
-        loss=message.loss if message.HasField("loss") else math.nan,
+        loss=math.nan if message.loss is None else message.loss,
         sample_count=message.sample_count,
-        lr_scale=message.lr_scale if message.HasField("lr_scale") else None,
+        lr_scale=message.lr_scale,
         want_digest=message.want_digest,
     )
 
 
-def whole_gradient(message: gradient_pb2.WholeGradient, agreed: Dtype) -> GradientChunk:
+def whole_gradient(message: hot.WholeGradient, agreed: Dtype) -> GradientChunk:
     """A gradient that came whole: a chunk from the first element on."""
     return GradientChunk(
         sequence=message.commit.sequence,
         offset=0,
-        dtype=enums.dtype(message.dtype, field="gradient.dtype", default=agreed),
+        dtype=enums.dtype(message.dtype, field="gradient.dtype", default=agreed) if message.dtype else agreed,
         crc32=message.crc32,
         payload=message.payload,
+    )
+
+
+def hot_result(result: StepResult, handle: int) -> hot.StepResult:
+    """A result on a stream."""
+    return hot.StepResult(
+        handle,
+        result.sequence,
+        result.outcome,
+        result.step,
+        result.durable_step,
+        result.generation,
+        result.duplicate,
+        result.staleness,
+        result.contributions,
+        result.energies,
+        result.state_digest,
     )
 
 
@@ -94,43 +112,65 @@ def step_result(result: StepResult, handle: int = 0) -> gradient_pb2.StepResult:
     )
 
 
-def vector_chunks(
-    vector: Vector, *, handle: int, sequence: int, chunk_bytes: int
-) -> Iterator[gradient_pb2.ParametersChunk]:
-    """A vector in chunks, made one at a time as they are written."""
-    itemsize = vector.dtype.itemsize
-    for offset, length in wire.spans(len(vector.payload) // itemsize, itemsize, chunk_bytes):
-        payload = bytes(vector.payload[offset * itemsize : (offset + length) * itemsize])
-        yield gradient_pb2.ParametersChunk(
-            handle=handle,
-            sequence=sequence,
-            step=vector.step,
-            reply=int(vector.reply),  # type: ignore[arg-type]
-            offset=offset,
-            dtype=int(vector.dtype),  # type: ignore[arg-type]
-            crc32=wire.checksum(payload),
-            payload=payload,
+def vector_chunk(
+    vector: Vector, payload: memoryview, *, handle: int, sequence: int, offset: int
+) -> hot.ParametersChunk:
+    """The piece of a vector that begins at an element."""
+    return hot.ParametersChunk(
+        handle, sequence, vector.step, vector.reply, offset, vector.dtype, wire.checksum(payload), payload
+    )
+
+
+def answer_messages(
+    answer: Answer, *, handle: int, whole: bool, chunk_bytes: int, place: memoryview | None
+) -> Iterator[bytes]:
+    """ExchangeResponses for one contribution, each made when it is to be written.
+
+    Args:
+      whole: the gradient came whole, so the answer may.
+      place: shared memory to put the vector in.
+    """
+    result, vector = answer
+    told = hot_result(result, handle)
+    if whole and vector is not None and place is None and len(vector.payload) <= chunk_bytes:
+        chunk = vector_chunk(vector, vector.payload, handle=handle, sequence=result.sequence, offset=0)
+        yield hot.write_response(hot.WholeAnswer(told, chunk))
+        return
+    yield hot.write_response(told)
+    if vector is not None:
+        yield from vector_messages(
+            vector, handle=handle, sequence=result.sequence, chunk_bytes=chunk_bytes, place=place
         )
 
 
-def segment_chunks(
-    vector: Vector, place: memoryview, *, handle: int, sequence: int
-) -> Iterator[gradient_pb2.SegmentChunk]:
-    """A vector in pieces, each put into shared memory when it is about to be told."""
+def vector_messages(
+    vector: Vector, *, handle: int, sequence: int, chunk_bytes: int, place: memoryview | None
+) -> Iterator[bytes]:
+    """ExchangeResponses with the chunks of a vector, each made when it is to be written."""
     itemsize = vector.dtype.itemsize
-    payload = memoryview(vector.payload)
-    for offset, length in wire.spans(len(payload) // itemsize, itemsize, wire.MAX_CHUNK_BYTES):
-        piece = payload[offset * itemsize : (offset + length) * itemsize]
-        place[offset * itemsize : (offset + length) * itemsize] = piece
-        yield gradient_pb2.SegmentChunk(
-            handle=handle,
-            sequence=sequence,
-            offset=offset,
-            length=length,
-            crc32=wire.checksum(piece),
-            step=vector.step,
-            reply=int(vector.reply),  # type: ignore[arg-type]
-        )
+    largest = chunk_bytes if place is None else wire.MAX_CHUNK_BYTES
+    for offset, length in wire.spans(len(vector.payload) // itemsize, itemsize, largest):
+        begin, end = offset * itemsize, (offset + length) * itemsize
+        chunk = vector_chunk(vector, vector.payload[begin:end], handle=handle, sequence=sequence, offset=offset)
+        if place is None:
+            yield hot.write_response(chunk)
+        else:
+            place[begin:end] = chunk.payload
+            yield _in_segment(chunk, length)
+
+
+def _in_segment(chunk: hot.ParametersChunk, length: int) -> bytes:
+    """The ExchangeResponse for a chunk whose payload lies in shared memory."""
+    message = gradient_pb2.SegmentChunk(
+        handle=chunk.handle,
+        sequence=chunk.sequence,
+        offset=chunk.offset,
+        length=length,
+        crc32=chunk.crc32,
+        step=chunk.step,
+        reply=chunk.reply,  # type: ignore[arg-type]
+    )
+    return gradient_pb2.ExchangeResponse(segment=message).SerializeToString()
 
 
 def whole_vector(vector: Vector | None, *, limit_bytes: int) -> dict[str, Any]:

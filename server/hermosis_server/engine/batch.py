@@ -1,0 +1,221 @@
+"""Batch: rounds and fleets become entries of launches, one a cohort, and what those led to goes back to each."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hermosis.wire import Dtype
+from hermosis_server.engine.arena import Arena, from_wire, wire_bytes
+from hermosis_server.engine.cohort import Cohort
+from hermosis_server.engine.resident import Resident, digest
+from hermosis_server.engine.rounds import Contribution, weights
+from hermosis_server.engine.scheduler import Ready, ReadyFleet, ReadyRound
+from hermosis_server.engine.step import Entry, Part, Stepper
+from hermosis_server.errors import InternalError
+from hermosis_server.records import EnergySample, Outcome, Reply, ReplyWish, StateBuffer, Vector, WorkerSequence
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What the sessions of a batch have in common.
+
+    Attributes:
+      started_s:  monotonic seconds.
+      device_s:   seconds until the batch was done.
+      sessions:   in the batch.
+    """
+
+    started_s: float
+    device_s: float
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone:
+    """What a round led to: news from the device thread to the rpc thread."""
+
+    outcome: Outcome
+    step: int
+    base_step: int  # step before; each contribution's staleness is counted from it
+    energies: EnergySample
+    vectors: dict[ReplyWish, Vector]
+    state_digest: bytes
+    launch: Launch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetDone:
+    """What the rounds of a fleet led to, in columns in their order.
+
+    Attributes:
+      outcomes: of each.
+      failed:   those that were not tried, by index; the server's fault.
+      before:   (S,) int64 steps before.
+      after:    (S,) int64 steps after.
+      samples:  (S, len(EnergySample._fields)) energies; meaningless where nothing was applied.
+      replies:  the bytes asked for; None where there are none.
+    """
+
+    outcomes: Sequence[Outcome]
+    failed: dict[int, Exception]
+    before: NDArray[np.int64]
+    after: NDArray[np.int64]
+    samples: NDArray[np.float64]
+    replies: Sequence[memoryview | None]
+    launch: Launch
+
+
+def step_batch(arena: Arena, stepper: Stepper, batch: Sequence[Ready]) -> list[StepDone | FleetDone | Exception]:
+    """Steps all sessions of a batch and tells what became of each item, in order."""
+    members = [_members(item) for item in batch]
+    fates = _step(stepper, [entry for entries in members for entry in entries])
+    results: list[StepDone | FleetDone | Exception] = []
+    first = 0
+    for item, entries in zip(batch, members, strict=True):
+        if isinstance(item, ReadyRound):
+            results.append(fates.failed[first] if first in fates.failed else _round_done(arena, item, fates, first))
+        else:
+            results.append(_fleet_done(item, fates, first))
+        first += len(entries)
+    return results
+
+
+def step_failed(error: Exception, sessions: int) -> InternalError:
+    """What workers are told of an error that nobody foresaw; the log has the rest."""
+    logger.error("event=step_failed sessions=%d", sessions, exc_info=error)
+    failure = InternalError("the step failed; the session is unchanged, see the server's log")
+    failure.__cause__ = error
+    return failure
+
+
+@dataclass(slots=True)
+class _Fates:
+    """What became of the entries of a batch, in columns; `failed` has those that were not tried."""
+
+    outcomes: list[Outcome]
+    before: NDArray[np.int64]
+    after: NDArray[np.int64]
+    samples: NDArray[np.float64]
+    replies: list[memoryview | None]
+    launch: Launch
+    failed: dict[int, Exception] = field(default_factory=dict)
+
+
+def _step(stepper: Stepper, entries: list[Entry]) -> _Fates:
+    """Steps entries of any cohorts, a launch for each; an error of one launch is none of the others'."""
+    started_s, count = time.monotonic(), len(entries)
+    cohorts: dict[Cohort, list[int]] = {}
+    for index, entry in enumerate(entries):
+        cohorts.setdefault(entry.resident.cohort, []).append(index)
+    outcomes, replies = [Outcome.DROPPED] * count, list[memoryview | None]([None] * count)
+    before, after = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    samples = np.full((count, len(EnergySample._fields)), np.nan)
+    failed: dict[int, Exception] = {}
+    for indices in cohorts.values():
+        try:
+            stepped = stepper.step([entries[index] for index in indices])
+        except Exception as error:
+            failed |= dict.fromkeys(indices, step_failed(error, len(indices)))
+            continue
+        before[indices], after[indices], samples[indices] = stepped.before, stepped.after, stepped.samples
+        for index, outcome, reply in zip(indices, stepped.outcomes, stepped.replies, strict=True):
+            outcomes[index], replies[index] = outcome, reply
+    launch = Launch(started_s=started_s, device_s=time.monotonic() - started_s, sessions=count)
+    return _Fates(outcomes, before, after, samples, replies, launch, failed)
+
+
+def _members(item: Ready) -> list[Entry]:
+    if isinstance(item, ReadyRound):
+        wish = _launch_wish(item.contributions)
+        return [Entry(item.resident, _parts(item.contributions), item.loss, item.lr_scale, wish)]
+    wish = None if item.wish.reply is Reply.NONE else item.wish
+    columns = zip(item.residents, item.parts, item.losses, item.lr_scales, strict=True)
+    return [Entry(resident, (part,), loss, lr_scale, wish) for resident, part, loss, lr_scale in columns]
+
+
+def _parts(contributions: list[Contribution]) -> list[Part]:
+    parts = []
+    for contribution, weight in zip(contributions, weights(contributions), strict=True):
+        gradient = contribution.gradient
+        if gradient.staging is None:
+            raise InternalError("a repeated gradient was counted; this is a bug in hermosis")
+        staging = gradient.staging
+        parts.append(Part(staging.memory, staging.address, gradient.dtype, gradient.peak, weight))
+    return parts
+
+
+def _launch_wish(contributions: list[Contribution]) -> ReplyWish | None:
+    """The reply that a launch makes for a round; where workers want several, the rest follow from it or the rows."""
+    wishes = {one.wish for one in contributions if one.wish.reply is not Reply.NONE}
+    if len(wishes) <= 1:
+        return next(iter(wishes), None)
+    if any(wish.reply is Reply.INCREMENT for wish in wishes):
+        return ReplyWish(reply=Reply.INCREMENT, dtype=Dtype.FLOAT32)
+    return None
+
+
+def _round_done(arena: Arena, item: ReadyRound, fates: _Fates, index: int) -> StepDone:
+    step, outcome = int(fates.after[index]), fates.outcomes[index]
+    resident: Resident = item.resident
+    if outcome is Outcome.APPLIED:
+        for one in item.contributions:
+            worker_id = one.worker.worker_id
+            resident.workers[worker_id] = WorkerSequence(
+                worker_id, one.commit.sequence, one.ticket.payload_crc32, Outcome.APPLIED, step
+            )
+    wanted = any(one.commit.want_digest for one in item.contributions)
+    return StepDone(
+        outcome=outcome,
+        step=step,
+        base_step=int(fates.before[index]),
+        energies=EnergySample(*fates.samples[index].tolist()),
+        vectors=_vectors(item, step, fates.replies[index]),
+        state_digest=digest(arena, resident) if wanted else b"",
+        launch=fates.launch,
+    )
+
+
+def _vectors(item: ReadyRound, step: int, made: memoryview | None) -> dict[ReplyWish, Vector]:
+    """What the workers asked for, each kind made once however many want it."""
+    vectors: dict[ReplyWish, Vector] = {}
+    launched = _launch_wish(item.contributions)
+    for wish in {one.wish for one in item.contributions}:
+        if made is not None and wish == launched:
+            payload = made
+        elif wish.reply is Reply.PARAMETERS:
+            payload = wire_bytes(item.resident.slot.read(StateBuffer.PARAMETERS), wish.dtype)
+        elif wish.reply is Reply.INCREMENT and made is not None:
+            payload = wire_bytes(from_wire(made, Dtype.FLOAT32), wish.dtype)
+        else:
+            continue
+        vectors[wish] = Vector(step=step, reply=wish.reply, dtype=wish.dtype, payload=payload)
+    return vectors
+
+
+def _fleet_done(item: ReadyFleet, fates: _Fates, first: int) -> FleetDone:
+    part = slice(first, first + len(item.residents))
+    failed = {index - first: error for index, error in fates.failed.items() if part.start <= index < part.stop}
+    outcomes, after, replies = fates.outcomes[part], fates.after[part], fates.replies[part]
+    steps = after.tolist()
+    for index, resident in enumerate(item.residents):
+        if outcomes[index] is Outcome.APPLIED:
+            resident.workers[item.worker_id] = WorkerSequence(
+                item.worker_id, item.sequences[index], item.checksums[index], Outcome.APPLIED, steps[index]
+            )
+        if replies[index] is None and item.wish.reply is Reply.PARAMETERS and index not in failed:
+            replies[index] = wire_bytes(resident.slot.read(StateBuffer.PARAMETERS), item.wish.dtype)
+    return FleetDone(
+        outcomes=outcomes,
+        failed=failed,
+        before=fates.before[part],
+        after=after,
+        samples=fates.samples[part],
+        replies=replies,
+        launch=fates.launch,
+    )
