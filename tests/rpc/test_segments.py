@@ -83,7 +83,6 @@ def test_both_ends_see_the_same_bytes_until_each_lets_go(segments: Segments) -> 
     assert (segments.count, segments.used_bytes) == (0, 0)
     offered.close()
     offered.close()
-    del offered
     assert held("hermosis-segment") == 0
     assert "/memfd:hermosis-segment (deleted)" not in descriptors()
 
