@@ -5,7 +5,8 @@ import math
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
+from hermosis import hot
+from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_client.layout import ParameterLayout, TensorSpec
 from hermosis_client.records import (
@@ -29,7 +30,7 @@ from hermosis_client.records import (
     WorkerInfo,
 )
 
-_ENERGIES = tuple(field.name for field in dataclasses.fields(EnergySample))
+_ENERGIES = EnergySample._fields
 _ABSENT_WHEN_UNSET = frozenset(field.name for field in types_pb2.EnergySample.DESCRIPTOR.fields if field.has_presence)
 _DTYPES = frozenset(map(int, Dtype))
 _LIMITS = tuple(field.name for field in dataclasses.fields(Limits))
@@ -121,7 +122,7 @@ def energies(message: types_pb2.EnergySample) -> EnergySample:
     return EnergySample(**{name: math.nan if name in undefined else getattr(message, name) for name in _ENERGIES})
 
 
-def step_result(message: gradient_pb2.StepResult) -> StepResult:
+def step_result(message: hot.StepResult) -> StepResult:
     return StepResult(
         sequence=message.sequence,
         outcome=Outcome(message.outcome),
@@ -131,7 +132,7 @@ def step_result(message: gradient_pb2.StepResult) -> StepResult:
         duplicate=message.duplicate,
         staleness=message.staleness,
         contributions=message.contributions,
-        energies=energies(message.energies) if message.HasField("energies") else EnergySample(),
+        energies=EnergySample() if message.energies is None else EnergySample(*message.energies),
         state_digest=message.state_digest,
     )
 

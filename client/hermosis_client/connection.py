@@ -4,13 +4,14 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 
-from hermosis.v1 import gradient_pb2_grpc, session_pb2_grpc, telemetry_pb2_grpc
+from hermosis import allocator
+from hermosis.v1 import session_pb2_grpc, telemetry_pb2_grpc
 from hermosis_client.errors import HermosisError, error_from_call
 from hermosis_client.retry import Patience, patiently
 
@@ -82,13 +83,17 @@ class Connection:
             raise ValueError(f"timeout_s is {timeout_s}; it is a positive number of seconds")
         self.address = address
         self.timeout_s = timeout_s
-        self.shares_memory = address.startswith(_LOOPBACK) and os.environ.get("HERMOSIS_SHARED_MEMORY", "1") != "0"
+        self.shares_memory = address.startswith(_LOOPBACK) and os.environ.get("HERMOSIS_SHARED_MEMORY") != "0"
+        allocator.keep_memory()
         self._channel = grpc.insecure_channel(address, options=_options(address))
         self._closed = False
         self._calls: list[CallThreads] = []
         # Also when it is forgotten, at the latest at exit, and before a server that was started before it.
         self._end = weakref.finalize(self, _close, self._channel, self._calls)
-        self.gradients = gradient_pb2_grpc.GradientServiceStub(self._channel)
+        # Its messages are serialized by whoever sends and parsed by whoever receives: see hot.py.
+        self.exchange: Callable[[Iterator[bytes]], Answers[bytes]] = cast(
+            Any, self._channel.stream_stream("/hermosis.v1.GradientService/Exchange")
+        )
         self.sessions = session_pb2_grpc.SessionServiceStub(self._channel)
         self.telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._channel)
 

@@ -1,5 +1,8 @@
 """Element encodings of the wire over NumPy, which knows no bfloat16. The client's own numbers are always float32."""
 
+import sys
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,30 +26,24 @@ def own_dtype(dtype: object) -> Dtype:
     return _NAMES.get(str(dtype).rpartition(".")[2], Dtype.FLOAT32)
 
 
-def encode(values: Float32, dtype: Dtype) -> bytes:
-    """Little-endian bytes of a 1-D float32 array. Beyond float16's range a value becomes infinite."""
+def encode(values: Float32, dtype: Dtype) -> memoryview:
+    """Little-endian bytes of a 1-D contiguous float32 array; its own memory where they lie there already.
+
+    Beyond float16's range a value becomes infinite.
+    """
     if dtype is Dtype.FLOAT32:
-        return values.astype("<f4", copy=False).tobytes()
+        return _bytes_of(values.astype("<f4", copy=False))
     if dtype is Dtype.FLOAT16:
         with np.errstate(over="ignore"):
-            return values.astype("<f2").tobytes()
-    return _to_bfloat16(values).astype("<u2", copy=False).tobytes()
+            return _bytes_of(values.astype("<f2"))
+    return _bytes_of(_to_bfloat16(values).astype("<u2", copy=False))
 
 
-def encode_into(values: Float32, dtype: Dtype, out: NDArray[np.uint8]) -> None:
-    """As `encode`, into that many bytes of memory."""
-    if dtype is Dtype.FLOAT32:
-        out.view("<f4")[:] = values
-    elif dtype is Dtype.FLOAT16:
-        with np.errstate(over="ignore"):
-            out.view("<f2")[:] = values
-    else:
-        out.view("<u2")[:] = _to_bfloat16(values)
-
-
-def decode_into(payload: bytes | memoryview, dtype: Dtype, out: Float32) -> None:
-    """Lands wire bytes in a float32 array of as many elements, with one copy."""
-    if dtype is Dtype.FLOAT32:
+def decode_into(payload: bytes | bytearray | memoryview, dtype: Dtype, out: Float32) -> None:
+    """Lands wire bytes in a contiguous float32 array of as many elements, with one copy."""
+    if dtype is Dtype.FLOAT32 and sys.byteorder == "little":
+        _bytes_of(out)[:] = payload
+    elif dtype is Dtype.FLOAT32:
         out[:] = np.frombuffer(payload, "<f4")
     elif dtype is Dtype.FLOAT16:
         out[:] = np.frombuffer(payload, "<f2")
@@ -54,6 +51,11 @@ def decode_into(payload: bytes | memoryview, dtype: Dtype, out: Float32) -> None
         bits = out.view(np.uint32)
         bits[:] = np.frombuffer(payload, "<u2")
         bits <<= 16
+
+
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    """The memory of a 1-D contiguous array."""
+    return array.data.cast("B") if array.size else memoryview(b"")
 
 
 def _to_bfloat16(values: Float32) -> NDArray[np.uint16]:

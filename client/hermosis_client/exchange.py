@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from numpy.typing import ArrayLike
 
-from hermosis import wire
+from hermosis import hot, wire
 from hermosis.v1 import gradient_pb2
 from hermosis_client import codec
 from hermosis_client.connection import Connection
@@ -71,7 +71,6 @@ class Worker:
         self._settings = settings
         self._lock = threading.Lock()
         self._stream: ExchangeStream | None = None
-        self._segment: Segment | None = None
         self._opened_for: Reply | None = None
         self._generation = 0
         self._next_sequence = 1
@@ -131,8 +130,8 @@ class Worker:
         def attempt() -> Tensors:
             stream, opened = self._introduce(self._settings.reply, generation=0)
             try:
-                stream.send([_Request(pull=gradient_pb2.PullParameters(handle=HANDLE))])
-                step = landing.receive(stream, 0, self._segment, self._settings.reply_dtype)
+                stream.send([_Request(pull=gradient_pb2.PullParameters(handle=HANDLE)).SerializeToString()])
+                step = landing.receive(stream, 0)
             except BaseException:
                 self._drop()  # No gradient may go on from parameters that never came.
                 raise
@@ -153,7 +152,7 @@ class Worker:
     @property
     def path(self) -> Literal["segment", "stream"]:
         """How payload travels now: in memory shared with the server, or on the stream."""
-        return "stream" if self._segment is None else "segment"
+        return "segment" if self._stream is not None and self._stream.segment is not None else "stream"
 
     def close(self) -> None:
         """Ends the stream; the session lives on. Cuts a call in another thread off. Harmless when repeated."""
@@ -164,7 +163,7 @@ class Worker:
         try:
             if self._stream is not None:
                 self._stream.close()
-                self._drop()
+                self._stream = None
         finally:
             self._lock.release()
 
@@ -191,17 +190,16 @@ class Worker:
             nonlocal sequence
             stream = self._open(reply)
             sequence = sequence or self._next_sequence  # A later attempt is about the same contribution.
-            gradient = OutgoingGradient(
-                flat, self._settings.gradient_dtype, self._chunk_bytes, self._commit(sequence, numbers), self._segment
-            )
+            commit, dtype = self._commit(sequence, numbers), self._settings.gradient_dtype
+            gradient = OutgoingGradient(flat, dtype, self._chunk_bytes, commit, stream.segment)
             stream.send(gradient)
             try:
-                result = wait_for_result(stream, sequence)
+                result, chunk = wait_for_result(stream, sequence)
             except BaseException:
                 gradient.abandoned = True
                 raise
             if reply is Reply.PARAMETERS or (reply is Reply.INCREMENT and result.applied):
-                self.step = landing.receive(stream, sequence, self._segment, self._settings.reply_dtype)
+                self.step = landing.receive(stream, sequence, chunk)
             elif reply is Reply.INCREMENT:
                 landing.zero()
             self._next_sequence = sequence + 1
@@ -209,8 +207,8 @@ class Worker:
 
         return self._persist(attempt)
 
-    def _commit(self, sequence: int, numbers: StepNumbers) -> gradient_pb2.Commit:
-        return gradient_pb2.Commit(
+    def _commit(self, sequence: int, numbers: StepNumbers) -> hot.Commit:
+        return hot.Commit(
             handle=HANDLE,
             sequence=sequence,
             base_step=self.step or 0,
@@ -253,10 +251,8 @@ class Worker:
     def _introduce(self, reply: Reply, *, generation: int) -> tuple[ExchangeStream, gradient_pb2.SessionOpened]:
         """Opens the session anew, on the stream there is or on a new one. Generation zero means any."""
         if self._stream is None or self._stream.ended:
-            self._stream = ExchangeStream(self._connection)
+            self._stream = ExchangeStream(self._connection, self._new_segment())
             self._opened_for = None
-            self._release_segment()
-            self._segment = self._new_segment()
         opening = gradient_pb2.OpenSession(
             handle=HANDLE,
             session_id=self._session_id,
@@ -266,17 +262,17 @@ class Worker:
             gradient_dtype=codec.dtype_number(self._settings.gradient_dtype),
             reply=gradient_pb2.Reply.ValueType(reply),
             reply_dtype=codec.dtype_number(self._settings.reply_dtype),
-            segment=self._segment.offer if self._segment is not None else None,
+            segment=self._stream.segment.offer if self._stream.segment is not None else None,
         )
         messages = [_Request(open=opening)]
         if self._opened_for is not None:
             messages.insert(0, _Request(close=gradient_pb2.CloseHandle(handle=HANDLE)))
         self._opened_for = None
-        self._stream.send(messages)
+        self._stream.send([message.SerializeToString() for message in messages])
         opened = wait_for_opening(self._stream)
         self._opened_for = reply
         if not opened.segment_attached:
-            self._release_segment()
+            self._stream.release_segment()
         self._next_sequence = opened.next_sequence
         self._chunk_bytes = opened.chunk_bytes or wire.DEFAULT_CHUNK_BYTES
         return self._stream, opened
@@ -285,22 +281,15 @@ class Worker:
         if self._stream is not None:
             self._stream.cancel()
             self._stream = None
-        self._release_segment()
 
     def _new_segment(self) -> Segment | None:
-        """Memory to share with the server. Each stream has its own: no late answer of an earlier one can land in it."""
-        settings = self._settings
-        itemsizes = settings.gradient_dtype.itemsize, settings.reply_dtype.itemsize
-        if not (settings.shared_memory and self._connection.shares_memory):
+        """Memory to offer to the server; None where it is not wanted, not possible or not worth it."""
+        sent, back = self._settings.gradient_dtype, self._settings.reply_dtype
+        if not (self._settings.shared_memory and self._connection.shares_memory):
             return None
-        if self._layout.parameter_count * max(itemsizes) < MIN_PAYLOAD_BYTES:
+        if self._layout.parameter_count * max(sent.itemsize, back.itemsize) < MIN_PAYLOAD_BYTES:
             return None
         try:
-            return Segment(self._layout.parameter_count, settings.gradient_dtype, settings.reply_dtype)
+            return Segment(self._layout.parameter_count, sent, back)
         except OSError:
             return None
-
-    def _release_segment(self) -> None:
-        if self._segment is not None:
-            self._segment.close()
-            self._segment = None

@@ -8,6 +8,7 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hermosis.v1 import dynamics_pb2
 from hermosis_client.layout import ParameterLayout
@@ -118,8 +119,7 @@ class Recipe:
 Optimizer = Recipe | dynamics_pb2.Hamiltonian
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnergySample:
+class EnergySample(NamedTuple):
     """The thermodynamics of one step; NaN means undefined. Energies are divided by the thermal mass beta.
 
     loss is the round's mean, smoothed_loss its thermal average less the kinetic energy; kinetic, potential, thermal and

@@ -1,4 +1,4 @@
-"""Segment: memory shared with a server on the same machine, for gradients and their answers."""
+"""Segment: memory shared with a server on the same machine, where payload lies instead of travelling."""
 
 import mmap
 import os
@@ -6,13 +6,10 @@ import secrets
 import sys
 import weakref
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hermosis import wire
+from hermosis import hot, wire
 from hermosis.v1 import gradient_pb2
 
-# Below this a few copies on the stream cost no more than what the segment saves.
+# Below this the few copies that the stream makes cost no more than the segment saves.
 MIN_PAYLOAD_BYTES = 256 << 10
 
 
@@ -23,9 +20,9 @@ class Segment:
       OSError: this system makes no such files.
 
     Attributes:
+      offer:    what to open it by.
       gradient: bytes of the gradient's place.
       answer:   bytes of the answer's place.
-      offer:    what to open it by.
     """
 
     def __init__(self, elements: int, gradient_dtype: wire.Dtype, answer_dtype: wire.Dtype) -> None:
@@ -39,13 +36,40 @@ class Segment:
         self._close_descriptor = weakref.finalize(self, os.close, descriptor)
         os.truncate(descriptor, places.size_bytes)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        memory = np.frombuffer(mmap.mmap(descriptor, places.size_bytes), np.uint8)
-        memory[: len(token)] = np.frombuffer(token, np.uint8)
-        self.gradient: NDArray[np.uint8] = memory[places.gradient]
-        self.answer: NDArray[np.uint8] = memory[places.answer]
+        memory = memoryview(mmap.mmap(descriptor, places.size_bytes))
+        memory[: len(token)] = token
+        self.gradient = memory[places.gradient]
+        self.answer = memory[places.answer]
         self.offer = gradient_pb2.SegmentOffer(process_id=os.getpid(), descriptor=descriptor, token=token)
+        self._gradient_dtype = gradient_dtype
+        self._answer_dtype = answer_dtype
+
+    def put(self, chunk: hot.GradientChunk) -> bytes:
+        """Copies a chunk of a gradient to its place; gives the ExchangeRequest that says so."""
+        size, itemsize = len(chunk.payload), self._gradient_dtype.itemsize
+        begin = chunk.offset * itemsize
+        place = self.gradient
+        if place:  # A closed one is written no more: its stream has ended.
+            place[begin : begin + size] = chunk.payload
+        told = gradient_pb2.SegmentChunk(
+            handle=chunk.handle,
+            sequence=chunk.sequence,
+            offset=chunk.offset,
+            length=size // itemsize,
+            crc32=chunk.crc32,
+        )
+        return gradient_pb2.ExchangeRequest(segment=told).SerializeToString()
+
+    def found(self, told: gradient_pb2.SegmentChunk) -> hot.ParametersChunk:
+        """The chunk of an answer that a message speaks of; its payload is a view of the place."""
+        itemsize = self._answer_dtype.itemsize
+        payload = self.answer[told.offset * itemsize : (told.offset + told.length) * itemsize]
+        dtype = int(self._answer_dtype)
+        return hot.ParametersChunk(
+            told.handle, told.sequence, told.step, told.reply, told.offset, dtype, told.crc32, payload
+        )
 
     def close(self) -> None:
-        """Lets the memory go; arrays that are in use keep it as long as they are. Harmless when repeated."""
+        """Lets the memory go; views that are in use keep it as long as they are. Harmless when repeated."""
         self._close_descriptor()
-        self.gradient = self.answer = np.empty(0, np.uint8)
+        self.gradient = self.answer = memoryview(b"")

@@ -327,7 +327,7 @@ class Session:
     def _upload(self, flat: Float32) -> Iterator[session_pb2.InitialiseParametersRequest]:
         session_id = self.session_id
         for offset, length in wire.spans(flat.size, 4):
-            payload = encode(flat[offset : offset + length], wire.Dtype.FLOAT32)
+            payload = bytes(encode(flat[offset : offset + length], wire.Dtype.FLOAT32))
             yield session_pb2.InitialiseParametersRequest(
                 session_id=session_id, offset=offset, crc32=wire.checksum(payload), payload=payload
             )

@@ -83,7 +83,7 @@ def sent(state: ExportedState, session_id: str, chunk_bytes: int) -> Iterator[se
     for buffer in head.buffers:
         values = state.buffers[_name(buffer)]
         for offset, length in wire.spans(values.size, 4, chunk_bytes):
-            payload = encode(values[offset : offset + length], wire.Dtype.FLOAT32)
+            payload = bytes(encode(values[offset : offset + length], wire.Dtype.FLOAT32))
             chunk = session_pb2.StateChunk(buffer=buffer, offset=offset, crc32=wire.checksum(payload), payload=payload)
             yield session_pb2.ImportSessionRequest(chunk=chunk)
 

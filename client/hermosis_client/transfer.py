@@ -4,30 +4,28 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hermosis import wire
+from hermosis import hot, wire
 from hermosis.v1 import gradient_pb2
 from hermosis_client import codec
-from hermosis_client.dtypes import Float32, decode_into, encode, encode_into
+from hermosis_client.dtypes import Float32, decode_into, encode
 from hermosis_client.errors import error_from_refusal
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import StepResult
 from hermosis_client.segment import Segment
-from hermosis_client.stream import ExchangeStream
+from hermosis_client.stream import ExchangeStream, Message
 
 # A worker's stream carries one session, under this name.
 HANDLE = 1
 
 
 class OutgoingGradient:
-    """Messages of one contribution, each encoded when the wire is ready for it."""
+    """Messages of one contribution, each encoded when the wire is ready for it; one message where one chunk is enough.
+
+    The flat vector is read until the last message has been drawn, and may not change before.
+    """
 
     def __init__(
-        self,
-        flat: Float32,
-        dtype: wire.Dtype,
-        chunk_bytes: int,
-        commit: gradient_pb2.Commit,
-        segment: Segment | None,
+        self, flat: Float32, dtype: wire.Dtype, chunk_bytes: int, commit: hot.Commit, segment: Segment | None
     ) -> None:
         self.abandoned = False
         self._flat = flat
@@ -36,42 +34,22 @@ class OutgoingGradient:
         self._commit = commit
         self._segment = segment
 
-    def __iter__(self) -> Iterator[gradient_pb2.ExchangeRequest]:
-        yield from self._chunks() if self._segment is None else self._segment_chunks(self._segment)
-        # Also of an abandoned one: up to here the server ignores it.
-        yield gradient_pb2.ExchangeRequest(commit=self._commit)
-
-    def _segment_chunks(self, segment: Segment) -> Iterator[gradient_pb2.ExchangeRequest]:
-        itemsize, area = self._dtype.itemsize, segment.gradient
-        for offset, length in wire.spans(self._flat.size, itemsize, wire.MAX_CHUNK_BYTES):
-            if self.abandoned:  # The segment may be closed then.
-                break
-            place = area[offset * itemsize : (offset + length) * itemsize]
-            encode_into(self._flat[offset : offset + length], self._dtype, place)
-            chunk = gradient_pb2.SegmentChunk(
-                handle=HANDLE,
-                sequence=self._commit.sequence,
-                offset=offset,
-                length=length,
-                crc32=wire.checksum(place.data),
-            )
-            yield gradient_pb2.ExchangeRequest(segment=chunk)
-
-    def _chunks(self) -> Iterator[gradient_pb2.ExchangeRequest]:
-        dtype = codec.dtype_number(self._dtype)
-        for span in wire.spans(self._flat.size, self._dtype.itemsize, self._chunk_bytes):
+    def __iter__(self) -> Iterator[bytes]:
+        segment, chunk_bytes = self._segment, self._chunk_bytes
+        if segment is not None:
+            chunk_bytes = wire.MAX_CHUNK_BYTES  # Messages are small, and fewer of them cost less.
+        elif 0 < self._flat.size * self._dtype.itemsize <= chunk_bytes:
+            payload = encode(self._flat, self._dtype)
+            yield hot.write_request(hot.WholeGradient(self._commit, self._dtype, wire.checksum(payload), payload))
+            return
+        sequence = self._commit.sequence
+        for offset, length in wire.spans(self._flat.size, self._dtype.itemsize, chunk_bytes):
             if self.abandoned:
                 break
-            payload = encode(self._flat[span.offset : span.offset + span.length], self._dtype)
-            chunk = gradient_pb2.GradientChunk(
-                handle=HANDLE,
-                sequence=self._commit.sequence,
-                offset=span.offset,
-                dtype=dtype,
-                crc32=wire.checksum(payload),
-                payload=payload,
-            )
-            yield gradient_pb2.ExchangeRequest(chunk=chunk)
+            payload = encode(self._flat[offset : offset + length], self._dtype)
+            chunk = hot.GradientChunk(HANDLE, sequence, offset, self._dtype, wire.checksum(payload), payload)
+            yield hot.write_request(chunk) if segment is None else segment.put(chunk)
+        yield hot.write_request(self._commit)  # Also of an abandoned one: up to here the server ignores it.
 
 
 class Landing:
@@ -84,48 +62,58 @@ class Landing:
     def zero(self) -> None:
         self._flat[:] = 0
 
-    def receive(self, stream: ExchangeStream, sequence: int, segment: Segment | None, dtype: wire.Dtype) -> int:
-        """Takes all chunks of one answer; gives the step they speak of."""
+    def receive(self, stream: ExchangeStream, sequence: int, first: hot.ParametersChunk | None = None) -> int:
+        """Takes all chunks of one answer; gives the step they speak of.
+
+        Args:
+          first: a chunk that came with the result.
+        """
         filled = step = 0
+        chunk = first
         while filled < self._flat.size:
-            response = _awaited(stream, sequence)
-            kind = response.WhichOneof("message")
-            payload: bytes | memoryview
-            if kind == "segment" and segment is not None and response.segment.sequence == sequence:
-                chunk: gradient_pb2.SegmentChunk | gradient_pb2.ParametersChunk = response.segment
-                begin, end = chunk.offset * dtype.itemsize, (chunk.offset + response.segment.length) * dtype.itemsize
-                payload = segment.answer[begin:end].data
-            elif kind == "chunk" and response.chunk.sequence == sequence:
-                chunk = response.chunk
-                payload = response.chunk.payload  # Once: every access builds a new object.
-                dtype = wire.Dtype(response.chunk.dtype)
-            else:
-                continue
-            end = chunk.offset + len(payload) // dtype.itemsize
-            if chunk.offset != filled or end > self._flat.size or wire.checksum(payload) != chunk.crc32:
+            if chunk is None:
+                message = _awaited(stream, sequence)
+                if not isinstance(message, hot.ParametersChunk) or message.sequence != sequence:
+                    continue
+                chunk = message
+            payload = chunk.payload
+            dtype = _DTYPES.get(chunk.dtype)
+            end = chunk.offset + len(payload) // dtype.itemsize if dtype else 0
+            damaged = chunk.offset != filled or not filled < end <= self._flat.size
+            if dtype is None or damaged or wire.checksum(payload) != chunk.crc32:
                 raise stream.broken("a damaged answer")
             decode_into(payload, dtype, self._flat[filled:end])
-            filled, step = end, chunk.step
+            filled, step, chunk = end, chunk.step, None
         return step
+
+
+_DTYPES = {int(dtype): dtype for dtype in wire.Dtype}
 
 
 def wait_for_opening(stream: ExchangeStream) -> gradient_pb2.SessionOpened:
     while True:
-        response = _awaited(stream, 0)
-        if response.WhichOneof("message") == "opened":
-            return response.opened
+        message = _awaited(stream, 0)
+        if isinstance(message, gradient_pb2.ExchangeResponse) and message.HasField("opened"):
+            return message.opened
 
 
-def wait_for_result(stream: ExchangeStream, sequence: int) -> StepResult:
+def wait_for_result(stream: ExchangeStream, sequence: int) -> tuple[StepResult, hot.ParametersChunk | None]:
+    """The fate of a contribution, and its vector where that came in the same message."""
     while True:
-        response = _awaited(stream, sequence)
-        if response.WhichOneof("message") == "result" and response.result.sequence == sequence:
-            return codec.step_result(response.result)
+        message = _awaited(stream, sequence)
+        if isinstance(message, hot.WholeAnswer) and message.result.sequence == sequence:
+            return codec.step_result(message.result), message.chunk
+        if isinstance(message, hot.StepResult) and message.sequence == sequence:
+            return codec.step_result(message), None
 
 
-def _awaited(stream: ExchangeStream, sequence: int) -> gradient_pb2.ExchangeResponse:
+def _awaited(stream: ExchangeStream, sequence: int) -> Message:
     """The next message; raises the typed error when it refuses the work with that number."""
-    response = stream.receive()
-    if response.WhichOneof("message") == "refused" and response.refused.sequence == sequence:
-        raise error_from_refusal(response.refused.refusal)
-    return response
+    message = stream.receive()
+    if (
+        isinstance(message, gradient_pb2.ExchangeResponse)
+        and message.HasField("refused")
+        and message.refused.sequence == sequence
+    ):
+        raise error_from_refusal(message.refused.refusal)
+    return message

@@ -18,6 +18,7 @@ OURS = ("hermosis", "hermosis_server", "hermosis_sidecar", "hermosis_client")
 
 WIRE = "hermosis.wire"
 HOT = "hermosis.hot"
+ALLOCATOR = "hermosis.allocator"
 CONTRACT = "hermosis.v1"
 NOUNS = frozenset({"hermosis_server.errors", "hermosis_server.records", WIRE})
 BELOW_ENGINE = frozenset({"hermosis_server.dynamics", "hermosis_server.storage"})
@@ -42,6 +43,7 @@ HOUSE = {
     WIRE: room(outside={"isal"}),
     HOT: room({"hermosis.energies", "hermosis"}),
     "hermosis.energies": room(),
+    ALLOCATOR: room(),
     CONTRACT: room(outside={"google.protobuf", "grpc"}),
     # The engine room, from the bottom up.
     "hermosis_server": room(),
@@ -67,6 +69,8 @@ HOUSE = {
         NOUNS
         | DEVICE
         | {
+            ALLOCATOR,
+            "hermosis",
             "hermosis_server",
             "hermosis_server.engine",
             "hermosis_server.logs",
@@ -74,7 +78,7 @@ HOUSE = {
             "hermosis_server.settings",
             "hermosis_server.storage",
         },
-        {"torch"},  # to choose the device
+        {"torch", "uvloop"},  # to choose the device; the event loop
     ),
     "hermosis_server.processes": room(),
     # On top: people's doors. They use the client as anybody would, and start the server through app.
@@ -107,7 +111,9 @@ HOUSE = {
         {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "structlog", "typer"}
         | {"google.protobuf"},
     ),
-    "hermosis_client": room({CONTRACT, HOT, WIRE}, {"grpc", "google.protobuf", "google.rpc", "numpy"}),
+    "hermosis_client": room(
+        {CONTRACT, HOT, WIRE, ALLOCATOR, "hermosis"}, {"grpc", "google.protobuf", "google.rpc", "numpy"}
+    ),
     **{
         f"hermosis_client.{name}": room(
             {"hermosis_client", "hermosis_client.torch_group", "hermosis_client.torch_session"}, {"torch"}

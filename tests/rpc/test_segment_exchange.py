@@ -29,8 +29,8 @@ class Shared:
         self.size = size
         self.handle = handle
         self.segment = Segment(size, Dtype.FLOAT32, Dtype.FLOAT32)
-        self.gradient = self.segment.gradient.view(np.float32)
-        self.answer = self.segment.answer.view(np.float32)
+        self.gradient = np.frombuffer(self.segment.gradient, np.float32)
+        self.answer = np.frombuffer(self.segment.answer, np.float32)
 
     def opening(self, session: Any, **changed: Any) -> Request:
         fields = {"handle": self.handle, "session_id": session.session_id, "worker_id": "worker"}
@@ -286,11 +286,11 @@ from hermosis.wire import Dtype
 from hermosis_client.segment import Segment
 address, session_id = sys.argv[1:]
 segment = Segment(1_000_003, Dtype.FLOAT32, Dtype.FLOAT32)
-segment.gradient[:] = 7
+segment.gradient[:] = bytes([7]) * len(segment.gradient)
 Request = gradient_pb2.ExchangeRequest
 def requests():
     yield Request(open=gradient_pb2.OpenSession(session_id=session_id, worker_id="w", segment=segment.offer))
-    crc32 = wire.checksum(segment.gradient[:4000].data)
+    crc32 = wire.checksum(segment.gradient[:4000])
     yield Request(segment=gradient_pb2.SegmentChunk(sequence=1, length=1000, crc32=crc32))
     threading.Event().wait()
 stub = gradient_pb2_grpc.GradientServiceStub(grpc.insecure_channel(address))

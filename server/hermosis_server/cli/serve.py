@@ -20,7 +20,8 @@ def command() -> typer.Typer:
         """Start the server alone, until SIGTERM or Ctrl-C.
 
         Prints "HERMOSIS READY address=HOST:PORT" on standard output when it listens; logs go to standard error.
-        Each flag is an environment variable too: --data-folder is HERMOSIS_DATA_FOLDER.
+        Each flag is an environment variable too: --data-folder is HERMOSIS_DATA_FOLDER. HERMOSIS_ALLOCATOR=system
+        leaves the C library's malloc as it is; by default it keeps freed memory, which large messages need again.
         """
         try:
             settings = Settings(**{name: value for name, value in given.items() if value is not None})

@@ -55,7 +55,8 @@ def session_facts(info: SessionInfo) -> dict[str, Any]:
 
 def reading_facts(reading: TelemetryReading) -> dict[str, Any]:
     """A reading for JSON."""
-    return dataclasses.asdict(reading)
+    facts = {field.name: getattr(reading, field.name) for field in dataclasses.fields(reading)}
+    return facts | {"energies": reading.energies._asdict()}
 
 
 def session_row(info: SessionInfo) -> list[str]:
