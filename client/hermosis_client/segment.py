@@ -10,7 +10,7 @@ from hermosis import hot, wire
 from hermosis.v1 import gradient_pb2
 
 # Below this the few copies that the stream makes cost no more than the segment saves.
-MIN_PAYLOAD_BYTES = 256 << 10
+MIN_PAYLOAD_BYTES = 512 << 10
 
 
 class Segment:

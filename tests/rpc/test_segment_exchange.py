@@ -66,8 +66,10 @@ def some(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(SIZE, np.float32)
 
 
-def maps_of_this_process() -> int:
-    return Path("/proc/self/maps").read_text().count("memfd:hermosis-segment")
+def maps() -> set[str]:
+    """Where segments are mapped in this process, which is the server's and the worker's."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[0] for line in lines if "memfd:hermosis-segment" in line}
 
 
 def refusal(stream: Any) -> tuple[int, str]:
@@ -216,7 +218,7 @@ def test_a_worker_that_scribbles_while_its_gradient_is_taken_harms_nobody(server
 
 def test_the_segment_of_another_session_is_not_attached_and_the_stream_serves(server: Any, tools: Any) -> None:
     session, worker = server.create(1000), Shared(1004 * 4)
-    before = maps_of_this_process()
+    before = len(maps())
     with tools.Dialogue(server, [worker.opening(session)]) as stream:
         assert not stream.next().opened.segment_attached
         payload = np.ones(1000, np.float32).tobytes()
@@ -224,28 +226,50 @@ def test_the_segment_of_another_session_is_not_attached_and_the_stream_serves(se
         stream.send(Request(chunk=chunk), worker.commit(1))
         assert stream.next().result.step == 1
         assert len(stream.next().chunk.payload) == 4000
-        assert maps_of_this_process() == before
+        assert len(maps()) == before
 
 
-def test_each_handle_has_a_segment_of_its_own_until_it_is_closed(server: Any, tools: Any) -> None:
+def test_each_handle_has_a_segment_of_its_own(server: Any, tools: Any) -> None:
     sessions = [server.create(SIZE, consistency=ASYNC) for _ in range(2)]
     workers = [Shared(handle=handle) for handle in range(2)]
     for number, worker in enumerate(workers):
         worker.gradient[:] = some(number)
-    before = maps_of_this_process()
+    before = len(maps())
     openings = [worker.opening(session) for worker, session in zip(workers, sessions, strict=True)]
     with tools.Dialogue(server, openings) as stream:
         assert all(stream.next().opened.segment_attached for _ in workers)
-        assert maps_of_this_process() == before + 2
+        assert len(maps()) == before + 2
         for number, worker in enumerate(workers):
             stream.send(*worker.chunks(1), worker.commit(1))
             assert stream.next().result.handle == number
             np.testing.assert_array_equal(worker.landed(stream, 1), -some(number))
         stream.send(Request(close=gradient_pb2.CloseHandle(handle=0)))
-        tools.poll(lambda: maps_of_this_process() == before + 1)
         stream.send(*workers[1].chunks(2), workers[1].commit(2))
         assert stream.next().result.step == 2
-    tools.poll(lambda: maps_of_this_process() == before)
+    tools.poll(lambda: len(maps()) == before)
+
+
+def test_a_handle_that_is_opened_again_finds_its_memory_still_mapped(server: Any, tools: Any) -> None:
+    session, worker = server.create(SIZE), Shared()
+    others = maps()
+    close = Request(close=gradient_pb2.CloseHandle(handle=0))
+    with tools.Dialogue(server, [worker.opening(session)]) as stream:
+        assert stream.next().opened.segment_attached
+        (mapped,) = maps() - others
+        for sequence, reply in ((1, gradient_pb2.REPLY_NONE), (2, gradient_pb2.REPLY_PARAMETERS)):
+            stream.send(close, worker.opening(session, reply=reply))
+            assert stream.next().opened.segment_attached
+            stream.send(*worker.chunks(sequence), worker.commit(sequence))
+            assert stream.next().result.step == sequence
+            assert maps() - others == {mapped}
+        worker.landed(stream, 2)
+        # Another offer takes the place of what nobody uses any more.
+        another = Shared()
+        stream.send(close, another.opening(session))
+        assert stream.next().opened.segment_attached
+        assert len(maps()) == len(others) + 2  # the worker's own, and the server's, perhaps at the same place
+    del another
+    tools.poll(lambda: maps() == others)
 
 
 def test_beyond_the_limit_the_stream_is_used(host: Callable[..., Any], tools: Any) -> None:
@@ -261,7 +285,7 @@ def test_beyond_the_limit_the_stream_is_used(host: Callable[..., Any], tools: An
 
 def test_a_killed_worker_leaves_nothing_behind(server: Any, tools: Any) -> None:
     session, other = server.create(SIZE), server.create(4)
-    before = maps_of_this_process()
+    before = len(maps())
     worker = subprocess.Popen(
         [sys.executable, "-c", KILLED, server.address, session.session_id], stdout=subprocess.PIPE, text=True
     )
@@ -269,9 +293,9 @@ def test_a_killed_worker_leaves_nothing_behind(server: Any, tools: Any) -> None:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "attached True\n"
         tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 4 * SIZE)
-        assert maps_of_this_process() == before + 1
+        assert len(maps()) == before + 1
         worker.kill()
-    tools.poll(lambda: maps_of_this_process() == before)
+    tools.poll(lambda: len(maps()) == before)
     tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 0)
     assert server.push(other, [1, 2, 3, 4], 1).step == 1
     assert server.inside(lambda engine: engine.session(session.session_id).step) == 0

@@ -25,7 +25,7 @@ from hermosis_server.rpc.codec import gradient as codec
 from hermosis_server.rpc.interceptor import no_message
 from hermosis_server.rpc.links import Link, open_link
 from hermosis_server.rpc.outbox import Outbox
-from hermosis_server.rpc.segments import Segments
+from hermosis_server.rpc.segments import Segments, StreamSegments
 
 Request = gradient_pb2.ExchangeRequest
 Response = gradient_pb2.ExchangeResponse
@@ -40,14 +40,14 @@ class ExchangeStream:
 
     Args:
       engine:       takes the contributions.
-      segments:     where workers on this machine share memory.
+      segments:     of all workers that share memory with this server.
       context:      of the call; serialized messages are read from it and written to it.
       window_bytes: unanswered payload at which reading pauses.
     """
 
     def __init__(self, engine: Engine, segments: Segments, context: Any, *, window_bytes: int) -> None:
         self._engine = engine
-        self._segments = segments
+        self._segments = StreamSegments(segments)
         self._context = context
         self._window_bytes = window_bytes
         self._links: dict[int, Link] = {}
@@ -78,6 +78,7 @@ class ExchangeStream:
                 task.cancel()
             for link in self._links.values():
                 link.close()
+            self._segments.close()
 
     async def _read(self) -> None:
         read, outbox, end = self._context.read, self._outbox, grpc.aio.EOF

@@ -15,7 +15,7 @@ from hermosis_server.engine.session import Session, require_next
 from hermosis_server.errors import InvalidRequest, LayoutMismatch, Unsupported
 from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish, SegmentOffer
 from hermosis_server.rpc.codec import enums
-from hermosis_server.rpc.segments import Segment, Segments
+from hermosis_server.rpc.segments import Segment, StreamSegments
 
 MAX_WORKER_ID_BYTES = 128
 MAX_OPEN_GRADIENTS = 64  # begun, not yet committed
@@ -26,6 +26,7 @@ class Link:
     """A worker's part in a session.
 
     Attributes:
+      segments:  of its stream.
       segment:   memory shared with the worker, where there is any.
       gradients: on their way, by sequence.
       refused:   sequences of which everything is ignored up to the commit.
@@ -37,6 +38,7 @@ class Link:
     gradient_dtype: Dtype
     wish: ReplyWish
     ack_level: AckLevel
+    segments: StreamSegments | None = None
     segment: Segment | None = None
     gradients: dict[int, Assembler] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
@@ -47,8 +49,8 @@ class Link:
             gradient.release()
         self.gradients.clear()
         self.refused.clear()
-        if self.segment is not None:
-            self.segment.close()
+        if self.segment is not None and self.segments is not None:
+            self.segments.let_go(self.segment)
             self.segment = None
         self.session.leave(self.worker)
 
@@ -65,11 +67,11 @@ class Link:
             raise InvalidRequest(f"{len(self.refused)} gradients were refused and none of them committed")
         self.refused.add(sequence)
 
-    def attach(self, segments: Segments, offer: SegmentOffer) -> None:
+    def attach(self, segments: StreamSegments, offer: SegmentOffer) -> None:
         """Uses the memory that the worker offers, if it is what it should be."""
         itemsizes = self.gradient_dtype.itemsize, self.wish.dtype.itemsize
         places = wire.segment_places(self.session.spec.layout.parameter_count, *itemsizes)
-        self.segment = segments.attach(offer, places)
+        self.segments, self.segment = segments, segments.attach(offer, places)
 
     def receive(self, engine: Engine, chunk: GradientChunk) -> None:
         """Puts a chunk in its place; the first of a gradient takes memory for the whole of it."""

@@ -47,27 +47,65 @@ class Segments:
             return None
         self.used_bytes += places.size_bytes
         self.count += 1
-        return Segment(self, memory, places)
+        return Segment(self, memory, offer, places)
+
+
+class StreamSegments:
+    """The segments of one stream. The last one let go stays mapped until another is offered or the stream ends.
+
+    A worker that wants another reply opens its handle again; to map the memory anew, page by page, would take longer
+    than the copies.
+
+    Args:
+      segments: of all workers.
+    """
+
+    def __init__(self, segments: Segments) -> None:
+        self._segments = segments
+        self._spare: Segment | None = None
+
+    def attach(self, offer: SegmentOffer, places: wire.SegmentPlaces) -> "Segment | None":
+        """As `Segments.attach`; to be given back to `let_go`."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            if (spare.offer, spare.places) == (offer, places):
+                return spare
+            spare.close()
+        return self._segments.attach(offer, places)
+
+    def let_go(self, segment: "Segment") -> None:
+        """Nobody uses this segment now."""
+        self.close()
+        self._spare = segment
+
+    def close(self) -> None:
+        """At the end of the stream."""
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
 
 
 class Segment:
     """A mapped segment.
 
     Attributes:
+      offer:    by which it was opened.
+      places:   in it.
       gradient: bytes of the gradient's place. The worker may write them at any time: check a copy, never these.
       answer:   bytes of the answer's place.
     """
 
-    def __init__(self, segments: Segments, memory: memoryview, places: wire.SegmentPlaces) -> None:
+    def __init__(self, segments: Segments, memory: memoryview, offer: SegmentOffer, places: wire.SegmentPlaces) -> None:
+        self.offer = offer
+        self.places = places
         self._segments: Segments | None = segments
-        self._size_bytes = places.size_bytes
         self.gradient = memory[places.gradient]
         self.answer = memory[places.answer]
 
     def close(self) -> None:
         """Lets the memory go; a second call does nothing."""
         if self._segments is not None:
-            self._segments.used_bytes -= self._size_bytes
+            self._segments.used_bytes -= self.places.size_bytes
             self._segments.count -= 1
             self._segments = None
             # The last view takes the map with it, even where someone is just using one.
