@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hermosis import hot
+from hermosis.wire import Dtype
 from hermosis_client import Client, Recipe, Session, errors
 from hermosis_client.connection import Connection
 from hermosis_client.local_server import LocalServer
-from hermosis_client.segment import MIN_PAYLOAD_BYTES
+from hermosis_client.segment import MIN_PAYLOAD_BYTES, Segment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="segments are known on Linux only")
 
@@ -174,6 +176,14 @@ def test_both_ends_let_the_memory_go(server: LocalServer, pair: list[Session]) -
     pair[0].info()  # The server has seen the end of the streams by the time it answers.
     assert segments_of(server.process_id) == 0
     assert not [name for name in open_files() if "hermosis-segment" in name]
+
+
+def test_a_closed_segment_is_left_alone_by_whoever_still_sends() -> None:
+    segment = Segment(10, Dtype.FLOAT32, Dtype.FLOAT32)
+    chunk = hot.GradientChunk(handle=1, sequence=2, offset=4, crc32=7, payload=bytes(24))
+    while_open = segment.put(chunk)
+    segment.close()
+    assert segment.put(chunk) == while_open
 
 
 def open_files() -> set[str]:

@@ -281,6 +281,13 @@ def test_beyond_the_limit_the_stream_is_used(host: Callable[..., Any], tools: An
         stream.send(Request(close=gradient_pb2.CloseHandle(handle=0)))
         stream.send(Request(close=gradient_pb2.CloseHandle(handle=1)), openings[1])
         assert stream.next().opened.segment_attached
+        stream.send(Request(close=gradient_pb2.CloseHandle(handle=1)))
+
+    def attached() -> bool:
+        with tools.Dialogue(service, [openings[0]]) as stream:
+            return bool(stream.next().opened.segment_attached)
+
+    tools.poll(attached)  # What the first stream had kept is free again.
 
 
 def test_a_killed_worker_leaves_nothing_behind(server: Any, tools: Any) -> None:

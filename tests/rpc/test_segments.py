@@ -17,7 +17,7 @@ from hermosis import wire
 from hermosis.wire import Dtype
 from hermosis_client.segment import Segment as Offered
 from hermosis_server.records import SegmentOffer
-from hermosis_server.rpc.segments import MAX_SEGMENTS, Segments
+from hermosis_server.rpc.segments import MAX_SEGMENTS, Segments, StreamSegments
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="segments are known on Linux only")
 
@@ -84,6 +84,27 @@ def test_both_ends_see_the_same_bytes_until_each_lets_go(segments: Segments) -> 
     offered.close()
     assert held("hermosis-segment") == 0
     assert "/memfd:hermosis-segment (deleted)" not in descriptors()
+
+
+def test_a_stream_keeps_the_last_segment_that_was_let_go(segments: Segments, make: Callable[..., SegmentOffer]) -> None:
+    stream, first, second = StreamSegments(segments), make(), make()
+    attached = stream.attach(first, PLACES)
+    assert attached is not None
+    stream.let_go(attached)
+    assert stream.attach(first, PLACES) is attached
+    stream.let_go(attached)
+    other = stream.attach(second, PLACES)
+    assert other is not None
+    assert segments.count == 1
+    assert not attached.answer
+    both = stream.attach(first, PLACES)
+    assert both is not None
+    stream.let_go(other)
+    stream.let_go(both)
+    assert segments.count == 1
+    assert stream.attach(first, PLACES._replace(answer=slice(0, 4))) is not both
+    stream.close()
+    assert not both.answer
 
 
 def test_memory_in_use_outlives_its_closing(segments: Segments, make: Callable[..., SegmentOffer]) -> None:
