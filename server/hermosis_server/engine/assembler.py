@@ -19,11 +19,6 @@ from hermosis_server.errors import CorruptChunk, InvalidRequest, LayoutMismatch,
 RETRY_AFTER_S = 0.25
 
 
-def host_memory(size_bytes: int) -> memoryview:
-    """Plain memory for a vector, its values arbitrary."""
-    return np.empty(size_bytes, np.uint8).data
-
-
 class StagingBudget:
     """Host bytes for vectors on their way, all sessions together. Used from the rpc thread only.
 
