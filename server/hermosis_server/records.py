@@ -163,10 +163,15 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyWish:
-    """What a worker wants back for a contribution."""
+    """What a worker wants back for a contribution.
+
+    Attributes:
+      place: memory shared with the worker, where a step may write it; two wishes are equal wherever they are to lie.
+    """
 
     reply: Reply
     dtype: Dtype = Dtype.FLOAT32
+    place: memoryview | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,7 @@ class Executor:
                 work.run()
             else:
                 self._step(work)
+            del work  # While nothing comes it would hold memory that a worker shares, which may have gone.
 
     def _step(self, batch: list[Ready]) -> None:
         """Steps a batch, and tells each item what became of it."""

@@ -7,7 +7,7 @@ goes on.
 """
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -185,11 +185,12 @@ class ExchangeStream:
         if sequence in link.refused:
             link.refused.discard(sequence)
             return
-        window = self._window_of(link)
-        self._outbox.expect(window)
+        # Where other answers are to go there before, a step must not write over them.
+        place = None if link.unanswered else link.answer_place
+        window = self._expect(link)
         answer = partial(self._answer, link, handle, sequence, False, window)
         try:
-            link.commit(self._engine, codec.commit(message), answer)
+            link.commit(self._engine, codec.commit(message), answer, place=place)
         except Exception as error:
             answer(error)
 
@@ -198,8 +199,7 @@ class ExchangeStream:
         link = self._link(handle)
         if link is None:
             return
-        window = self._window_of(link)
-        self._outbox.expect(window)
+        window = self._expect(link)
         answer = partial(self._answer, link, handle, sequence, True, window)
         try:
             chunk = codec.whole_gradient(message, link.gradient_dtype)
@@ -212,11 +212,12 @@ class ExchangeStream:
     ) -> None:
         """Hears what became of a contribution; also when the stream has gone, where nothing reads the outbox."""
         if isinstance(answer, Exception):
+            link.unanswered -= 1
             self._outbox.put((_refused(handle, sequence, answer),), window)
             return
         chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
         messages = codec.answer_messages(answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes, place=place)
-        self._outbox.put(messages, window)
+        self._outbox.put(_written(link, messages), window)
 
     def _packed(self, message: gradient_pb2.PackedGradients) -> None:
         fates: list[tuple[int, int, Awaitable[Answer] | Exception]] = []
@@ -235,6 +236,7 @@ class ExchangeStream:
                 fates.append((handle, sequence, future))
             except Exception as error:
                 fates.append((handle, sequence, error))
+        self._outbox.expect(window)
         self._later(self._packed_answers(fates), window)
 
     async def _packed_answers(self, fates: Iterable[tuple[int, int, Awaitable[Answer] | Exception]]) -> Iterable[bytes]:
@@ -258,25 +260,25 @@ class ExchangeStream:
     def _pull(self, handle: int) -> None:
         link = self._link(handle)
         if link is not None:
-            self._later(self._pulled(handle, link), self._window_of(link))
+            window = self._expect(link)
+            self._later(self._pulled(handle, link), window)
 
     async def _pulled(self, handle: int, link: Link) -> Iterable[bytes]:
         try:
             vector = await self._engine.pull(link.session.session_id, link.wish.dtype)
         except Exception as error:
+            link.unanswered -= 1
             return (_refused(handle, 0, error),)
-        chunk_bytes = self._engine.limits.chunk_bytes
-        return codec.vector_messages(
-            vector, handle=handle, sequence=0, chunk_bytes=chunk_bytes, place=link.answer_place
-        )
+        chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
+        messages = codec.vector_messages(vector, handle=handle, sequence=0, chunk_bytes=chunk_bytes, place=place)
+        return _written(link, messages)
 
     def _later(self, answers: Coroutine[Any, Any, Iterable[bytes]], window_bytes: int) -> None:
-        """Lets answers follow when they are known, by a task of their own."""
+        """Lets answers that were expected follow when they are known, by a task of their own."""
 
         async def wait() -> None:
             self._outbox.put(await answers, window_bytes)
 
-        self._outbox.expect(window_bytes)
         task = asyncio.ensure_future(wait())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -294,6 +296,13 @@ class ExchangeStream:
         if link is not None:
             link.close()
 
+    def _expect(self, link: Link) -> int:
+        """Counts an answer that is due; gives its part of the window."""
+        link.unanswered += 1
+        window = self._window_of(link)
+        self._outbox.expect(window)
+        return window
+
     def _window_of(self, link: Link) -> int:
         """Payload that one exchange of this session has under way: the gradient, and what is sent back."""
         return link.session.spec.layout.parameter_count * (link.gradient_dtype.itemsize + link.wish.dtype.itemsize)
@@ -303,6 +312,12 @@ class ExchangeStream:
 
     def _refuse(self, handle: int, sequence: int, error: Exception) -> None:
         self._outbox.put_now(_refused(handle, sequence, error))
+
+
+def _written(link: Link, messages: Iterable[bytes]) -> Iterator[bytes]:
+    """Messages of one answer; when they are written it is no longer due."""
+    yield from messages
+    link.unanswered -= 1
 
 
 def _refused(handle: int, sequence: int, error: Exception) -> bytes:

@@ -3,7 +3,7 @@
 The stream and the unary calls share these, so a gradient means the same whichever way it came.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hermosis import wire
 from hermosis.v1 import gradient_pb2
@@ -27,6 +27,7 @@ class Link:
 
     Attributes:
       segments:  of its stream.
+      unanswered: commits and pulls whose answers have not been written.
       segment:   memory shared with the worker, where there is any.
       gradients: on their way, by sequence.
       refused:   sequences of which everything is ignored up to the commit.
@@ -38,6 +39,7 @@ class Link:
     gradient_dtype: Dtype
     wish: ReplyWish
     ack_level: AckLevel
+    unanswered: int = 0
     segments: StreamSegments | None = None
     segment: Segment | None = None
     gradients: dict[int, Assembler] = field(default_factory=dict)
@@ -98,8 +100,11 @@ class Link:
         """Where answers go in shared memory; None when there is none."""
         return None if self.segment is None else self.segment.answer
 
-    def commit(self, engine: Engine, commit: Commit, answer: Tell) -> None:
+    def commit(self, engine: Engine, commit: Commit, answer: Tell, *, place: memoryview | None = None) -> None:
         """Counts a gradient whose chunks have all come; `answer` is called with its fate.
+
+        Args:
+          place: shared memory in which the step may write the answer.
 
         Raises:
           HermosisError: it was refused, and is forgotten.
@@ -115,7 +120,8 @@ class Link:
             gradient.release()
             raise
         wait = self.ack_level is not AckLevel.RECEIVED
-        engine.intake.contribute(self.session, self.worker, commit, self.wish, gradient, answer, wait=wait)
+        wish = self.wish if place is None else replace(self.wish, place=place)
+        engine.intake.contribute(self.session, self.worker, commit, wish, gradient, answer, wait=wait)
 
     def contribute(self, engine: Engine, commit: Commit, chunk: GradientChunk, answer: Tell) -> None:
         """Receives a gradient that came whole, and commits it. One that is refused is forgotten at once."""

@@ -155,7 +155,8 @@ def vector_messages(
         if place is None:
             yield hot.write_response(chunk)
         else:
-            place[begin:end] = chunk.payload
+            if vector.payload is not place:  # A step may have written it there.
+                place[begin:end] = chunk.payload
             yield _in_segment(chunk, length)
 
 
