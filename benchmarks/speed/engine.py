@@ -11,7 +11,8 @@ from hermosis.wire import Dtype
 from hermosis_server.dynamics import Hamiltonian, Relativistic, fused, resolve
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.arena import Arena, address_of
-from hermosis_server.engine.step import Entry, Part, Stepper
+from hermosis_server.engine.entries import Entry, Part
+from hermosis_server.engine.step import Stepper
 from hermosis_server.records import Outcome, Reply, ReplyWish
 
 

@@ -1,5 +1,6 @@
 """Connection: the channel to one server, its stubs, and how calls fail."""
 
+import os
 import threading
 import uuid
 import weakref
@@ -82,6 +83,7 @@ class Connection:
             raise ValueError(f"timeout_s is {timeout_s}; it is a positive number of seconds")
         self.address = address
         self.timeout_s = timeout_s
+        self.shares_memory = address.startswith(_LOOPBACK) and os.environ.get("HERMOSIS_SHARED_MEMORY") != "0"
         allocator.keep_memory()
         self._channel = grpc.insecure_channel(address, options=_options(address))
         self._closed = False

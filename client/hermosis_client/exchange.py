@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from numpy.typing import ArrayLike
 
@@ -17,6 +17,7 @@ from hermosis_client.errors import ConnectionFailed, HermosisError
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import Reply, StepResult
 from hermosis_client.retry import Patience
+from hermosis_client.segment import MIN_PAYLOAD_BYTES, Segment
 from hermosis_client.stream import ExchangeStream
 from hermosis_client.transfer import HANDLE, Landing, OutgoingGradient, wait_for_opening, wait_for_result
 
@@ -33,6 +34,7 @@ class WorkerSettings:
     gradient_dtype: wire.Dtype
     reply_dtype: wire.Dtype
     reply: Reply
+    shared_memory: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +149,11 @@ class Worker:
 
         self._persist(attempt)
 
+    @property
+    def path(self) -> Literal["segment", "stream"]:
+        """How payload travels now: in memory shared with the server, or on the stream."""
+        return "segment" if self._stream is not None and self._stream.segment is not None else "stream"
+
     def close(self) -> None:
         """Ends the stream; the session lives on. Cuts a call in another thread off. Harmless when repeated."""
         self._closed = True
@@ -183,9 +190,8 @@ class Worker:
             nonlocal sequence
             stream = self._open(reply)
             sequence = sequence or self._next_sequence  # A later attempt is about the same contribution.
-            gradient = OutgoingGradient(
-                flat, self._settings.gradient_dtype, self._chunk_bytes, self._commit(sequence, numbers)
-            )
+            commit, dtype = self._commit(sequence, numbers), self._settings.gradient_dtype
+            gradient = OutgoingGradient(flat, dtype, self._chunk_bytes, commit, stream.segment)
             stream.send(gradient)
             try:
                 result, chunk = wait_for_result(stream, sequence)
@@ -245,7 +251,7 @@ class Worker:
     def _introduce(self, reply: Reply, *, generation: int) -> tuple[ExchangeStream, gradient_pb2.SessionOpened]:
         """Opens the session anew, on the stream there is or on a new one. Generation zero means any."""
         if self._stream is None or self._stream.ended:
-            self._stream = ExchangeStream(self._connection)
+            self._stream = ExchangeStream(self._connection, self._new_segment())
             self._opened_for = None
         opening = gradient_pb2.OpenSession(
             handle=HANDLE,
@@ -256,6 +262,7 @@ class Worker:
             gradient_dtype=codec.dtype_number(self._settings.gradient_dtype),
             reply=gradient_pb2.Reply.ValueType(reply),
             reply_dtype=codec.dtype_number(self._settings.reply_dtype),
+            segment=self._stream.segment.offer if self._stream.segment is not None else None,
         )
         messages = [_Request(open=opening)]
         if self._opened_for is not None:
@@ -264,6 +271,8 @@ class Worker:
         self._stream.send([message.SerializeToString() for message in messages])
         opened = wait_for_opening(self._stream)
         self._opened_for = reply
+        if not opened.segment_attached:
+            self._stream.release_segment()
         self._next_sequence = opened.next_sequence
         self._chunk_bytes = opened.chunk_bytes or wire.DEFAULT_CHUNK_BYTES
         return self._stream, opened
@@ -272,3 +281,15 @@ class Worker:
         if self._stream is not None:
             self._stream.cancel()
             self._stream = None
+
+    def _new_segment(self) -> Segment | None:
+        """Memory to offer to the server; None where it is not wanted, not possible or not worth it."""
+        sent, back = self._settings.gradient_dtype, self._settings.reply_dtype
+        if not (self._settings.shared_memory and self._connection.shares_memory):
+            return None
+        if self._layout.parameter_count * max(sent.itemsize, back.itemsize) < MIN_PAYLOAD_BYTES:
+            return None
+        try:
+            return Segment(self._layout.parameter_count, sent, back)
+        except OSError:
+            return None

@@ -274,6 +274,7 @@ class Limits:
     window_bytes: int
     staging_bytes: int
     device_bytes: int
+    segment_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

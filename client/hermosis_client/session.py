@@ -190,6 +190,7 @@ class Session:
         gradient_dtype: WireDtype = "float32",
         reply_dtype: WireDtype = "float32",
         reply: Literal["default", "parameters", "increment", "none"] = "default",
+        shared_memory: bool = True,
     ) -> Worker:
         """A contributor to this session with a stream of its own, which opens at its first call.
 
@@ -200,6 +201,8 @@ class Session:
           reply_dtype:    of parameters or increments on the wire; what the client hands out is always float32.
           reply:          what `Worker.exchange` takes back; "default" is the parameters, or the increment where the
                           workers hold them.
+          shared_memory:  lets large payload travel through memory shared with a server on this machine, where that
+                          can be; False, or HERMOSIS_SHARED_MEMORY=0 in the environment, keeps it on the stream.
         """
         wanted = Reply.UNKNOWN if reply == "default" else Reply[reply.upper()]
         if wanted is Reply.UNKNOWN:
@@ -209,6 +212,7 @@ class Session:
             gradient_dtype=dtype_named(gradient_dtype),
             reply_dtype=dtype_named(reply_dtype),
             reply=wanted,
+            shared_memory=shared_memory,
         )
         worker = Worker(self._connection, self.session_id, self.layout, settings)
         with self._lock:

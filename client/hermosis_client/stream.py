@@ -11,6 +11,7 @@ from hermosis import hot
 from hermosis.v1 import gradient_pb2
 from hermosis_client.connection import Answers, CallThreads, Connection
 from hermosis_client.errors import ConnectionFailed, connection_failed
+from hermosis_client.segment import Segment
 
 # What comes: hot messages as tuples, the others as they were generated.
 Message = hot.HotResponse | gradient_pb2.ExchangeResponse
@@ -24,11 +25,16 @@ class ExchangeStream:
 
     What is sent is an iterable: gRPC's own thread draws its messages as fast as the wire takes them, so that a large
     gradient is encoded chunk by chunk while earlier chunks are on their way, and never lies in memory a second time.
+
+    Args:
+      segment: memory to share with the server, which goes with the stream. No other stream has a part in it, so no late
+               answer to one can land in the memory of the next.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, segment: Segment | None = None) -> None:
         connection.check_open()
         self.ended = False
+        self.segment = segment
         self._connection = connection
         self._outbox: _Outbox = queue.SimpleQueue()
         self._threads = CallThreads(release=partial(self._outbox.put, None))
@@ -46,9 +52,14 @@ class ExchangeStream:
           HermosisError: the stream has ended; ConnectionFailed where the server did not say why.
         """
         try:
-            return hot.parse_response(self.receive_bytes(), gradient_pb2.ExchangeResponse.FromString)
+            message = hot.parse_response(self.receive_bytes(), gradient_pb2.ExchangeResponse.FromString)
         except DecodeError:
             raise self.broken("bytes that are no message") from None
+        if isinstance(message, gradient_pb2.ExchangeResponse) and message.HasField("segment"):
+            if self.segment is None:
+                raise self.broken("an answer in a segment that it has not")
+            return self.segment.found(message.segment)
+        return message
 
     def receive_bytes(self) -> bytes:
         """Waits for the next message, which the caller parses; raises as `receive` does."""
@@ -65,6 +76,12 @@ class ExchangeStream:
         """The error for an answer that makes no sense; a new stream may do better."""
         return connection_failed(self._connection.address, what)
 
+    def release_segment(self) -> None:
+        """Lets the segment go; payload travels on the stream."""
+        if self.segment is not None:
+            self.segment.close()
+            self.segment = None
+
     def cancel(self) -> None:
         """Ends the stream without waiting, whatever is under way."""
         self._end()
@@ -79,6 +96,7 @@ class ExchangeStream:
     def _end(self) -> None:
         self.ended = True
         self._threads.release()
+        self.release_segment()
 
 
 def _drawn(outbox: _Outbox, threads: CallThreads) -> Iterator[bytes]:

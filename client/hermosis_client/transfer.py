@@ -11,6 +11,7 @@ from hermosis_client.dtypes import Float32, decode_into, encode
 from hermosis_client.errors import error_from_refusal
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import StepResult
+from hermosis_client.segment import Segment
 from hermosis_client.stream import ExchangeStream, Message
 
 # A worker's stream carries one session, under this name.
@@ -23,25 +24,31 @@ class OutgoingGradient:
     The flat vector is read until the last message has been drawn, and may not change before.
     """
 
-    def __init__(self, flat: Float32, dtype: wire.Dtype, chunk_bytes: int, commit: hot.Commit) -> None:
+    def __init__(
+        self, flat: Float32, dtype: wire.Dtype, chunk_bytes: int, commit: hot.Commit, segment: Segment | None
+    ) -> None:
         self.abandoned = False
         self._flat = flat
         self._dtype = dtype
         self._chunk_bytes = chunk_bytes
         self._commit = commit
+        self._segment = segment
 
     def __iter__(self) -> Iterator[bytes]:
-        if 0 < self._flat.size * self._dtype.itemsize <= self._chunk_bytes:
+        segment, chunk_bytes = self._segment, self._chunk_bytes
+        if segment is not None:
+            chunk_bytes = wire.MAX_CHUNK_BYTES  # Messages are small, and fewer of them cost less.
+        elif 0 < self._flat.size * self._dtype.itemsize <= chunk_bytes:
             payload = encode(self._flat, self._dtype)
             yield hot.write_request(hot.WholeGradient(self._commit, self._dtype, wire.checksum(payload), payload))
             return
         sequence = self._commit.sequence
-        for offset, length in wire.spans(self._flat.size, self._dtype.itemsize, self._chunk_bytes):
+        for offset, length in wire.spans(self._flat.size, self._dtype.itemsize, chunk_bytes):
             if self.abandoned:
                 break
             payload = encode(self._flat[offset : offset + length], self._dtype)
             chunk = hot.GradientChunk(HANDLE, sequence, offset, self._dtype, wire.checksum(payload), payload)
-            yield hot.write_request(chunk)
+            yield hot.write_request(chunk) if segment is None else segment.put(chunk)
         yield hot.write_request(self._commit)  # Also of an abandoned one: up to here the server ignores it.
 
 

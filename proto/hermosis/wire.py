@@ -128,3 +128,27 @@ def layout_digest(tensors: Iterable[tuple[str, Sequence[int], int]]) -> bytes:
 def is_plain_name(name: str, limit_bytes: int) -> bool:
     """Whether a name is 1 to `limit_bytes` bytes of UTF-8 without control characters."""
     return 0 < len(name.encode("utf-8", "replace")) <= limit_bytes and name.isprintable()
+
+
+SEGMENT_HEADER_BYTES = 4096
+SEGMENT_TOKEN_BYTES = 32
+
+
+class SegmentPlaces(NamedTuple):
+    """Where things lie in a shared-memory segment, in bytes from its beginning; the header comes first."""
+
+    gradient: slice
+    answer: slice
+    size_bytes: int
+
+
+def segment_places(elements: int, gradient_itemsize: int, answer_itemsize: int) -> SegmentPlaces:
+    """The places of a gradient and of its answer, each padded to whole blocks of 4096 bytes."""
+    gradient = slice(SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES + elements * gradient_itemsize)
+    begin = _padded(gradient.stop)
+    answer = slice(begin, begin + elements * answer_itemsize)
+    return SegmentPlaces(gradient, answer, _padded(answer.stop))
+
+
+def _padded(size_bytes: int) -> int:
+    return -(-size_bytes // 4096) * 4096

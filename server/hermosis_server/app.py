@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -16,10 +15,9 @@ import torch
 
 from hermosis import allocator
 from hermosis_server import __version__
-from hermosis_server.dynamics import fused
 from hermosis_server.engine.arena import Arena, staging_buffer
 from hermosis_server.engine.engine import Engine
-from hermosis_server.engine.executor import Executor
+from hermosis_server.engine.executor import Executor, warm_up
 from hermosis_server.engine.scheduler import StepQueue
 from hermosis_server.errors import HermosisError, InvalidRequest
 from hermosis_server.rpc.server import RpcServer
@@ -91,7 +89,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     torch.set_num_threads(settings.threads)
     limits = settings.limits()
     if any(device.type == "cpu" for device in devices):
-        _warm_up()
+        warm_up()
     executors = [_executor(device, settings) for device in devices]
     pinned = any(device.type == "cuda" for device in devices)
     engine = Engine(executors, limits=limits, allocate=lambda size: staging_buffer(size, pinned=pinned))
@@ -116,17 +114,6 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         await engine.stop()
         await rpc.stop(settings.grace_s)
         logger.info("event=stopped")
-
-
-def _warm_up() -> None:
-    """Compiles the fused pass now rather than in somebody's first step; says so where that takes a while."""
-    began = time.monotonic()
-    late = threading.Timer(1.0, logger.info, ["event=compiling what=%r", "the step, once; some ten seconds"])
-    late.daemon = True
-    late.start()
-    fused.warm_up()
-    late.cancel()
-    logger.info("event=warm seconds=%.1f", time.monotonic() - began)
 
 
 def _executor(device: torch.device, settings: Settings) -> Executor:

@@ -141,6 +141,14 @@ class GradientChunk:
     payload: bytes | bytearray | memoryview  # little-endian
 
 
+class SegmentOffer(NamedTuple):
+    """What a worker says about its shared memory; nothing of it is believed."""
+
+    process_id: int
+    descriptor: int
+    token: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """The end of one worker's gradient, with the numbers that belong to it."""
@@ -155,10 +163,15 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyWish:
-    """What a worker wants back for a contribution."""
+    """What a worker wants back for a contribution.
+
+    Attributes:
+      place: memory shared with the worker, where a step may write it; two wishes are equal wherever they are to lie.
+    """
 
     reply: Reply
     dtype: Dtype = Dtype.FLOAT32
+    place: memoryview | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,4 +255,5 @@ class Limits:
     window_bytes: int = 256 << 20
     staging_bytes: int = 4 << 30
     device_bytes: int = 4 << 30
+    segment_bytes: int = 8 << 30
     max_readings: int = 10_000  # of telemetry, a session

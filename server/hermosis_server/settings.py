@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     staging_bytes: int = Field(
         _DEFAULTS.staging_bytes, ge=1 << 20, description="Most bytes of host memory for gradients on their way."
     )
+    segment_bytes: int = Field(
+        _DEFAULTS.segment_bytes,
+        ge=0,
+        description="Most bytes of memory that workers on this machine may share with the server. Beyond them their "
+        "gradients come over the stream, which is slower; 0 takes none.",
+    )
     window_bytes: int = Field(
         _DEFAULTS.window_bytes,
         ge=1 << 20,
@@ -90,4 +96,5 @@ class Settings(BaseSettings):
             window_bytes=self.window_bytes,
             staging_bytes=self.staging_bytes,
             device_bytes=self.device_memory_bytes,
+            segment_bytes=self.segment_bytes,
         )

@@ -257,6 +257,7 @@ class Limits(_Shown):
     window_bytes: int
     staging_bytes: int
     device_bytes: int
+    segment_bytes: int
 
 
 class Capabilities(_Shown):

@@ -61,6 +61,7 @@ class FailingServer(
         self.opened: list[gradient_pb2.OpenSession] = []
         self.next_sequence = 1
         self.streams = 0
+        self.attaches = False
         self.readings = 0
 
     def WatchTelemetry(self, request, context):
@@ -91,7 +92,10 @@ class FailingServer(
                 self.opened.append(request.open)
                 yield Response(
                     opened=gradient_pb2.SessionOpened(
-                        handle=request.open.handle, generation=1, next_sequence=self.next_sequence
+                        handle=request.open.handle,
+                        generation=1,
+                        next_sequence=self.next_sequence,
+                        segment_attached=self.attaches,
                     )
                 )
             elif kind == "chunk":
@@ -149,6 +153,13 @@ def break_before(server, commit, context) -> Iterator[Response]:
 def damaged(server, commit, context) -> Iterator[Response]:
     yield next(apply(server, commit, context))
     yield from parameters(commit.sequence, commit.sequence, damage=1)
+
+
+def lying_in_a_segment(server, commit, context) -> Iterator[Response]:
+    """Where there is one, the checksum is wrong."""
+    yield next(apply(server, commit, context))
+    told = gradient_pb2.SegmentChunk(handle=1, sequence=commit.sequence, length=LAYOUT.parameter_count, crc32=1)
+    yield Response(segment=told)
 
 
 def refuse(reason: str, **details) -> Callable:
@@ -257,15 +268,18 @@ def test_a_contribution_of_unknown_fate_is_sent_again_and_counted_once(failing, 
     assert server.streams == 2
 
 
-@pytest.mark.parametrize("trouble", [break_before, break_halfway_through_the_answer, damaged])
-def test_a_broken_stream_is_opened_again_at_the_generation_that_was_known(failing, worker, trouble) -> None:
+@pytest.mark.parametrize("attaches", [False, True])
+@pytest.mark.parametrize("trouble", [break_before, break_halfway_through_the_answer, damaged, lying_in_a_segment])
+def test_a_broken_stream_is_opened_again_at_the_generation_that_was_known(failing, worker, trouble, attaches) -> None:
     server, _ = failing
+    server.attaches = attaches
     server.script = [trouble]
     result, parameters = worker.exchange(gradient())
     assert result.sequence == 1
     assert (parameters["w"] == 1).all()
     assert [opening.generation for opening in server.opened] == [0, 1]
     assert {opening.layout_digest for opening in server.opened} == {LAYOUT.digest}
+    assert len({opening.segment.token for opening in server.opened}) == 2
 
 
 def test_a_stopping_server_is_waited_for(failing, worker: Worker) -> None:

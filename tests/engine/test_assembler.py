@@ -1,5 +1,6 @@
 """The assembler: any order, every element once, and no memory before the checks."""
 
+import contextlib
 import itertools
 import random
 import zlib
@@ -91,6 +92,34 @@ def test_a_changed_bit_is_noticed() -> None:
         add(assembler, 0, VALUES[:10], payload=bytes(payload))
     assert assembler.received == 0
     assert assembler.peak == 0
+    add(assembler, 0, VALUES)
+    assert assembler.staging is not None
+    assert bytes(assembler.staging.memory) == VALUES.tobytes()
+
+
+@pytest.mark.parametrize("when", ["before it is read", "after it was read"])
+def test_what_is_checked_is_the_copy_and_not_memory_that_its_sender_can_still_write(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    payload = bytearray(VALUES[:10].tobytes())
+    crc32 = zlib.crc32(payload)
+
+    def restless(read: bytes | memoryview, before: int = 0) -> int:
+        """The sender changes a bit around the check, whichever bytes that is of."""
+        if when.startswith("before"):
+            payload[13] ^= 4
+        checked = zlib.crc32(read, before)
+        payload[13] ^= 4
+        return checked
+
+    if when.startswith("before"):
+        payload[13] ^= 4  # Wrong while it is copied.
+    monkeypatch.setattr(wire, "checksum", restless)
+    assembler = new()
+    with contextlib.suppress(CorruptChunk):
+        assembler.add(offset=0, dtype=Dtype.FLOAT32, crc32=crc32, payload=memoryview(payload))
+    assert assembler.staging is not None
+    assert not assembler.received or zlib.crc32(assembler.staging.memory[:40]) == crc32
 
 
 @pytest.mark.parametrize("payload", [b"", b"123", b"12345", bytes(wire.MAX_CHUNK_BYTES + 4)])

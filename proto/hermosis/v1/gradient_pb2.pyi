@@ -49,6 +49,40 @@ REPLY_NONE: Reply.ValueType  # 3
 Global___Reply: _TypeAlias = Reply  # noqa: Y015
 
 @_typing.final
+class SegmentOffer(_message.Message):
+    """SegmentOffer names shared memory that a worker on the server's machine made for one handle of its stream, so that the
+    server can open it: an anonymous file (memfd_create) that is sealed against shrinking and growing. Its first 4096 bytes
+    begin with the token. The gradient's place follows, then that of the answer, each of parameter_count elements in its
+    wire dtype and padded to a multiple of 4096 bytes; there the file ends.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTOR_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.int
+    """process_id of the worker, as the server sees it; where it does not, the offer comes to nothing."""
+    descriptor: _builtins.int
+    """descriptor of the file in that process."""
+    token: _builtins.bytes
+    """token of 32 random bytes, by which the server knows that it has opened the memory that was meant."""
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.int = ...,
+        descriptor: _builtins.int = ...,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptor", b"descriptor", "process_id", b"process_id", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentOffer: _TypeAlias = SegmentOffer  # noqa: Y015
+
+@_typing.final
 class OpenSession(_message.Message):
     """OpenSession introduces a session on a stream under a handle."""
 
@@ -64,6 +98,7 @@ class OpenSession(_message.Message):
     REPLY_DTYPE_FIELD_NUMBER: _builtins.int
     ACK_LEVEL_FIELD_NUMBER: _builtins.int
     WINDOW_BYTES_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """handle is the client's short name for (session, worker) on this stream; zero is a handle like any other."""
     session_id: _builtins.str
@@ -84,6 +119,10 @@ class OpenSession(_message.Message):
     """ack_level to wait for; unspecified means APPLIED."""
     window_bytes: _builtins.int
     """window_bytes of unanswered payload wished for; zero means the server's default."""
+    @_builtins.property
+    def segment(self) -> Global___SegmentOffer:
+        """segment of shared memory to use for this handle; absent means that all payload travels on the stream."""
+
     def __init__(
         self,
         *,
@@ -97,10 +136,11 @@ class OpenSession(_message.Message):
         reply_dtype: _types_pb2.Dtype.ValueType = ...,
         ack_level: _types_pb2.AckLevel.ValueType = ...,
         window_bytes: _builtins.int = ...,
+        segment: Global___SegmentOffer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["segment", b"segment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_level", b"ack_level", "generation", b"generation", "gradient_dtype", b"gradient_dtype", "handle", b"handle", "layout_digest", b"layout_digest", "reply", b"reply", "reply_dtype", b"reply_dtype", "session_id", b"session_id", "window_bytes", b"window_bytes", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_level", b"ack_level", "generation", b"generation", "gradient_dtype", b"gradient_dtype", "handle", b"handle", "layout_digest", b"layout_digest", "reply", b"reply", "reply_dtype", b"reply_dtype", "segment", b"segment", "session_id", b"session_id", "window_bytes", b"window_bytes", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -122,6 +162,7 @@ class SessionOpened(_message.Message):
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     WINDOW_BYTES_FIELD_NUMBER: _builtins.int
+    SEGMENT_ATTACHED_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """handle that was opened."""
     step: _builtins.int
@@ -142,6 +183,8 @@ class SessionOpened(_message.Message):
     """chunk_bytes that the server advises."""
     window_bytes: _builtins.int
     """window_bytes of unanswered payload that this stream may have under way."""
+    segment_attached: _builtins.bool
+    """segment_attached tells that the server took the offered segment: answers lie in it, gradients may."""
     def __init__(
         self,
         *,
@@ -155,10 +198,11 @@ class SessionOpened(_message.Message):
         parameter_count: _builtins.int = ...,
         chunk_bytes: _builtins.int = ...,
         window_bytes: _builtins.int = ...,
+        segment_attached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "durable_step", b"durable_step", "generation", b"generation", "handle", b"handle", "layout_digest", b"layout_digest", "next_sequence", b"next_sequence", "parameter_count", b"parameter_count", "status", b"status", "step", b"step", "window_bytes", b"window_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "durable_step", b"durable_step", "generation", b"generation", "handle", b"handle", "layout_digest", b"layout_digest", "next_sequence", b"next_sequence", "parameter_count", b"parameter_count", "segment_attached", b"segment_attached", "status", b"status", "step", b"step", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -205,6 +249,55 @@ class GradientChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GradientChunk: _TypeAlias = GradientChunk  # noqa: Y015
+
+@_typing.final
+class SegmentChunk(_message.Message):
+    """SegmentChunk is a GradientChunk, or a ParametersChunk, whose payload lies in the segment: at `offset` from the
+    beginning of the gradient's place, or of the answer's, in the dtype that was opened with. A worker leaves a piece of its
+    gradient as it is until the contribution is answered, and reads its answer before it sends the next commit or pull.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    CRC32_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    REPLY_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    """handle of the session on this stream."""
+    sequence: _builtins.int
+    """sequence of the contribution it belongs to or answers; zero means a pull."""
+    offset: _builtins.int
+    """offset is the first element covered, counted from the start of the flat parameter vector."""
+    length: _builtins.int
+    """length is how many elements it covers; of a gradient at most Limits.max_chunk_bytes."""
+    crc32: _builtins.int
+    """crc32 of the elements' bytes."""
+    step: _builtins.int
+    """step as in ParametersChunk; zero for a gradient."""
+    reply: Global___Reply.ValueType
+    """reply as in ParametersChunk; unspecified for a gradient."""
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        length: _builtins.int = ...,
+        crc32: _builtins.int = ...,
+        step: _builtins.int = ...,
+        reply: Global___Reply.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "handle", b"handle", "length", b"length", "offset", b"offset", "reply", b"reply", "sequence", b"sequence", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentChunk: _TypeAlias = SegmentChunk  # noqa: Y015
 
 @_typing.final
 class Commit(_message.Message):
@@ -526,6 +619,7 @@ class ExchangeRequest(_message.Message):
     OPEN_MANY_FIELD_NUMBER: _builtins.int
     PACKED_PULL_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___OpenSession:
         """open a session on this stream."""
@@ -562,6 +656,10 @@ class ExchangeRequest(_message.Message):
     def whole(self) -> Global___WholeGradient:
         """whole gradient that fits one chunk, and its commit."""
 
+    @_builtins.property
+    def segment(self) -> Global___SegmentChunk:
+        """segment chunk: a piece of a gradient that lies in the segment."""
+
     def __init__(
         self,
         *,
@@ -574,12 +672,13 @@ class ExchangeRequest(_message.Message):
         open_many: Global___OpenSessions | None = ...,
         packed_pull: Global___PackedPull | None = ...,
         whole: Global___WholeGradient | None = ...,
+        segment: Global___SegmentChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "whole", b"whole"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "commit", "packed", "pull", "close", "open_many", "packed_pull", "whole"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "commit", "packed", "pull", "close", "open_many", "packed_pull", "whole", "segment"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -901,6 +1000,7 @@ class ExchangeResponse(_message.Message):
     REFUSED_FIELD_NUMBER: _builtins.int
     OPENED_MANY_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___SessionOpened:
         """opened answers open."""
@@ -929,6 +1029,10 @@ class ExchangeResponse(_message.Message):
     def whole(self) -> Global___WholeAnswer:
         """whole answer to a whole gradient."""
 
+    @_builtins.property
+    def segment(self) -> Global___SegmentChunk:
+        """segment chunk: a piece of parameters or of an increment that lies in the segment."""
+
     def __init__(
         self,
         *,
@@ -939,12 +1043,13 @@ class ExchangeResponse(_message.Message):
         refused: Global___StreamRefusal | None = ...,
         opened_many: Global___SessionsOpened | None = ...,
         whole: Global___WholeAnswer | None = ...,
+        segment: Global___SegmentChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "whole", b"whole"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "chunk", "result", "packed", "refused", "opened_many", "whole"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "chunk", "result", "packed", "refused", "opened_many", "whole", "segment"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

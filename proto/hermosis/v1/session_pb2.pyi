@@ -1359,6 +1359,7 @@ class Limits(_message.Message):
     WINDOW_BYTES_FIELD_NUMBER: _builtins.int
     STAGING_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    SEGMENT_BYTES_FIELD_NUMBER: _builtins.int
     chunk_bytes: _builtins.int
     """chunk_bytes is the payload size that the server advises."""
     max_chunk_bytes: _builtins.int
@@ -1381,6 +1382,8 @@ class Limits(_message.Message):
     """staging_bytes for gradients on their way, all sessions together."""
     device_bytes: _builtins.int
     """device_bytes for optimizer state, all sessions together."""
+    segment_bytes: _builtins.int
+    """segment_bytes of memory that workers on the server's machine may share with it; zero means none."""
     def __init__(
         self,
         *,
@@ -1395,10 +1398,11 @@ class Limits(_message.Message):
         window_bytes: _builtins.int = ...,
         staging_bytes: _builtins.int = ...,
         device_bytes: _builtins.int = ...,
+        segment_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "device_bytes", b"device_bytes", "max_chunk_bytes", b"max_chunk_bytes", "max_message_bytes", b"max_message_bytes", "max_parameters", b"max_parameters", "max_rank", b"max_rank", "max_sessions", b"max_sessions", "max_tensors", b"max_tensors", "max_workers", b"max_workers", "staging_bytes", b"staging_bytes", "window_bytes", b"window_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "device_bytes", b"device_bytes", "max_chunk_bytes", b"max_chunk_bytes", "max_message_bytes", b"max_message_bytes", "max_parameters", b"max_parameters", "max_rank", b"max_rank", "max_sessions", b"max_sessions", "max_tensors", b"max_tensors", "max_workers", b"max_workers", "segment_bytes", b"segment_bytes", "staging_bytes", b"staging_bytes", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +179,9 @@ def _launch_wish(contributions: list[Contribution]) -> ReplyWish | None:
     """The reply that a launch makes for a round; where workers want several, the rest follow from it or the rows."""
     wishes = {one.wish for one in contributions if one.wish.reply is not Reply.NONE}
     if len(wishes) <= 1:
-        return next(iter(wishes), None)
+        wish = next(iter(wishes), None)
+        # What several workers get may not lie in the memory of one, who could change it.
+        return replace(wish, place=None) if wish is not None and len(contributions) > 1 else wish
     if any(wish.reply is Reply.INCREMENT for wish in wishes):
         return ReplyWish(reply=Reply.INCREMENT, dtype=Dtype.FLOAT32)
     return None

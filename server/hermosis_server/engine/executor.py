@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from hermosis_server.engine.step import Stepper
 from hermosis_server.errors import ServerStopping
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Executor:
@@ -89,6 +92,8 @@ class Executor:
                 if self._stepper.device is None:  # it has stepped by now
                     land()
                     flying, land = [], _nothing
+                del begun
+            del work, batch  # While nothing comes they would hold memory that a worker shares, which may have gone.
 
     def _begin(self, batch: list[Ready]) -> Callable[[], None]:
         """Begins to step a batch; what it gives waits for the end and tells each item what became of it."""
@@ -136,3 +141,14 @@ def _settle(future: asyncio.Future[T], result: T, error: Exception | None) -> No
 def _deliver(news: list[tuple[Callable[[Any], None], StepDone | FleetDone | Exception]]) -> None:
     for done, result in news:
         done(result)
+
+
+def warm_up() -> None:
+    """Compiles the fused pass now rather than in somebody's first step; says so where that takes a while."""
+    began = time.monotonic()
+    late = threading.Timer(1.0, logger.info, ["event=compiling what=%r", "the step, once; some ten seconds"])
+    late.daemon = True
+    late.start()
+    fused.warm_up()
+    late.cancel()
+    logger.info("event=warm seconds=%.1f", time.monotonic() - began)

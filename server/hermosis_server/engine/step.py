@@ -208,15 +208,22 @@ _ITEM_SIZES = np.array([0, *(dtype.itemsize for dtype in sorted(Dtype))])
 
 
 def _reply_memory(entries: Sequence[Entry]) -> tuple[list[memoryview | None], list[int]]:
-    """Memory for the replies of a launch, in one block, and where each begins; None and zero where none is wanted."""
-    sizes = [entry.reply_bytes for entry in entries]
+    """Memory for the replies of a launch, and where each begins; None and zero where none is wanted.
+
+    It is one block, but for parameters that have a place in memory shared with their worker. Increments, which are kept
+    for repeats, never lie there.
+    """
+    places = [entry.wish.place if entry.wish and entry.wish.reply is Reply.PARAMETERS else None for entry in entries]
+    sizes = [entry.reply_bytes if place is None else 0 for entry, place in zip(entries, places, strict=True)]
     begins, end = side_by_side(sizes)
     memory = np.empty(end, np.uint8).data
     base = address_of(memory) if end else 0
-    return (
-        [memory[begin : begin + size] if size else None for begin, size in zip(begins, sizes, strict=True)],
-        [base + begin if size else 0 for begin, size in zip(begins, sizes, strict=True)],
-    )
+    replies = [memory[begin : begin + size] if size else None for begin, size in zip(begins, sizes, strict=True)]
+    addresses = [base + begin if size else 0 for begin, size in zip(begins, sizes, strict=True)]
+    for index, place in enumerate(places):
+        if place is not None:
+            replies[index], addresses[index] = place, address_of(place)
+    return replies, addresses
 
 
 def _plain(

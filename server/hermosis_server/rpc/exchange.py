@@ -7,7 +7,7 @@ goes on.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from hermosis_server.rpc.interceptor import no_message
 from hermosis_server.rpc.links import Link, open_link
 from hermosis_server.rpc.outbox import Outbox
 from hermosis_server.rpc.packed import PackedDesk
+from hermosis_server.rpc.segments import Segments, StreamSegments
 
 Request = gradient_pb2.ExchangeRequest
 Response = gradient_pb2.ExchangeResponse
@@ -39,12 +40,14 @@ class ExchangeStream:
 
     Args:
       engine:       takes the contributions.
+      segments:     of all workers that share memory with this server.
       context:      of the call; serialized messages are read from it and written to it.
       window_bytes: unanswered payload at which reading pauses.
     """
 
-    def __init__(self, engine: Engine, context: Any, *, window_bytes: int) -> None:
+    def __init__(self, engine: Engine, segments: Segments, context: Any, *, window_bytes: int) -> None:
         self._engine = engine
+        self._segments = StreamSegments(segments)
         self._context = context
         self._window_bytes = window_bytes
         self._links: dict[int, Link] = {}
@@ -76,6 +79,7 @@ class ExchangeStream:
                 task.cancel()
             for link in self._links.values():
                 link.close()
+            self._segments.close()
 
     async def _read(self) -> None:
         read, outbox, end = self._context.read, self._outbox, grpc.aio.EOF
@@ -119,6 +123,8 @@ class ExchangeStream:
                 self._run(reading)
         elif kind == "pull":
             self._pull(request.pull.handle)
+        elif kind == "segment":
+            self._chunk(request.segment)
         elif kind == "close":
             self._close_handle(request.close.handle)
         else:
@@ -159,6 +165,8 @@ class ExchangeStream:
         self._refused_handles.discard(handle)
         self._links[handle] = link
         self._desk.forget()
+        if message.HasField("segment"):
+            link.attach(self._segments, codec.segment_offer(message.segment))
         session = link.session
         return gradient_pb2.SessionOpened(
             handle=handle,
@@ -170,14 +178,19 @@ class ExchangeStream:
             parameter_count=session.spec.layout.parameter_count,
             chunk_bytes=self._engine.limits.chunk_bytes,
             window_bytes=self._window_bytes,
+            segment_attached=link.segment is not None,
         )
 
-    def _chunk(self, message: hot.GradientChunk) -> None:
+    def _chunk(self, message: hot.GradientChunk | gradient_pb2.SegmentChunk) -> None:
         link = self._link(message.handle)
         if link is None or message.sequence in link.refused:
             return
         try:
-            link.receive(self._engine, codec.chunk(message, link.gradient_dtype))
+            if isinstance(message, hot.GradientChunk):
+                chunk = codec.chunk(message, link.gradient_dtype)
+            else:
+                chunk = codec.segment_chunk(message, link.gradient_place, link.gradient_dtype)
+            link.receive(self._engine, chunk)
         except Exception as error:
             link.refuse(message.sequence)
             self._refuse(message.handle, message.sequence, error)
@@ -190,11 +203,12 @@ class ExchangeStream:
         if sequence in link.refused:
             link.refused.discard(sequence)
             return
-        window = self._window_of(link)
-        self._outbox.expect(window)
-        answer = partial(self._answer, handle, sequence, False, window)
+        # Where other answers are to go there before, a step must not write over them.
+        place = None if link.unanswered else link.answer_place
+        window = self._expect(link)
+        answer = partial(self._answer, link, handle, sequence, False, window)
         try:
-            link.commit(self._engine, codec.commit(message), answer)
+            link.commit(self._engine, codec.commit(message), answer, place=place)
         except Exception as error:
             answer(error)
 
@@ -203,22 +217,25 @@ class ExchangeStream:
         link = self._link(handle)
         if link is None:
             return
-        window = self._window_of(link)
-        self._outbox.expect(window)
-        answer = partial(self._answer, handle, sequence, True, window)
+        window = self._expect(link)
+        answer = partial(self._answer, link, handle, sequence, True, window)
         try:
             chunk = codec.whole_gradient(message, link.gradient_dtype)
             link.contribute(self._engine, codec.commit(message.commit), chunk, answer)
         except Exception as error:
             answer(error)
 
-    def _answer(self, handle: int, sequence: int, whole: bool, window: int, answer: Answer | Exception) -> None:
+    def _answer(
+        self, link: Link, handle: int, sequence: int, whole: bool, window: int, answer: Answer | Exception
+    ) -> None:
         """Hears what became of a contribution; also when the stream has gone, where nothing reads the outbox."""
         if isinstance(answer, Exception):
+            link.unanswered -= 1
             self._outbox.put((_refused(handle, sequence, answer),), window)
             return
-        chunk_bytes = self._engine.limits.chunk_bytes
-        self._outbox.put(codec.answer_messages(answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes), window)
+        chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
+        messages = codec.answer_messages(answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes, place=place)
+        self._outbox.put(_written(link, messages), window)
 
     def _open_many(self, message: gradient_pb2.OpenSessions) -> None:
         if len(message.open) > MAX_OPENINGS:
@@ -242,23 +259,25 @@ class ExchangeStream:
     def _pull(self, handle: int) -> None:
         link = self._link(handle)
         if link is not None:
-            self._later(self._pulled(handle, link), self._window_of(link))
+            window = self._expect(link)
+            self._later(self._pulled(handle, link), window)
 
     async def _pulled(self, handle: int, link: Link) -> Iterable[bytes]:
         try:
             vector = await self._engine.pull(link.session.session_id, link.wish.dtype)
         except Exception as error:
+            link.unanswered -= 1
             return (_refused(handle, 0, error),)
-        chunk_bytes = self._engine.limits.chunk_bytes
-        return codec.vector_messages(vector, handle=handle, sequence=0, chunk_bytes=chunk_bytes)
+        chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
+        messages = codec.vector_messages(vector, handle=handle, sequence=0, chunk_bytes=chunk_bytes, place=place)
+        return _written(link, messages)
 
     def _later(self, answers: Coroutine[Any, Any, Iterable[bytes]], window_bytes: int) -> None:
-        """Lets answers follow when they are known, by a task of their own."""
+        """Lets answers that were expected follow when they are known, by a task of their own."""
 
         async def wait() -> None:
             self._outbox.put(await answers, window_bytes)
 
-        self._outbox.expect(window_bytes)
         self._run(wait())
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -281,6 +300,13 @@ class ExchangeStream:
             self._desk.forget()
             link.close()
 
+    def _expect(self, link: Link) -> int:
+        """Counts an answer that is due; gives its part of the window."""
+        link.unanswered += 1
+        window = self._window_of(link)
+        self._outbox.expect(window)
+        return window
+
     def _window_of(self, link: Link) -> int:
         """Payload that one exchange of this session has under way: the gradient, and what is sent back."""
         return link.session.spec.layout.parameter_count * (link.gradient_dtype.itemsize + link.wish.dtype.itemsize)
@@ -290,6 +316,12 @@ class ExchangeStream:
 
     def _refuse(self, handle: int, sequence: int, error: Exception) -> None:
         self._outbox.put_now(_refused(handle, sequence, error))
+
+
+def _written(link: Link, messages: Iterable[bytes]) -> Iterator[bytes]:
+    """Messages of one answer; when they are written it is no longer due."""
+    yield from messages
+    link.unanswered -= 1
 
 
 def _refusal(handle: int, sequence: int, error: Exception) -> gradient_pb2.StreamRefusal:

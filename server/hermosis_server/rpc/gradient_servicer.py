@@ -12,6 +12,7 @@ from hermosis_server.rpc.codec import enums
 from hermosis_server.rpc.codec import gradient as gradient_codec
 from hermosis_server.rpc.exchange import ExchangeStream
 from hermosis_server.rpc.links import Link, link_for_call
+from hermosis_server.rpc.segments import Segments
 
 # Room in a message for everything that is not payload.
 MESSAGE_OVERHEAD_BYTES = 1024
@@ -22,10 +23,11 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._segments = Segments(engine.limits.segment_bytes)
 
     # Reads and writes bytes by itself, which the generated base class does not know.
     async def Exchange(self, requests: object, context: Any) -> None:  # type: ignore[override]
-        await ExchangeStream(self._engine, context, window_bytes=self._engine.limits.window_bytes).run()
+        await ExchangeStream(self._engine, self._segments, context, window_bytes=self._engine.limits.window_bytes).run()
 
     async def Push(self, request: gradient_pb2.PushRequest, context: Any) -> gradient_pb2.PushResponse:
         with closing(link_for_call(self._engine, request, reply=Reply.NONE)) as link:

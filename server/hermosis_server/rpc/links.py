@@ -5,6 +5,7 @@ The stream and the unary calls share these, so a gradient means the same whichev
 
 from dataclasses import dataclass, field, replace
 
+from hermosis import wire
 from hermosis.v1 import gradient_pb2
 from hermosis.wire import Dtype, is_plain_name
 from hermosis_server.engine.assembler import Assembler
@@ -12,8 +13,9 @@ from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.rounds import Tell, WorkerRecord
 from hermosis_server.engine.session import Session, require_next
 from hermosis_server.errors import InvalidRequest, LayoutMismatch, Unsupported
-from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish
+from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish, SegmentOffer
 from hermosis_server.rpc.codec import enums
+from hermosis_server.rpc.segments import Segment, StreamSegments
 
 MAX_WORKER_ID_BYTES = 128
 MAX_OPEN_GRADIENTS = 64  # begun, not yet committed
@@ -24,6 +26,9 @@ class Link:
     """A worker's part in a session.
 
     Attributes:
+      segments:  of its stream.
+      unanswered: commits and pulls whose answers have not been written.
+      segment:   memory shared with the worker, where there is any.
       gradients: on their way, by sequence.
       refused:   sequences of which everything is ignored up to the commit.
     """
@@ -34,6 +39,9 @@ class Link:
     gradient_dtype: Dtype
     wish: ReplyWish
     ack_level: AckLevel
+    unanswered: int = 0
+    segments: StreamSegments | None = None
+    segment: Segment | None = None
     gradients: dict[int, Assembler] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
 
@@ -43,6 +51,9 @@ class Link:
             gradient.release()
         self.gradients.clear()
         self.refused.clear()
+        if self.segment is not None and self.segments is not None:
+            self.segments.let_go(self.segment)
+            self.segment = None
         self.session.leave(self.worker)
 
     def refuse(self, sequence: int) -> None:
@@ -58,6 +69,12 @@ class Link:
             raise InvalidRequest(f"{len(self.refused)} gradients were refused and none of them committed")
         self.refused.add(sequence)
 
+    def attach(self, segments: StreamSegments, offer: SegmentOffer) -> None:
+        """Uses the memory that the worker offers, if it is what it should be."""
+        itemsizes = self.gradient_dtype.itemsize, self.wish.dtype.itemsize
+        places = wire.segment_places(self.session.spec.layout.parameter_count, *itemsizes)
+        self.segments, self.segment = segments, segments.attach(offer, places)
+
     def receive(self, engine: Engine, chunk: GradientChunk) -> None:
         """Puts a chunk in its place; the first of a gradient takes memory for the whole of it."""
         gradient = self.gradients.get(chunk.sequence)
@@ -71,11 +88,26 @@ class Link:
             self.gradients[chunk.sequence] = gradient
         gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
 
-    def commit(self, engine: Engine, commit: Commit, answer: Tell, *, silent: bool = False) -> None:
+    @property
+    def gradient_place(self) -> memoryview:
+        """Where the worker puts its gradient in shared memory; InvalidRequest when there is none."""
+        if self.segment is None:
+            raise InvalidRequest("no segment is attached to this handle; send the gradient in chunks", field="segment")
+        return self.segment.gradient
+
+    @property
+    def answer_place(self) -> memoryview | None:
+        """Where answers go in shared memory; None when there is none."""
+        return None if self.segment is None else self.segment.answer
+
+    def commit(
+        self, engine: Engine, commit: Commit, answer: Tell, *, silent: bool = False, place: memoryview | None = None
+    ) -> None:
         """Counts a gradient whose chunks have all come; `answer` is called with its fate.
 
         Args:
           silent: wants no vector, whatever was agreed.
+          place:  shared memory in which the step may write the answer.
 
         Raises:
           HermosisError: it was refused, and is forgotten.
@@ -92,6 +124,8 @@ class Link:
             raise
         wait = self.ack_level is not AckLevel.RECEIVED
         wish = replace(self.wish, reply=Reply.NONE) if silent else self.wish
+        if place is not None:
+            wish = replace(wish, place=place)
         engine.intake.contribute(self.session, self.worker, commit, wish, gradient, answer, wait=wait)
 
     def contribute(

@@ -8,8 +8,8 @@ from hermosis import hot, wire
 from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_server.engine.rounds import Answer
-from hermosis_server.errors import InvalidRequest
-from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply, StepResult, Vector
+from hermosis_server.errors import InvalidRequest, LayoutMismatch
+from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply, SegmentOffer, StepResult, Vector
 from hermosis_server.rpc.codec import enums
 
 # These exist for every step; the others may be undefined, and then are absent.
@@ -25,6 +25,28 @@ def chunk(message: hot.GradientChunk, agreed: Dtype) -> GradientChunk:
         crc32=message.crc32,
         payload=message.payload,
     )
+
+
+def segment_chunk(message: gradient_pb2.SegmentChunk, place: memoryview, agreed: Dtype) -> GradientChunk:
+    """A piece of a gradient that lies in shared memory.
+
+    Raises:
+      LayoutMismatch: it ends beyond the place.
+    """
+    begin, end = message.offset * agreed.itemsize, (message.offset + message.length) * agreed.itemsize
+    if end > len(place):
+        raise LayoutMismatch(
+            f"chunk ends at element {message.offset + message.length}, the session has "
+            f"{len(place) // agreed.itemsize}; check the parameter order and sizes",
+            field="segment.offset",
+        )
+    return GradientChunk(
+        sequence=message.sequence, offset=message.offset, dtype=agreed, crc32=message.crc32, payload=place[begin:end]
+    )
+
+
+def segment_offer(message: gradient_pb2.SegmentOffer) -> SegmentOffer:
+    return SegmentOffer(message.process_id, message.descriptor, message.token)
 
 
 def commit(message: hot.Commit) -> Commit:
@@ -99,29 +121,57 @@ def vector_chunk(
     )
 
 
-def answer_messages(answer: Answer, *, handle: int, whole: bool, chunk_bytes: int) -> Iterator[bytes]:
+def answer_messages(
+    answer: Answer, *, handle: int, whole: bool, chunk_bytes: int, place: memoryview | None
+) -> Iterator[bytes]:
     """ExchangeResponses for one contribution, each made when it is to be written.
 
     Args:
       whole: the gradient came whole, so the answer may.
+      place: shared memory to put the vector in.
     """
     result, vector = answer
     told = hot_result(result, handle)
-    if whole and vector is not None and len(vector.payload) <= chunk_bytes:
+    if whole and vector is not None and place is None and len(vector.payload) <= chunk_bytes:
         chunk = vector_chunk(vector, vector.payload, handle=handle, sequence=result.sequence, offset=0)
         yield hot.write_response(hot.WholeAnswer(told, chunk))
         return
     yield hot.write_response(told)
     if vector is not None:
-        yield from vector_messages(vector, handle=handle, sequence=result.sequence, chunk_bytes=chunk_bytes)
+        yield from vector_messages(
+            vector, handle=handle, sequence=result.sequence, chunk_bytes=chunk_bytes, place=place
+        )
 
 
-def vector_messages(vector: Vector, *, handle: int, sequence: int, chunk_bytes: int) -> Iterator[bytes]:
+def vector_messages(
+    vector: Vector, *, handle: int, sequence: int, chunk_bytes: int, place: memoryview | None
+) -> Iterator[bytes]:
     """ExchangeResponses with the chunks of a vector, each made when it is to be written."""
     itemsize = vector.dtype.itemsize
-    for offset, length in wire.spans(len(vector.payload) // itemsize, itemsize, chunk_bytes):
-        payload = vector.payload[offset * itemsize : (offset + length) * itemsize]
-        yield hot.write_response(vector_chunk(vector, payload, handle=handle, sequence=sequence, offset=offset))
+    largest = chunk_bytes if place is None else wire.MAX_CHUNK_BYTES
+    for offset, length in wire.spans(len(vector.payload) // itemsize, itemsize, largest):
+        begin, end = offset * itemsize, (offset + length) * itemsize
+        chunk = vector_chunk(vector, vector.payload[begin:end], handle=handle, sequence=sequence, offset=offset)
+        if place is None:
+            yield hot.write_response(chunk)
+        else:
+            if vector.payload is not place:  # A step may have written it there.
+                place[begin:end] = chunk.payload
+            yield _in_segment(chunk, length)
+
+
+def _in_segment(chunk: hot.ParametersChunk, length: int) -> bytes:
+    """The ExchangeResponse for a chunk whose payload lies in shared memory."""
+    message = gradient_pb2.SegmentChunk(
+        handle=chunk.handle,
+        sequence=chunk.sequence,
+        offset=chunk.offset,
+        length=length,
+        crc32=chunk.crc32,
+        step=chunk.step,
+        reply=chunk.reply,  # type: ignore[arg-type]
+    )
+    return gradient_pb2.ExchangeResponse(segment=message).SerializeToString()
 
 
 def whole_vector(vector: Vector | None, *, limit_bytes: int) -> dict[str, Any]:
