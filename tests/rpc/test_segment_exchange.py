@@ -14,6 +14,7 @@ from hermosis import wire
 from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_client.segment import Segment
+from hermosis_server.rpc.codec import gradient as codec
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="segments are known on Linux only")
 
@@ -102,14 +103,13 @@ def test_a_pull_lands_in_shared_memory(server: Any, tools: Any) -> None:
 def test_chunks_of_the_stream_and_of_the_segment_make_one_gradient(server: Any, tools: Any) -> None:
     session, worker = server.create(SIZE), Shared()
     worker.gradient[:] = some(0)
-    payload = some(0)[:1000].tobytes()
-    streamed = gradient_pb2.GradientChunk(sequence=1, offset=0, crc32=wire.checksum(payload), payload=payload)
+    (first,) = streamed(worker.gradient[:1000], 1)
     rest = [
         worker.chunk(1000 + offset, length, 1) for offset, length in wire.spans(SIZE - 1000, 4, wire.MAX_CHUNK_BYTES)
     ]
     with tools.Dialogue(server, [worker.opening(session)]) as stream:
         stream.next()
-        stream.send(*rest, Request(chunk=streamed), worker.commit(1))
+        stream.send(*rest, Request(chunk=first), worker.commit(1))
         assert stream.next().result.step == 1
         np.testing.assert_array_equal(worker.landed(stream, 1), -some(0))
 
@@ -214,6 +214,85 @@ def test_a_worker_that_scribbles_while_its_gradient_is_taken_harms_nobody(server
         scribbler.join()
     assert server.push(other, [1, 2, 3, 4], 1).step == 1
     assert server.inside(lambda engine: engine.session(session.session_id).step) == taken
+
+
+def test_a_step_writes_the_answer_of_an_only_worker_where_it_lies(
+    server: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_place = []
+    written = codec.vector_messages
+
+    def told(vector: Any, **way: Any) -> Any:
+        in_place.append(vector.payload is way["place"])
+        return written(vector, **way)
+
+    monkeypatch.setattr(codec, "vector_messages", told)
+    session, worker = server.create(SIZE), Shared()
+    with tools.Dialogue(server, [worker.opening(session)]) as stream:
+        stream.next()
+        for sequence in (1, 1, 2):  # the second is a repeat, whose answer is read from the session
+            worker.gradient[:] = some(sequence)
+            stream.send(*worker.chunks(sequence), worker.commit(sequence))
+            stream.next()
+            worker.landed(stream, sequence)
+    assert in_place == [True, False, True]
+
+
+def test_answers_that_wait_for_one_another_are_told_with_their_own_checksums(server: Any, tools: Any) -> None:
+    """Whoever has several under way in one segment may find the place overwritten, and then sees it."""
+    session, worker = server.create(SIZE, consistency=ASYNC), Shared()
+    worker.gradient[:] = some(0)
+    again = [Request(chunk=chunk) for chunk in streamed(worker.gradient, 2)]
+    pull = Request(pull=gradient_pb2.PullParameters(handle=0))
+    expected = {0: np.zeros(SIZE, np.float32), 1: -some(0), 2: -some(0) - some(0)}
+    with tools.Dialogue(server, [worker.opening(session)]) as stream:
+        stream.next()
+        stream.send(pull, *worker.chunks(1), worker.commit(1), *again, worker.commit(2))
+        for sequence in (0, 1, 2):
+            if sequence:
+                assert stream.next().result.sequence == sequence
+            have = 0
+            while have < SIZE:
+                told = stream.next().segment
+                piece = expected[sequence][have : have + told.length]
+                assert (told.sequence, told.crc32) == (sequence, wire.checksum(piece.data))
+                have += told.length
+        np.testing.assert_array_equal(worker.answer, expected[2])  # what was put there last
+
+
+def streamed(values: np.ndarray, sequence: int) -> list[gradient_pb2.GradientChunk]:
+    pieces = [(offset, values[offset : offset + length].tobytes()) for offset, length in wire.spans(len(values), 4)]
+    return [
+        gradient_pb2.GradientChunk(sequence=sequence, offset=offset, crc32=wire.checksum(piece), payload=piece)
+        for offset, piece in pieces
+    ]
+
+
+def test_a_worker_cannot_change_what_another_one_is_answered(server: Any, tools: Any) -> None:
+    barrier = types_pb2.Consistency(mode=types_pb2.CONSISTENCY_MODE_BARRIER, workers=2)
+    session, workers = server.create(SIZE, consistency=barrier), [Shared(handle=handle) for handle in range(2)]
+    openings = [worker.opening(session, worker_id=f"w{worker.handle}") for worker in workers]
+    stop = threading.Event()
+
+    def scribble() -> None:
+        while not stop.is_set():
+            workers[0].answer[:] = 7
+
+    scribbler = threading.Thread(target=scribble)
+    scribbler.start()
+    try:
+        with tools.Dialogue(server, openings) as stream:
+            assert all(stream.next().opened.segment_attached for _ in workers)
+            for worker in workers:
+                worker.gradient[:] = 1
+                stream.send(*worker.chunks(1), worker.commit(1))
+            told = [stream.next() for _ in range(2 * 3)]  # a result and two pieces for each
+            assert [message.WhichOneof("message") for message in told] == ["result", "segment", "segment"] * 2
+            assert [message.segment.crc32 for message in told[1:3]] == [message.segment.crc32 for message in told[4:]]
+            assert set(workers[1].answer) == {-1.0}
+    finally:
+        stop.set()
+        scribbler.join()
 
 
 def test_the_segment_of_another_session_is_not_attached_and_the_stream_serves(server: Any, tools: Any) -> None:
