@@ -372,6 +372,8 @@ class Arena:
         Raises:
           OutOfDeviceMemory: together they are more than the device may hold.
         """
+        if not self._far.limit_bytes:
+            return
         self._touch(slots)
         away = [slot for slot in slots if not slot.resident]
         if not away:
@@ -388,6 +390,8 @@ class Arena:
 
     def fitting(self, slots: Sequence[Slot]) -> int:
         """How many of these, from the first on, can be in device memory at a time; at least one."""
+        if not self._far.limit_bytes:
+            return len(slots)
         room = self._near.limit_bytes
         for count, slot in enumerate(slots):
             room -= slot.size_bytes

@@ -79,12 +79,14 @@ class RowTable(NamedTuple):
     """A session's rows as the fused pass takes them.
 
     Attributes:
-      rows:  (R, len(Row)) addresses; in place of the gradient's stands the first element of the row in its vector.
-      spans: (G,) rows of each span.
+      rows:     (R, len(Row)) addresses; in place of the gradient's stands the row's first element in its vector.
+      spans:    (G,) rows of each span.
+      elements: P.
     """
 
     rows: NDArray[np.int64]
     spans: NDArray[np.int64]
+    elements: int
 
 
 def row_table(slot: Slot) -> RowTable:
@@ -105,7 +107,48 @@ def _new_table(slot: Slot) -> RowTable:
     in_span = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     rows[:, fused.Row.GRADIENT] = np.repeat(np.cumsum(elements) - elements, counts) + in_span * length
     rows[:, fused.Row.LENGTH] = np.minimum(length, np.repeat(elements, counts) - in_span * length)
-    return RowTable(rows, counts)
+    return RowTable(rows, counts, int(elements.sum()))
+
+
+def joined_tables(
+    tables: tuple[RowTable, ...],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows, sessions and spans of a launch as the fused pass takes them, but for gradients and replies; and each P.
+
+    The same sessions meet in batch after batch, so the last launches are kept; what is given is a copy.
+    """
+    key = tuple(map(id, tables))
+    kept = _joined.get(key)
+    if kept is None:
+        while len(_joined) >= KEPT_LAUNCHES:
+            del _joined[next(iter(_joined))]
+        kept = _joined[key] = _Joined(tables, *_join(tables))
+    return kept.rows.copy(), kept.sessions.copy(), kept.spans, kept.elements.copy()
+
+
+class _Joined(NamedTuple):
+    tables: tuple[RowTable, ...]  # kept alive, so that their ids stay theirs
+    rows: NDArray[np.int64]
+    sessions: NDArray[np.int64]
+    spans: NDArray[np.int64]
+    elements: NDArray[np.int64]
+
+
+KEPT_LAUNCHES = 64
+_joined: dict[tuple[int, ...], _Joined] = {}
+
+
+def _join(
+    tables: tuple[RowTable, ...],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    sessions = np.zeros((len(tables), len(fused.Whole)), np.int64)
+    sessions[:, fused.Whole.ROWS] = [len(table.rows) for table in tables]
+    sessions[:, fused.Whole.SPANS] = [len(table.spans) for table in tables]
+    np.cumsum(sessions[:-1, fused.Whole.ROWS], out=sessions[1:, fused.Whole.FIRST_ROW])
+    np.cumsum(sessions[:-1, fused.Whole.SPANS], out=sessions[1:, fused.Whole.FIRST_SPAN])
+    rows = np.concatenate([table.rows for table in tables])
+    elements = np.array([table.elements for table in tables], np.int64)
+    return rows, sessions, np.concatenate([table.spans for table in tables]), elements
 
 
 _COLUMNS = {

@@ -7,7 +7,7 @@ depends on itself alone.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from hermosis_server.dynamics import MATRIX_BUFFERS, PhaseState, RowMap, Spans, 
 from hermosis_server.engine.arena import Arena, Slot, address_of, from_wire, unpadded, wire_bytes
 from hermosis_server.engine.cohort import Cohort
 from hermosis_server.engine.device import DeviceSteps, Flight
-from hermosis_server.engine.entries import Entry, Part, mean_of, row_table, side_by_side
+from hermosis_server.engine.entries import ALIGNMENT, Entry, Part, joined_tables, mean_of, row_table
 from hermosis_server.records import Outcome, Reply, StateBuffer
 
 
@@ -145,33 +145,39 @@ def _landed(flight: Flight) -> tuple[_Result, list[int]]:
     return _Result(outcomes, landed.samples, landed.replies), np.flatnonzero(~flight.proven).tolist()
 
 
+Whole, Number, Row = fused.Whole, fused.Number, fused.Row
+
+
 def _fused(
     cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry], pool: fused.Pool
 ) -> tuple[_Result, list[int]]:
     """The pass over the rows themselves; also which entries it left untouched because it could prove nothing."""
     gradients = [entry.parts[0] if len(entry.parts) == 1 else mean_of(entry.parts) for entry in entries]
-    replies, addresses = _reply_memory(entries)
-    tables = [row_table(entry.resident.slot) for entry in entries]
-    rows = np.concatenate([table.rows for table in tables])
-    spans = [table.spans for table in tables]
-
-    Whole, Number, Row = fused.Whole, fused.Number, fused.Row
-    sessions = np.zeros((len(entries), len(Whole)), np.int64)
-    sessions[:, Whole.ROWS] = counts = [len(table.rows) for table in tables]
-    sessions[:, Whole.SPANS] = [len(each) for each in spans]
-    np.cumsum(sessions[:-1, Whole.ROWS], out=sessions[1:, Whole.FIRST_ROW])
-    np.cumsum(sessions[:-1, Whole.SPANS], out=sessions[1:, Whole.FIRST_SPAN])
-    sessions[:, Whole.GRADIENT_DTYPE] = [gradient.dtype for gradient in gradients]
-    sessions[:, Whole.REPLY] = [entry.wish.reply if entry.wish else 0 for entry in entries]
-    sessions[:, Whole.REPLY_DTYPE] = [entry.wish.dtype if entry.wish else 0 for entry in entries]
+    wishes = [entry.wish for entry in entries]
+    rows, sessions, spans, elements = joined_tables(tuple([row_table(entry.resident.slot) for entry in entries]))
+    counts, first = sessions[:, Whole.ROWS], wishes[0]
+    dtypes = [gradient.dtype for gradient in gradients]
+    # As in a fleet, where everybody sends and wants the same, that is said once.
+    sessions[:, Whole.GRADIENT_DTYPE] = int(dtypes[0]) if dtypes.count(dtypes[0]) == len(dtypes) else dtypes
+    places: dict[int, memoryview] = {}
+    if first is not None and first.place is None and wishes.count(first) == len(wishes):
+        sessions[:, Whole.REPLY], sessions[:, Whole.REPLY_DTYPE] = int(first.reply), int(first.dtype)
+    else:
+        sessions[:, Whole.REPLY] = [wish.reply if wish else 0 for wish in wishes]
+        sessions[:, Whole.REPLY_DTYPE] = [wish.dtype if wish else 0 for wish in wishes]
+        # Increments, which are kept for repeats, never lie in memory that a worker shares.
+        for index, wish in enumerate(wishes):
+            if wish is not None and wish.place is not None and wish.reply is Reply.PARAMETERS:
+                places[index] = wish.place
+    replies, addresses = _reply_memory(elements * _ITEM_SIZES[sessions[:, Whole.REPLY_DTYPE]], places)
 
     # The tables say where in its vector a row begins; here that becomes an address.
     begins = rows[:, Row.GRADIENT].copy()
-    for column, bases, dtypes in (
-        (Row.GRADIENT, [gradient.address for gradient in gradients], Whole.GRADIENT_DTYPE),
+    for column, bases, dtype in (
+        (Row.GRADIENT, np.array([gradient.address for gradient in gradients]), Whole.GRADIENT_DTYPE),
         (Row.REPLY, addresses, Whole.REPLY_DTYPE),
     ):
-        sizes = _ITEM_SIZES[sessions[:, dtypes]]
+        sizes = _ITEM_SIZES[sessions[:, dtype]]
         rows[:, column] = np.repeat(bases, counts) + begins * np.repeat(sizes, counts)
 
     numbers = np.empty((len(entries), len(Number)))
@@ -184,7 +190,7 @@ def _fused(
         cohort.family,
         rows=rows,
         sessions=sessions,
-        spans=spans[0] if len(spans) == 1 else np.concatenate(spans),
+        spans=spans,
         numbers=numbers,
         coefficients=cohort.coefficients[lines],
         scalars=scalars,
@@ -192,6 +198,8 @@ def _fused(
     )
     cohort.scalars[lines] = scalars
     cohort.largest[lines] = numbers[:, Number.LARGEST]
+    if not stepped.outcome.any():  # the rule: all APPLIED
+        return _Result([Outcome.APPLIED] * len(entries), stepped.samples, replies), []
     found = stepped.outcome.tolist()
     made = [reply if each == fused.Fate.APPLIED else None for reply, each in zip(replies, found, strict=True)]
     unproven = [index for index, each in enumerate(found) if each == fused.Fate.UNPROVEN]
@@ -207,22 +215,22 @@ _OUTCOMES = {
 _ITEM_SIZES = np.array([0, *(dtype.itemsize for dtype in sorted(Dtype))])
 
 
-def _reply_memory(entries: Sequence[Entry]) -> tuple[list[memoryview | None], list[int]]:
+def _reply_memory(
+    sizes: NDArray[np.int64], places: Mapping[int, memoryview]
+) -> tuple[list[memoryview | None], NDArray[np.int64]]:
     """Memory for the replies of a launch, and where each begins; None and zero where none is wanted.
 
-    It is one block, but for parameters that have a place in memory shared with their worker. Increments, which are kept
-    for repeats, never lie there.
+    It is one block, but for those that have a place in memory shared with their worker.
     """
-    places = [entry.wish.place if entry.wish and entry.wish.reply is Reply.PARAMETERS else None for entry in entries]
-    sizes = [entry.reply_bytes if place is None else 0 for entry, place in zip(entries, places, strict=True)]
-    begins, end = side_by_side(sizes)
-    memory = np.empty(end, np.uint8).data
-    base = address_of(memory) if end else 0
-    replies = [memory[begin : begin + size] if size else None for begin, size in zip(begins, sizes, strict=True)]
-    addresses = [base + begin if size else 0 for begin, size in zip(begins, sizes, strict=True)]
-    for index, place in enumerate(places):
-        if place is not None:
-            replies[index], addresses[index] = place, address_of(place)
+    sizes[list(places)] = 0
+    spaced = -(-sizes // ALIGNMENT) * ALIGNMENT
+    begins = np.cumsum(spaced) - spaced
+    memory = np.empty(int(spaced.sum()), np.uint8).data
+    addresses = np.where(sizes > 0, address_of(memory) + begins, 0)
+    ends = (begins + sizes).tolist()
+    replies = [memory[begin:end] if end > begin else None for begin, end in zip(begins.tolist(), ends, strict=True)]
+    for index, place in places.items():
+        replies[index], addresses[index] = place, address_of(place)
     return replies, addresses
 
 
