@@ -1,5 +1,6 @@
 """The same-host path of Exchange, as any client may speak it: payload in shared memory, all else as on the stream."""
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -14,6 +15,9 @@ from hermosis import wire
 from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_client.segment import Segment
+from hermosis_server.engine.engine import Engine
+from hermosis_server.engine.intake import Intake
+from hermosis_server.records import ReplyWish
 from hermosis_server.rpc.codec import gradient as codec
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="segments are known on Linux only")
@@ -238,17 +242,35 @@ def test_a_step_writes_the_answer_of_an_only_worker_where_it_lies(
     assert in_place == [True, False, True]
 
 
-def test_answers_that_wait_for_one_another_are_told_with_their_own_checksums(server: Any, tools: Any) -> None:
+def test_answers_that_wait_for_one_another_are_told_with_their_own_checksums(
+    server: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever has several under way in one segment may find the place overwritten, and then sees it."""
     session, worker = server.create(SIZE, consistency=ASYNC), Shared()
+    in_place = []
+    contribute = Intake.contribute
+
+    def counted(self: Intake, *given: Any, **further: Any) -> None:
+        in_place.append(next(each for each in given if isinstance(each, ReplyWish)).place is not None)
+        contribute(self, *given, **further)
+
+    monkeypatch.setattr(Intake, "contribute", counted)
+    ready, pull_now = threading.Event(), Engine.pull
+
+    async def slow(self: Engine, *given: Any) -> Any:
+        while not ready.is_set():
+            await asyncio.sleep(0.001)
+        return await pull_now(self, *given)
+
+    monkeypatch.setattr(Engine, "pull", slow)
     worker.gradient[:] = some(0)
     again = [Request(chunk=chunk) for chunk in streamed(worker.gradient, 2)]
     pull = Request(pull=gradient_pb2.PullParameters(handle=0))
-    expected = {0: np.zeros(SIZE, np.float32), 1: -some(0), 2: -some(0) - some(0)}
+    expected = {1: -some(0), 2: -some(0) - some(0), 0: -some(0) - some(0)}
     with tools.Dialogue(server, [worker.opening(session)]) as stream:
         stream.next()
-        stream.send(pull, *worker.chunks(1), worker.commit(1), *again, worker.commit(2))
-        for sequence in (0, 1, 2):
+        stream.send(pull, *worker.chunks(1), worker.commit(1), *again, worker.commit(2, 0))
+        for sequence in (1, 2, 0):
             if sequence:
                 assert stream.next().result.sequence == sequence
             have = 0
@@ -257,7 +279,10 @@ def test_answers_that_wait_for_one_another_are_told_with_their_own_checksums(ser
                 piece = expected[sequence][have : have + told.length]
                 assert (told.sequence, told.crc32) == (sequence, wire.checksum(piece.data))
                 have += told.length
+            if sequence == 2:
+                ready.set()
         np.testing.assert_array_equal(worker.answer, expected[2])  # what was put there last
+    assert in_place == [False, False]
 
 
 def streamed(values: np.ndarray, sequence: int) -> list[gradient_pb2.GradientChunk]:
@@ -266,6 +291,18 @@ def streamed(values: np.ndarray, sequence: int) -> list[gradient_pb2.GradientChu
         gradient_pb2.GradientChunk(sequence=sequence, offset=offset, crc32=wire.checksum(piece), payload=piece)
         for offset, piece in pieces
     ]
+
+
+def test_an_increment_that_is_repeated_is_that_which_was_told(server: Any, tools: Any) -> None:
+    session, worker = server.create(SIZE, parameters_on=types_pb2.PARAMETERS_ON_WORKER), Shared()
+    worker.gradient[:] = some(0)
+    with tools.Dialogue(server, [worker.opening(session)]) as stream:
+        stream.next()
+        for duplicate in (False, True):
+            stream.send(*worker.chunks(1), worker.commit(1))
+            assert stream.next().result.duplicate == duplicate
+            np.testing.assert_array_equal(worker.landed(stream, 1), -some(0))
+            worker.answer[:] = 7  # which is its own to change
 
 
 def test_a_worker_cannot_change_what_another_one_is_answered(server: Any, tools: Any) -> None:
@@ -297,6 +334,7 @@ def test_a_worker_cannot_change_what_another_one_is_answered(server: Any, tools:
 
 def test_the_segment_of_another_session_is_not_attached_and_the_stream_serves(server: Any, tools: Any) -> None:
     session, worker = server.create(1000), Shared(1004 * 4)
+    tools.poll(lambda: len(maps()) == 1)  # the worker's own
     before = len(maps())
     with tools.Dialogue(server, [worker.opening(session)]) as stream:
         assert not stream.next().opened.segment_attached
@@ -310,6 +348,7 @@ def test_the_segment_of_another_session_is_not_attached_and_the_stream_serves(se
 
 def test_each_handle_has_a_segment_of_its_own(server: Any, tools: Any) -> None:
     sessions = [server.create(SIZE, consistency=ASYNC) for _ in range(2)]
+    tools.poll(lambda: not maps())  # of the tests before
     workers = [Shared(handle=handle) for handle in range(2)]
     for number, worker in enumerate(workers):
         worker.gradient[:] = some(number)
@@ -329,6 +368,7 @@ def test_each_handle_has_a_segment_of_its_own(server: Any, tools: Any) -> None:
 
 
 def test_a_handle_that_is_opened_again_finds_its_memory_still_mapped(server: Any, tools: Any) -> None:
+    tools.poll(lambda: not maps())  # of the tests before
     session, worker = server.create(SIZE), Shared()
     others = maps()
     close = Request(close=gradient_pb2.CloseHandle(handle=0))
@@ -346,7 +386,8 @@ def test_a_handle_that_is_opened_again_finds_its_memory_still_mapped(server: Any
         another = Shared()
         stream.send(close, another.opening(session))
         assert stream.next().opened.segment_attached
-        assert len(maps()) == len(others) + 2  # the worker's own, and the server's, perhaps at the same place
+        # The worker's own, and the server's, perhaps at the same place.
+        tools.poll(lambda: len(maps()) == len(others) + 2)
     del another
     tools.poll(lambda: maps() == others)
 
@@ -371,6 +412,7 @@ def test_beyond_the_limit_the_stream_is_used(host: Callable[..., Any], tools: An
 
 def test_a_killed_worker_leaves_nothing_behind(server: Any, tools: Any) -> None:
     session, other = server.create(SIZE), server.create(4)
+    tools.poll(lambda: not maps())  # of the tests before
     before = len(maps())
     worker = subprocess.Popen(
         [sys.executable, "-c", KILLED, server.address, session.session_id], stdout=subprocess.PIPE, text=True
