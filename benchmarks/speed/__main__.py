@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     loads: list[Load] = []
     results: list[Result] = []
     rows_s: dict[str, float] = {}
+    interrupted = False
     try:
         with sigterm_as_interrupt(), progress(console, len(asked.only)) as told:
             for name in asked.only:
@@ -65,8 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 results += measured(ROWS[name], asked, loads, lambda what, name=name: told(name, what))  # type: ignore[misc]
                 rows_s[name] = time.monotonic() - began
     except KeyboardInterrupt:
-        console.print("\nInterrupted; nothing is written.")
-        return 130
+        interrupted = True
+        console.print("\nInterrupted; what was measured until now is written.")
+        if not results:
+            return 130
     conditions = Conditions(
         date=date.today().isoformat(),
         command=shlex.join(["python3", "run.py", "bench", *(sys.argv[1:] if arguments is None else arguments)]),
@@ -80,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show(console, results)
     for file in write(asked.output, results, conditions):
         console.print(f"written: {file}", highlight=False, soft_wrap=True)
-    return 0
+    return 130 if interrupted else 0
 
 
 def measured(row: Row, asked: argparse.Namespace, loads: list[Load], told: Callable[[str], None]) -> list[Result]:
