@@ -110,20 +110,26 @@ def _new_table(slot: Slot) -> RowTable:
     return RowTable(rows, counts, int(elements.sum()))
 
 
-def joined_tables(
-    tables: tuple[RowTable, ...],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Rows, sessions and spans of a launch as the fused pass takes them, but for gradients and replies; and each P.
+class LaunchTables:
+    """Tables of the last launches, since the same sessions meet in batch after batch. Each stepper has its own."""
 
-    The same sessions meet in batch after batch, so the last launches are kept; what is given is a copy.
-    """
-    key = tuple(map(id, tables))
-    kept = _joined.get(key)
-    if kept is None:
-        while len(_joined) >= KEPT_LAUNCHES:
-            del _joined[next(iter(_joined))]
-        kept = _joined[key] = _Joined(tables, *_join(tables))
-    return kept.rows.copy(), kept.sessions.copy(), kept.spans, kept.elements.copy()
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, ...], _Joined] = {}
+
+    def joined(
+        self, tables: tuple[RowTable, ...]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Rows, sessions and spans of a launch as the fused pass takes them, but for gradients and replies; and each P.
+
+        Rows and sessions are copies, to be filled in.
+        """
+        key = tuple(map(id, tables))
+        kept = self._kept.get(key)
+        if kept is None:
+            while len(self._kept) >= KEPT_LAUNCHES:
+                del self._kept[next(iter(self._kept))]
+            kept = self._kept[key] = _Joined(tables, *_join(tables))
+        return kept.rows.copy(), kept.sessions.copy(), kept.spans, kept.elements.copy()
 
 
 class _Joined(NamedTuple):
@@ -135,7 +141,6 @@ class _Joined(NamedTuple):
 
 
 KEPT_LAUNCHES = 64
-_joined: dict[tuple[int, ...], _Joined] = {}
 
 
 def _join(

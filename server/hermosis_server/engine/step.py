@@ -21,7 +21,7 @@ from hermosis_server.dynamics import MATRIX_BUFFERS, PhaseState, RowMap, Spans, 
 from hermosis_server.engine.arena import Arena, Slot, address_of, from_wire, unpadded, wire_bytes
 from hermosis_server.engine.cohort import Cohort
 from hermosis_server.engine.device import DeviceSteps, Flight
-from hermosis_server.engine.entries import ALIGNMENT, Entry, Part, joined_tables, mean_of, row_table
+from hermosis_server.engine.entries import ALIGNMENT, Entry, LaunchTables, Part, mean_of, row_table
 from hermosis_server.records import Outcome, Reply, StateBuffer
 
 
@@ -64,6 +64,7 @@ class Stepper:
     def __init__(self, arena: Arena, pool: fused.Pool) -> None:
         self._arena = arena
         self._pool = pool
+        self._tables = LaunchTables()
         usable = arena.device.type == "cuda" and fused_cuda.available()
         self.device = DeviceSteps(arena) if usable else None
 
@@ -115,7 +116,7 @@ class Stepper:
             flight = self.device.begin(cohort, lines, entries)
             return lambda: self._complete(cohort, lines, entries, *_landed(flight))
         if self._arena.device.type == "cpu" and fused.covers(cohort.family):
-            result = self._complete(cohort, lines, entries, *_fused(cohort, lines, entries, self._pool))
+            result = self._complete(cohort, lines, entries, *_fused(cohort, lines, entries, self._tables, self._pool))
         else:
             result = _plain(self._arena, cohort, lines, entries, bounded=False)
         return lambda: result
@@ -149,12 +150,12 @@ Whole, Number, Row = fused.Whole, fused.Number, fused.Row
 
 
 def _fused(
-    cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry], pool: fused.Pool
+    cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry], tables: LaunchTables, pool: fused.Pool
 ) -> tuple[_Result, list[int]]:
     """The pass over the rows themselves; also which entries it left untouched because it could prove nothing."""
     gradients = [entry.parts[0] if len(entry.parts) == 1 else mean_of(entry.parts) for entry in entries]
     wishes = [entry.wish for entry in entries]
-    rows, sessions, spans, elements = joined_tables(tuple([row_table(entry.resident.slot) for entry in entries]))
+    rows, sessions, spans, elements = tables.joined(tuple([row_table(entry.resident.slot) for entry in entries]))
     counts, first = sessions[:, Whole.ROWS], wishes[0]
     dtypes = [gradient.dtype for gradient in gradients]
     # As in a fleet, where everybody sends and wants the same, that is said once.
