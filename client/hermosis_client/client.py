@@ -17,6 +17,7 @@ from hermosis_client.layout import ParameterLayout, Shaped
 from hermosis_client.records import (
     Capabilities,
     ConsistencyMode,
+    Durability,
     Optimizer,
     ParametersOn,
     RecipeDescription,
@@ -67,6 +68,7 @@ class Client:
         workers: int = 1,
         consistency: Literal["barrier", "async"] = "barrier",
         parameters_on: Literal["server", "worker"] = "server",
+        durability: Durability | None = None,
         display_name: str = "",
         labels: Mapping[str, str] | None = None,
     ) -> Session:
@@ -79,6 +81,7 @@ class Client:
           workers:       that take part in a round.
           consistency:   "barrier" steps when every worker has sent its gradient, "async" on each arrival.
           parameters_on: "server", or "worker" to get increments and keep the weights oneself.
+          durability:    what the server keeps on disk; None leaves it to the server.
           display_name:  for people.
           labels:        for filters.
 
@@ -91,6 +94,7 @@ class Client:
             consistency=types_pb2.Consistency(
                 mode=types_pb2.ConsistencyMode.ValueType(_named(ConsistencyMode, consistency)), workers=workers
             ),
+            durability=codec.durability_message(durability),
             parameters_on=types_pb2.ParametersOn.ValueType(_named(ParametersOn, parameters_on)),
             display_name=display_name,
             labels=labels,
@@ -119,6 +123,7 @@ class Client:
         workers: int = 1,
         consistency: Literal["barrier", "async"] = "barrier",
         parameters_on: Literal["server", "worker"] = "server",
+        durability: Durability | None = None,
         display_names: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         worker_id: str = "",
@@ -134,7 +139,7 @@ class Client:
           optimizers:  one for each session, or one for all.
           layout:      of the lines of `parameters`; None means one tensor, "parameters".
           session_ids, display_names: one for each session; empty leaves them to the server.
-          workers, consistency, parameters_on, labels: of each session, as in `create_session`.
+          workers, consistency, parameters_on, durability, labels: of each session, as in `create_session`.
           worker_id, gradient_dtype, reply_dtype, reply: of the worker, as in `Session.worker`.
 
         Raises:
@@ -165,6 +170,7 @@ class Client:
                 workers=workers,
                 consistency=consistency,
                 parameters_on=parameters_on,
+                durability=durability,
                 display_name=display_names[index] if display_names else "",
                 labels=labels,
             )

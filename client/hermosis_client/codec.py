@@ -13,6 +13,7 @@ from hermosis_client.records import (
     ENERGIES,
     Capabilities,
     ConsistencyMode,
+    Durability,
     DurabilityMode,
     EnergySample,
     Limits,
@@ -100,6 +101,16 @@ def session_info(message: session_pb2.Session) -> SessionInfo:
         labels=dict(spec.labels),
         create_time_s=_seconds(message.create_time),
         etag=message.etag,
+    )
+
+
+def durability_message(wanted: Durability | None) -> types_pb2.Durability | None:
+    if wanted is None:
+        return None
+    return types_pb2.Durability(
+        mode=types_pb2.DurabilityMode.ValueType(DurabilityMode[wanted.mode.upper()]),
+        snapshot_every_steps=wanted.snapshot_every_steps,
+        snapshot_every_s=wanted.snapshot_every_s,
     )
 
 

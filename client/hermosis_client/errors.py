@@ -13,12 +13,14 @@ HermosisError
 ├── StaleGradient               computed at parameters that are too old: pull, then go on
 ├── StaleGeneration             the session was restored or recovered meanwhile: pull, then go on
 ├── Overloaded                  no room for this just now; the client has waited already
+│   └── StorageFull             … on the server's disk
 ├── QuotaExceeded               a limit on the number of something is reached
 ├── OutOfDeviceMemory           the optimizer state does not fit
 ├── Unauthenticated, PermissionDenied
 ├── ServerStopping, Recovering  try again, here or elsewhere; the client has waited already
 ├── Unsupported                 part of the contract that this server does not carry out yet
 ├── CorruptState                stored or uploaded state is damaged
+├── StorageFailed               the server's disk failed: nothing new is durable until somebody looks at it
 ├── InternalError               a bug in hermosis
 └── UnrecognisedError           a reason that this version of the client has no class for
 """
@@ -101,6 +103,9 @@ class StaleGeneration(HermosisError): ...
 class Overloaded(HermosisError): ...
 
 
+class StorageFull(Overloaded): ...
+
+
 class QuotaExceeded(HermosisError): ...
 
 
@@ -125,6 +130,9 @@ class Unsupported(HermosisError): ...
 class CorruptState(HermosisError): ...
 
 
+class StorageFailed(HermosisError): ...
+
+
 class InternalError(HermosisError): ...
 
 
@@ -145,6 +153,7 @@ BY_REASON: dict[str, type[HermosisError]] = {
         StaleGradient,
         StaleGeneration,
         Overloaded,
+        StorageFull,
         QuotaExceeded,
         OutOfDeviceMemory,
         Unauthenticated,
@@ -153,6 +162,7 @@ BY_REASON: dict[str, type[HermosisError]] = {
         Recovering,
         Unsupported,
         CorruptState,
+        StorageFailed,
         InternalError,
     )
 }

@@ -9,13 +9,13 @@ from typing import Literal, TypeVar
 from numpy.typing import ArrayLike
 
 from hermosis import hot, wire
-from hermosis.v1 import gradient_pb2
+from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis_client import codec
 from hermosis_client.connection import Connection
 from hermosis_client.dtypes import Float32
-from hermosis_client.errors import ConnectionFailed, HermosisError
+from hermosis_client.errors import ConnectionFailed, HermosisError, StaleGeneration
 from hermosis_client.layout import ParameterLayout, Tensors
-from hermosis_client.records import Reply, StepResult
+from hermosis_client.records import AckLevel, Reply, StepResult
 from hermosis_client.retry import Patience
 from hermosis_client.segment import MIN_PAYLOAD_BYTES, Segment
 from hermosis_client.stream import ExchangeStream
@@ -34,6 +34,7 @@ class WorkerSettings:
     gradient_dtype: wire.Dtype
     reply_dtype: wire.Dtype
     reply: Reply
+    ack_level: AckLevel = AckLevel.APPLIED
     shared_memory: bool = True
 
 
@@ -188,7 +189,7 @@ class Worker:
 
         def attempt() -> tuple[StepResult, Tensors]:
             nonlocal sequence
-            stream = self._open(reply)
+            stream = self._open(reply, sequence)
             sequence = sequence or self._next_sequence  # A later attempt is about the same contribution.
             commit, dtype = self._commit(sequence, numbers), self._settings.gradient_dtype
             gradient = OutgoingGradient(flat, dtype, self._chunk_bytes, commit, stream.segment)
@@ -238,15 +239,38 @@ class Worker:
                     self._drop()
                     raise
 
-    def _open(self, reply: Reply) -> ExchangeStream:
-        """The stream, with the session open on it for that kind of reply."""
+    def _open(self, reply: Reply, sequence: int) -> ExchangeStream:
+        """The stream, with the session open on it for that kind of reply.
+
+        Args:
+          sequence: of the contribution whose fate is unknown; zero means there is none.
+        """
         if self._stream is not None and not self._stream.ended and self._opened_for is reply:
             return self._stream
-        stream, opened = self._introduce(reply, generation=self._generation)
+        following = sequence or self._next_sequence
+        try:
+            stream, opened = self._introduce(reply, generation=self._generation)
+        except StaleGeneration:
+            stream, opened = self._introduce(reply, generation=0)
+            if not self._goes_on(opened, following):
+                self._drop()
+                raise
         self._generation = opened.generation
         if self.step is None:
             self.step = opened.step
         return stream
+
+    def _goes_on(self, opened: gradient_pb2.SessionOpened, following: int) -> bool:
+        """Whether the session only recovered from crashes that took nothing that this worker builds on.
+
+        Args:
+          following: the number of the worker's next contribution; the server may have it already.
+        """
+        since = self._generation - (opened.generation - len(opened.recovered_steps))  # recoveries that it has seen
+        if self._generation < opened.replaced_generation or since < 0 or self.step is None:
+            return False
+        unseen = opened.recovered_steps[since:]
+        return all(self.step <= step for step in unseen) and opened.next_sequence in (following, following + 1)
 
     def _introduce(self, reply: Reply, *, generation: int) -> tuple[ExchangeStream, gradient_pb2.SessionOpened]:
         """Opens the session anew, on the stream there is or on a new one. Generation zero means any."""
@@ -261,6 +285,7 @@ class Worker:
             layout_digest=self._layout.digest,
             gradient_dtype=codec.dtype_number(self._settings.gradient_dtype),
             reply=gradient_pb2.Reply.ValueType(reply),
+            ack_level=types_pb2.AckLevel.ValueType(self._settings.ack_level),
             reply_dtype=codec.dtype_number(self._settings.reply_dtype),
             segment=self._stream.segment.offer if self._stream.segment is not None else None,
         )

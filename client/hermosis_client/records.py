@@ -8,7 +8,7 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from hermosis.v1 import dynamics_pb2
 from hermosis_client.layout import ParameterLayout
@@ -58,6 +58,31 @@ class DurabilityMode(_Known):
     NONE = 1
     SNAPSHOT = 2
     JOURNAL = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durability:
+    """What the server keeps of a session on disk.
+
+    Attributes:
+      mode: "none"; "snapshot", the whole state every so often; or "journal", every step too, before it is acknowledged
+            as durable.
+      snapshot_every_steps: zero means not by steps.
+      snapshot_every_s:     zero means not by time; both zero leave it to the server.
+    """
+
+    mode: Literal["none", "snapshot", "journal"]
+    snapshot_every_steps: int = 0
+    snapshot_every_s: float = 0.0
+
+
+class AckLevel(_Known):
+    """What an acknowledgement promises."""
+
+    UNKNOWN = 0
+    RECEIVED = 1
+    APPLIED = 2
+    DURABLE = 3
 
 
 class Outcome(_Known):
@@ -219,6 +244,15 @@ class SessionInfo:
     labels: Mapping[str, str]
     create_time_s: float  # seconds since 1970 by the server's clock
     etag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A session's whole state on the server's disk."""
+
+    snapshot_id: str
+    step: int
+    state_digest: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,13 @@ from hermosis_client.errors import HermosisError, SessionNotReady
 from hermosis_client.exchange import Worker, WorkerSettings
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import (
+    AckLevel,
     ParametersOn,
     Recipe,
     Reply,
     SessionInfo,
     SessionStatus,
+    Snapshot,
     StepResult,
     TelemetryReading,
     WorkerInfo,
@@ -106,6 +108,34 @@ class Session:
             raise error
 
         return patiently(self._connection.patience(), attempt)
+
+    def snapshot(self) -> Snapshot:
+        """Writes the session to the server's disk now; its present step is durable when this returns."""
+        request = session_pb2.SnapshotSessionRequest(request_id=new_request_id(), session_id=self.session_id)
+        response = self._connection.call(self._connection.sessions.SnapshotSession, request)
+        return Snapshot(snapshot_id=response.snapshot_id, step=response.step, state_digest=response.state_digest)
+
+    def restore(self, snapshot_id: str = "") -> SessionInfo:
+        """Goes back to a snapshot on the server's disk, the newest if none is named.
+
+        Raises the generation: workers that know the old one are refused as StaleGeneration until they pull.
+        """
+        request = session_pb2.RestoreSessionRequest(
+            request_id=new_request_id(), session_id=self.session_id, snapshot_id=snapshot_id
+        )
+        return codec.session_info(self._connection.call(self._connection.sessions.RestoreSession, request).session)
+
+    def fork(self, session_id: str = "") -> "Session":
+        """A new session that continues from this one's present state, with workers of its own.
+
+        Args:
+          session_id: of the new session; the server chooses when empty.
+        """
+        request = session_pb2.ForkSessionRequest(
+            request_id=new_request_id(), session_id=self.session_id, fork_session_id=session_id
+        )
+        response = self._connection.call(self._connection.sessions.ForkSession, request)
+        return Session(self._connection, codec.session_info(response.session), created=True)
 
     def pause(self) -> SessionInfo:
         """Refuses further gradients from the next step boundary on."""
@@ -190,6 +220,7 @@ class Session:
         gradient_dtype: WireDtype = "float32",
         reply_dtype: WireDtype = "float32",
         reply: Literal["default", "parameters", "increment", "none"] = "default",
+        ack_level: Literal["received", "applied", "durable"] = "applied",
         shared_memory: bool = True,
     ) -> Worker:
         """A contributor to this session with a stream of its own, which opens at its first call.
@@ -201,6 +232,8 @@ class Session:
           reply_dtype:    of parameters or increments on the wire; what the client hands out is always float32.
           reply:          what `Worker.exchange` takes back; "default" is the parameters, or the increment where the
                           workers hold them.
+          ack_level:      what an answer promises: that the gradient is counted, that its step was taken, or that its
+                          step survives a crash of the server. "durable" needs a session that is kept on disk.
           shared_memory:  lets large payload travel through memory shared with a server on this machine, where that
                           can be; False, or HERMOSIS_SHARED_MEMORY=0 in the environment, keeps it on the stream.
         """
@@ -212,6 +245,7 @@ class Session:
             gradient_dtype=dtype_named(gradient_dtype),
             reply_dtype=dtype_named(reply_dtype),
             reply=wanted,
+            ack_level=AckLevel[ack_level.upper()],
             shared_memory=shared_memory,
         )
         worker = Worker(self._connection, self.session_id, self.layout, settings)

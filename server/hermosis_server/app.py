@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -18,11 +19,17 @@ from hermosis_server import __version__
 from hermosis_server.engine.arena import Arena, staging_buffer
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.executor import Executor, warm_up
+from hermosis_server.engine.keeper import Keeper
+from hermosis_server.engine.recovery import recover
 from hermosis_server.engine.scheduler import StepQueue
 from hermosis_server.errors import HermosisError, InvalidRequest
+from hermosis_server.rpc.codec import session as session_codec
 from hermosis_server.rpc.server import RpcServer
 from hermosis_server.settings import Settings
+from hermosis_server.storage.disk import Disk
 from hermosis_server.storage.folder import DataFolder
+from hermosis_server.storage.journal import Journal
+from hermosis_server.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +86,16 @@ def check_host(host: str, *, allow_insecure: bool) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
+async def running(settings: Settings, folder: Path | None = None) -> AsyncIterator[Running]:
     """A server from the first open port to the last finished step.
 
-    Stopping says NOT_SERVING, refuses new work, finishes rounds that are complete, and then ends the calls.
+    It listens at once, says NOT_SERVING and Recovering until all sessions are back, and gives itself then.
+
+    Args:
+      folder: where sessions are kept, held by nobody else; None keeps them in memory only.
+
+    Stopping says NOT_SERVING, refuses new work, finishes rounds that are complete, writes what is not on disk, and
+    then ends the calls.
     """
     check_host(settings.host, allow_insecure=settings.allow_insecure)
     devices = choose_devices(settings.device)
@@ -92,7 +105,15 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         warm_up()
     executors = [_executor(device, settings) for device in devices]
     pinned = any(device.type == "cuda" for device in devices)
-    engine = Engine(executors, limits=limits, allocate=lambda size: staging_buffer(size, pinned=pinned))
+    keeper = None if folder is None else _keeper(folder, settings)
+    engine = Engine(
+        executors,
+        limits=limits,
+        allocate=lambda size: staging_buffer(size, pinned=pinned),
+        keeper=keeper,
+        durability=settings.default_durability(),
+    )
+    engine.recovering = keeper is not None
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     names = ", ".join(map(device_name, devices))
     rpc = RpcServer(engine, device_name=names, address=f"{host}:{settings.port}")
@@ -105,6 +126,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             "stop that one, or choose --port 0 for a free one",
             field="port",
         ) from error
+    if keeper is not None:
+        await recover(engine, keeper)
+        engine.recovering = False
+        keeper.start()
+    await rpc.serve()
     logger.info("event=serving version=%s address=%s:%d device=%s", __version__, host, port, names)
     try:
         yield Running(engine, f"{host}:{port}")
@@ -122,6 +148,18 @@ def _executor(device: torch.device, settings: Settings) -> Executor:
     return Executor(arena, queue, threads=settings.threads)
 
 
+def _keeper(folder: Path, settings: Settings) -> Keeper:
+    disk = Disk()
+    journal = Journal(folder / "journal", disk, most_bytes=settings.journal_bytes)
+    limits = settings.limits()
+    return Keeper(
+        Store(folder, disk),
+        journal,
+        encode=session_codec.document,
+        decode=lambda raw: session_codec.from_document(raw, limits),
+    )
+
+
 async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -129,12 +167,12 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     if settings.until_stdin_closes:
         _call_at_end_of_stdin(loop, stop)
-    with DataFolder(settings.data_folder):
-        await _until(stop, settings)
+    with DataFolder(settings.data_folder) as folder:
+        await _until(stop, settings, folder.path)
 
 
-async def _until(stop: asyncio.Event, settings: Settings) -> None:
-    async with running(settings) as server:
+async def _until(stop: asyncio.Event, settings: Settings, folder: Path) -> None:
+    async with running(settings, folder) as server:
         # For whoever started this process, in one line that is easy to find.
         print(f"HERMOSIS READY address={server.address}", flush=True)
         await stop.wait()
@@ -163,10 +201,11 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def serve(settings: Settings) -> int:
     """Serves until SIGTERM, SIGINT or, if asked for, the end of standard input. Returns the exit status."""
-    from hermosis_server import logs
+    from hermosis_server import failpoints, logs
 
     logs.configure(level=settings.log_level, style=settings.log_format)
     allocator.keep_memory()
+    failpoints.arm_from_environment()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings))

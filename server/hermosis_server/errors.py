@@ -12,12 +12,14 @@
     ├── StaleGradient               computed at parameters that are too old
     ├── StaleGeneration             the caller knows an older incarnation of the session
     ├── Overloaded                  no room for this just now
+    │   └── StorageFull             … on disk
     ├── QuotaExceeded               a limit on the number of something is reached
     ├── OutOfDeviceMemory           the optimizer state does not fit
     ├── Unauthenticated, PermissionDenied
     ├── ServerStopping, Recovering  try again, here or elsewhere
     ├── Unsupported                 part of the contract that this server does not carry out yet
     ├── CorruptState                stored or uploaded state is damaged
+    ├── StorageFailed               the disk refused what must be durable; nothing is acknowledged until a restart
     └── InternalError               a bug in hermosis
 
 A message says what was got, what was wanted and what to do. `metadata` carries facts for programs.
@@ -82,6 +84,9 @@ class StaleGeneration(HermosisError): ...
 class Overloaded(HermosisError): ...
 
 
+class StorageFull(Overloaded): ...
+
+
 class QuotaExceeded(HermosisError): ...
 
 
@@ -104,6 +109,9 @@ class Unsupported(HermosisError): ...
 
 
 class CorruptState(HermosisError): ...
+
+
+class StorageFailed(HermosisError): ...
 
 
 class InternalError(HermosisError): ...

@@ -131,6 +131,15 @@ class Consistency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Durability:
+    """What reaches the disk of a session; zero means not by steps, or not by time."""
+
+    mode: DurabilityMode = DurabilityMode.NONE
+    snapshot_every_steps: int = 0
+    snapshot_every_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GradientChunk:
     """A piece of one worker's gradient, still in wire bytes."""
 
@@ -238,6 +247,24 @@ class WorkerSequence(NamedTuple):
     payload_crc32: int
     outcome: Outcome
     step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedState:
+    """A session's whole optimizer state in plain bytes.
+
+    Attributes:
+      buffers: little-endian float32.
+      workers: the last applied contribution of each worker.
+      refused: the last one of each worker that was tried and changed nothing; no part of the digest.
+      digest:  of scalars, buffers and workers.
+    """
+
+    scalars: StateScalars
+    buffers: Mapping[StateBuffer, memoryview]
+    workers: Mapping[str, WorkerSequence]
+    digest: bytes
+    refused: Mapping[str, WorkerSequence] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

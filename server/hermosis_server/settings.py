@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from hermosis_server.records import Limits
+from hermosis_server.records import Durability, DurabilityMode, Limits
 
 _DEFAULTS = Limits()
 
@@ -27,6 +27,25 @@ class Settings(BaseSettings):
     )
     data_folder: Path = Field(
         Path("hermosis-data"), description="Folder for what must outlive the process; made if missing."
+    )
+    durability: Literal["none", "snapshot", "journal"] = Field(
+        "snapshot",
+        description="What is kept on disk of sessions that do not say: nothing, the whole state every so often, or "
+        "every step too. More costs time at each step.",
+    )
+    snapshot_every_s: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds between snapshots of a session that went on, if it does not say; 0 is not by time.",
+    )
+    snapshot_every_steps: int = Field(
+        0, ge=0, description="Steps between snapshots of a session, if it does not say; 0 is not by steps."
+    )
+    journal_bytes: int = Field(
+        4 << 30,
+        ge=1 << 20,
+        description="Length of the journal beyond which sessions are written whole to let its oldest part go. Less "
+        "takes less disk and recovers sooner, and writes more.",
     )
     device: str = Field(
         "auto",
@@ -86,6 +105,16 @@ class Settings(BaseSettings):
     until_stdin_closes: bool = Field(
         False, description="Stop when standard input ends, so that a parent that dies leaves no server behind."
     )
+
+    def default_durability(self) -> Durability:
+        """Of sessions that ask for none in particular."""
+        if self.durability == "none":
+            return Durability(mode=DurabilityMode.NONE)
+        return Durability(
+            mode=DurabilityMode[self.durability.upper()],
+            snapshot_every_steps=self.snapshot_every_steps,
+            snapshot_every_s=self.snapshot_every_s,
+        )
 
     def limits(self) -> Limits:
         """The limits that the engine keeps."""

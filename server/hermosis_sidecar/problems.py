@@ -32,6 +32,7 @@ STATUS: Mapping[type[errors.HermosisError], int] = {
     errors.StaleGradient: 409,
     errors.StaleGeneration: 409,
     errors.Overloaded: 429,
+    errors.StorageFull: 507,
     errors.QuotaExceeded: 429,
     errors.OutOfDeviceMemory: 507,
     errors.Unauthenticated: 401,
@@ -40,6 +41,7 @@ STATUS: Mapping[type[errors.HermosisError], int] = {
     errors.Recovering: 503,
     errors.Unsupported: 501,
     errors.CorruptState: 500,
+    errors.StorageFailed: 500,
     errors.HermosisError: 500,
 }
 

@@ -21,7 +21,7 @@ HOT = "hermosis.hot"
 ALLOCATOR = "hermosis.allocator"
 PACKED = "hermosis.packed"
 CONTRACT = "hermosis.v1"
-NOUNS = frozenset({"hermosis_server.errors", "hermosis_server.records", WIRE})
+NOUNS = frozenset({"hermosis_server.errors", "hermosis_server.failpoints", "hermosis_server.records", WIRE})
 FUSED = frozenset({"hermosis_server.dynamics.fused", "hermosis_server.dynamics.fused_cuda"})
 BELOW_ENGINE = FUSED | {"hermosis_server.dynamics", "hermosis_server.storage"}
 DEVICE = frozenset({"hermosis_server.engine.arena", "hermosis_server.engine.executor"})
@@ -54,13 +54,14 @@ HOUSE = {
     "hermosis_server": room(),
     "hermosis_server.errors": room(),
     "hermosis_server.records": room({WIRE}),
+    "hermosis_server.failpoints": room({"hermosis_server.errors"}),
     "hermosis_server.dynamics": room(NOUNS, {"torch"}),
     # Compiled for the processor; numba stays in here.
     "hermosis_server.dynamics.fused": room(
         NOUNS | {"hermosis", "hermosis_server", "hermosis_server.dynamics"}, {"torch", "numpy", "numba", "llvmlite"}
     ),
     "hermosis_server.dynamics.fused_cuda": room(NOUNS | {"hermosis_server.dynamics"}, {"torch", "triton"}),
-    "hermosis_server.storage": room(NOUNS),
+    "hermosis_server.storage": room(NOUNS | {"hermosis"}),
     "hermosis_server.engine": room(NOUNS | BELOW_ENGINE | DEVICE | TENSORS, {"numpy"}),
     **{name: room(NOUNS | BELOW_ENGINE | TENSORS | {"hermosis_server.engine"}, {"torch", "numpy"}) for name in TENSORS},
     "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | TENSORS | {"hermosis_server.engine"}),
@@ -78,6 +79,7 @@ HOUSE = {
     "hermosis_server.app": room(
         NOUNS
         | DEVICE
+        | {"hermosis_server.rpc.codec"}
         | {
             ALLOCATOR,
             "hermosis",

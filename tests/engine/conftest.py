@@ -19,6 +19,7 @@ from hermosis_server.engine.rounds import Answer, awaited
 from hermosis_server.engine.scheduler import StepQueue
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.records import (
+    AckLevel,
     Commit,
     Consistency,
     ConsistencyMode,
@@ -90,7 +91,7 @@ class Bench:
         base_step: int | None = None,
         worker_id: str = "worker",
         reply: Reply = Reply.PARAMETERS,
-        wait: bool = True,
+        level: AckLevel = AckLevel.APPLIED,
         **commit: Any,
     ) -> asyncio.Future[Answer]:
         """Counts a gradient at once; await the result for its fate."""
@@ -101,7 +102,7 @@ class Bench:
         wish = ReplyWish(reply=reply)
         number = Commit(sequence=sequence, base_step=base, **commit)
         fate, tell = awaited()
-        self.engine.intake.contribute(session, worker, number, wish, assembler, tell, wait=wait)
+        self.engine.intake.contribute(session, worker, number, wish, assembler, tell, level=level)
         return fate
 
 

@@ -57,7 +57,7 @@ def test_both_ways_lead_to_the_same_place(recipe: str, device: torch.device, mon
                 patch.setattr(step_module.fused, "covers", lambda family: False)
             for number in range(3):
                 assert house.step(entry(resident, number)) == [Outcome.APPLIED]
-        states.append(on_device.export(house.arena, resident))
+        states.append(on_device.copy_out(house.arena, resident))
     one, two = states
     for buffer in one.buffers:
         scale = float(np.abs(floats(two, buffer)).max())
@@ -181,7 +181,7 @@ def test_a_session_takes_its_rows_along_into_another_cohort(device: torch.device
     for before in (0, 2):
         house = house_on(device)
         resident = house.session("sgd", shapes=SMALL)
-        start = on_device.export(house.arena, resident)
+        start = on_device.copy_out(house.arena, resident)
         for number in range(before):
             house.step(entry(resident, number))
         on_device.adopt(house.arena, resident, start)

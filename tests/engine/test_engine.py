@@ -32,7 +32,7 @@ from hermosis_server.errors import (
     SessionNotReady,
     StaleGradient,
 )
-from hermosis_server.records import ConsistencyMode, Limits, Outcome, ParametersOn, Reply, SessionStatus
+from hermosis_server.records import AckLevel, ConsistencyMode, Limits, Outcome, ParametersOn, Reply, SessionStatus
 
 from .conftest import Bench
 
@@ -329,7 +329,7 @@ def test_async_contributions_may_be_in_flight_together(play: Play) -> None:
 def test_received_is_answered_before_the_round_is_complete(play: Play) -> None:
     async def scenario(bench: Any) -> None:
         session = await bench.session(5, workers=2)
-        answer = await bench.send(session, ONES, sequence=1, worker_id="a", wait=False)
+        answer = await bench.send(session, ONES, sequence=1, worker_id="a", level=AckLevel.RECEIVED)
         assert answer.result.outcome is Outcome.RECEIVED
         await bench.send(session, ONES, sequence=1, worker_id="b")
         assert session.step == 1

@@ -117,7 +117,7 @@ def test_both_ways_lead_to_the_same_place(recipe: str, device: torch.device, mon
                 patch.setattr(step_module.fused, "covers", lambda family: False)
             for number in range(5):
                 assert house.step(entry(resident, number)) == [Outcome.APPLIED]
-        states.append(on_device.export(house.arena, resident))
+        states.append(on_device.copy_out(house.arena, resident))
     one, two = states
     for buffer in one.buffers:
         first, second = (np.frombuffer(state.buffers[buffer], np.float32) for state in states)
@@ -240,7 +240,7 @@ def test_restored_steps_like_uninterrupted(house: House, recipe: str) -> None:
     first, second = house.session(recipe, 1), house.session(recipe, 2)
     for number in range(3):
         house.step(entry(first, number))
-    on_device.adopt(house.arena, second, on_device.export(house.arena, first))
+    on_device.adopt(house.arena, second, on_device.copy_out(house.arena, first))
     assert house.digest(first) == house.digest(second)
     house.step(entry(first, 9), entry(second, 9))
     assert house.digest(first) == house.digest(second)

@@ -64,7 +64,7 @@ BAD_PUSHES: list[tuple[str, dict[str, Any], str, grpc.StatusCode]] = [
     ("no worker", {"worker_id": ""}, "InvalidRequest", grpc.StatusCode.INVALID_ARGUMENT),
     ("a worker with control characters", {"worker_id": "a\nb"}, "InvalidRequest", grpc.StatusCode.INVALID_ARGUMENT),
     ("a worker name without end", {"worker_id": "a" * 129}, "InvalidRequest", grpc.StatusCode.INVALID_ARGUMENT),
-    ("a promise that is not kept", {"ack_level": 3}, "Unsupported", grpc.StatusCode.UNIMPLEMENTED),
+    ("a promise that cannot be kept", {"ack_level": 3}, "InvalidRequest", grpc.StatusCode.INVALID_ARGUMENT),
     ("an unknown promise", {"ack_level": 9}, "InvalidRequest", grpc.StatusCode.INVALID_ARGUMENT),
 ]
 
@@ -195,7 +195,7 @@ BAD_OPENINGS: list[tuple[str, dict[str, Any], str]] = [
     ("an old generation", {"generation": 4}, "StaleGeneration"),
     ("an unknown dtype", {"gradient_dtype": 50}, "InvalidRequest"),
     ("an unknown reply", {"reply": 50}, "InvalidRequest"),
-    ("a promise that is not kept", {"ack_level": 3}, "Unsupported"),
+    ("a promise that cannot be kept", {"ack_level": 3}, "InvalidRequest"),
 ]
 
 
@@ -272,7 +272,12 @@ BAD_SPECS: list[tuple[str, dict[str, Any], str, str]] = [
         "InvalidRequest",
         "spec.consistency.workers",
     ),
-    ("durability to come", {"durability": types_pb2.Durability(mode=3)}, "Unsupported", "spec.durability.mode"),
+    (
+        "a disk there is not",
+        {"durability": types_pb2.Durability(mode=3)},
+        "InvalidRequest",
+        "spec.durability.mode",
+    ),
     ("an unknown place", {"parameters_on": 7}, "InvalidRequest", "spec.parameters_on"),
     ("a label of nothing", {"labels": {"": "x"}}, "InvalidRequest", "labels"),
 ]

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import field_mask_pb2
 
 from hermosis import wire
-from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2, types_pb2
+from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis_server.dynamics import RECIPES
 
 ONES = np.ones(5, np.float32)
@@ -176,13 +176,26 @@ def test_a_bad_recipe_names_its_field(server: Any, tools: Any, optimizer: Any, f
     assert field.rpartition(".")[2] in caught.value.details() or field in str(tools.details_of(caught.value))
 
 
-@pytest.mark.parametrize("call", ["SnapshotSession", "RestoreSession", "ForkSession"])
-def test_calls_to_come_are_unimplemented_with_a_reason(server: Any, tools: Any, call: str) -> None:
+@pytest.mark.parametrize("call", ["SnapshotSession", "RestoreSession"])
+def test_a_server_without_a_disk_says_so_and_what_else_there_is(server: Any, tools: Any, call: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         getattr(server.sessions, call)(getattr(session_pb2, f"{call}Request")(session_id="x"), timeout=10)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert tools.reason_of(caught.value) == "Unsupported"
-    assert "Export" in caught.value.details() or "export" in caught.value.details()
+    assert tools.reason_of(caught.value) == "InvalidRequest"
+    assert "export" in caught.value.details()
+
+
+def test_a_fork_continues_from_the_present_state_with_workers_of_its_own(server: Any) -> None:
+    parent = server.create(5, "adamw", parameters={"lr": 0.1})
+    server.push(parent, np.ones(5), 1)
+    heir = server.sessions.ForkSession(session_pb2.ForkSessionRequest(session_id=parent.session_id), timeout=10).session
+    assert (heir.step, heir.workers, heir.session_id != parent.session_id) == (1, 0, True)
+    server.push(parent, np.full(5, 2.0), 2)
+    server.push(heir, np.full(5, 2.0), 1, base_step=1)
+    pulled = [server.gradients.Pull(gradient_pb2.PullRequest(session_id=one.session_id)) for one in (parent, heir)]
+    assert pulled[0].payload == pulled[1].payload
+    server.push(parent, np.full(5, 3.0), 3)
+    again = server.gradients.Pull(gradient_pb2.PullRequest(session_id=heir.session_id))
+    assert again.payload == pulled[1].payload, "they went apart"
 
 
 def test_an_export_imported_elsewhere_goes_on_bit_for_bit(server: Any, host: Any) -> None:

@@ -29,6 +29,8 @@ STATUSES = {
     errors.Overloaded: 429,
     errors.QuotaExceeded: 429,
     errors.OutOfDeviceMemory: 507,
+    errors.StorageFull: 507,
+    errors.StorageFailed: 500,
     errors.Unauthenticated: 401,
     errors.PermissionDenied: 403,
     errors.ServerStopping: 503,

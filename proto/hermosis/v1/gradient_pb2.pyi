@@ -162,6 +162,8 @@ class SessionOpened(_message.Message):
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     WINDOW_BYTES_FIELD_NUMBER: _builtins.int
+    REPLACED_GENERATION_FIELD_NUMBER: _builtins.int
+    RECOVERED_STEPS_FIELD_NUMBER: _builtins.int
     SEGMENT_ATTACHED_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """handle that was opened."""
@@ -183,8 +185,18 @@ class SessionOpened(_message.Message):
     """chunk_bytes that the server advises."""
     window_bytes: _builtins.int
     """window_bytes of unanswered payload that this stream may have under way."""
+    replaced_generation: _builtins.int
+    """replaced_generation is the generation that began when the state was last replaced on purpose: created, imported,
+    restored. Since then it has only gone on, and been recovered after crashes.
+    """
     segment_attached: _builtins.bool
     """segment_attached tells that the server took the offered segment: answers lie in it, gradients may."""
+    @_builtins.property
+    def recovered_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """recovered_steps are the steps at which the last of those generations began that followed by recovery, the present one
+        last; at most 64. A worker of an earlier one whose step none of them went behind may go on.
+        """
+
     def __init__(
         self,
         *,
@@ -198,11 +210,13 @@ class SessionOpened(_message.Message):
         parameter_count: _builtins.int = ...,
         chunk_bytes: _builtins.int = ...,
         window_bytes: _builtins.int = ...,
+        replaced_generation: _builtins.int = ...,
+        recovered_steps: _abc.Iterable[_builtins.int] | None = ...,
         segment_attached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "durable_step", b"durable_step", "generation", b"generation", "handle", b"handle", "layout_digest", b"layout_digest", "next_sequence", b"next_sequence", "parameter_count", b"parameter_count", "segment_attached", b"segment_attached", "status", b"status", "step", b"step", "window_bytes", b"window_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "durable_step", b"durable_step", "generation", b"generation", "handle", b"handle", "layout_digest", b"layout_digest", "next_sequence", b"next_sequence", "parameter_count", b"parameter_count", "recovered_steps", b"recovered_steps", "replaced_generation", b"replaced_generation", "segment_attached", b"segment_attached", "status", b"status", "step", b"step", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -196,6 +196,11 @@ def _round_done(arena: Arena, item: ReadyRound, fates: _Fates, index: int) -> St
             resident.workers[worker_id] = WorkerSequence(
                 worker_id, one.commit.sequence, one.ticket.payload_crc32, Outcome.APPLIED, step
             )
+    else:
+        for one in item.contributions:
+            resident.refused[one.worker.worker_id] = WorkerSequence(
+                one.worker.worker_id, one.commit.sequence, one.ticket.payload_crc32, outcome, step
+            )
     wanted = any(one.commit.want_digest for one in item.contributions)
     return StepDone(
         outcome=outcome,
@@ -234,6 +239,10 @@ def _fleet_done(item: ReadyFleet, fates: _Fates, first: int) -> FleetDone:
         if outcomes[index] is Outcome.APPLIED:
             resident.workers[item.worker_id] = WorkerSequence(
                 item.worker_id, item.sequences[index], item.checksums[index], Outcome.APPLIED, steps[index]
+            )
+        elif index not in failed:
+            resident.refused[item.worker_id] = WorkerSequence(
+                item.worker_id, item.sequences[index], item.checksums[index], outcomes[index], steps[index]
             )
         if replies[index] is None and item.wish.reply is Reply.PARAMETERS and index not in failed:
             replies[index] = wire_bytes(resident.slot.read(StateBuffer.PARAMETERS), item.wish.dtype)

@@ -8,7 +8,9 @@ The hot path is intake.py; here are the sessions, from birth to close.
 """
 
 import asyncio
+import contextlib
 import functools
+import hashlib
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,27 +25,36 @@ from hermosis_server.engine.arena import Arena
 from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
-from hermosis_server.engine.resident import ExportedState
+from hermosis_server.engine.keeper import Keeper, Written
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.engine.telemetry import TelemetryRing, Watch, Watchers
 from hermosis_server.engine.volley import Volleys
 from hermosis_server.errors import (
+    CorruptState,
     HermosisError,
     InternalError,
+    InvalidRequest,
     PayloadMismatch,
     QuotaExceeded,
+    Recovering,
+    ServerStopping,
     SessionExists,
     SessionNotFound,
     SessionNotReady,
     StaleGradient,
 )
 from hermosis_server.records import (
+    Durability,
+    ExportedState,
     Limits,
     ParametersOn,
+    RecipeChoice,
     SessionStatus,
     StateBuffer,
     Vector,
 )
+
+RETRY_RECOVERING_S = 0.5
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -59,6 +70,18 @@ class SessionEdit:
     labels: Mapping[str, str] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantined:
+    """A session on disk that cannot be had as it is; restoring a snapshot brings it back.
+
+    Attributes:
+      generation: that no worker knows a later one of.
+    """
+
+    problem: str
+    generation: int
+
+
 class Engine:
     """Sessions and what can be asked of them. Every method raises errors of hermosis_server.errors.
 
@@ -66,62 +89,123 @@ class Engine:
       executors: one a device of this host; a session is placed on the one with the most free memory, for good.
       limits:   checked before anything is taken.
       allocate: host memory for gradients on their way.
+      keeper:   puts sessions on disk; None keeps them in memory only.
+      durability: of sessions that ask for none in particular.
     """
 
-    def __init__(self, executors: Sequence[Executor], *, limits: Limits, allocate: Callable[[int], memoryview]) -> None:
+    def __init__(
+        self,
+        executors: Sequence[Executor],
+        *,
+        limits: Limits,
+        allocate: Callable[[int], memoryview],
+        keeper: Keeper | None = None,
+        durability: Durability | None = None,
+    ) -> None:
         self.limits = limits
+        self.durability = durability if keeper is not None and durability is not None else Durability()
+        self.keeper = keeper
+        self.recovering = False
+        self.quarantined: dict[str, Quarantined] = {}
         self._executors = tuple(executors)
         self.budget = StagingBudget(limits.staging_bytes, allocate)
         self._sessions: dict[str, Session] = {}
         self._watchers = Watchers()
-        self.intake = Intake(self.budget, limits=limits, watchers=self._watchers)
-        self.volleys = Volleys(self._watchers)
+        self.intake = Intake(self.budget, limits=limits, watchers=self._watchers, keeper=keeper)
+        self.volleys = Volleys(self._watchers, keeper=keeper)
 
     # Sessions
 
-    async def create_session(self, spec: SessionSpec, *, session_id: str = "") -> Session:
+    async def create_session(
+        self, spec: SessionSpec, *, session_id: str = "", request_id: str = "", request_fingerprint: bytes = b""
+    ) -> Session:
         """Resolves the optimizer, reserves device memory; the session waits for its parameters.
 
-        Where workers hold the parameters there is nothing to wait for, and it is READY at once.
+        Where workers hold the parameters there is nothing to wait for, and it is READY at once. A request that comes
+        again under its id, after a restart too, gives the session that it made.
         """
-        self.intake.require_running()
-        hamiltonian = checks.checked_hamiltonian(spec, self.limits)
-        session_id = checks.checked_session_id(session_id) if session_id else f"s-{uuid.uuid4().hex[:12]}"
-        if session_id in self._sessions:
+        self.require_serving()
+        if not session_id:
+            session_id = (
+                f"s-{hashlib.sha256(request_id.encode()).hexdigest()[:12] if request_id else uuid.uuid4().hex[:12]}"
+            )
+        known = self._sessions.get(checks.checked_session_id(session_id))
+        if known is not None or session_id in self.quarantined:
+            asked = (request_id, request_fingerprint)
+            if known is not None and request_id and asked == (known.request_id, known.request_fingerprint):
+                return known
             raise SessionExists(f"session {session_id} exists; choose another id or close it first")
         if len(self._sessions) >= self.limits.max_sessions:
             raise QuotaExceeded(f"the server holds {len(self._sessions)} sessions, the most it may; close one first")
-        session = Session(
+        session = self.begin_session(session_id, spec)
+        session.request_id, session.request_fingerprint = request_id, request_fingerprint
+        try:
+            await self.reserve(session)
+            if spec.parameters_on is ParametersOn.WORKER:
+                session.status = SessionStatus.READY
+            if self.keeper is not None:
+                await self.keeper.adopt(session)
+        except BaseException:
+            del self._sessions[session_id]
+            if session.resident is not None:
+                await self._on_device(session, on_device.release)
+            raise
+        return session
+
+    def begin_session(self, session_id: str, spec: SessionSpec) -> Session:
+        """Takes the id, before anything is waited for, so that nobody else gets it."""
+        session = self._sessions[session_id] = Session(
             session_id=session_id,
             executor=max(self._executors, key=lambda executor: executor.free_bytes),
             spec=spec,
             telemetry=TelemetryRing(session_id, self.limits.max_readings),
             max_workers=self.limits.max_workers,
         )
-        self._sessions[session_id] = session  # before the wait, so that nobody else gets the id
-        on_server = spec.parameters_on is ParametersOn.SERVER
-        shapes = [tensor.shape for tensor in spec.layout.tensors]
-        try:
-            session.resident = await session.executor.run(
-                lambda arena: on_device.reserve(arena, hamiltonian, shapes=shapes, holds_parameters=on_server)
-            )
-        except BaseException:
-            del self._sessions[session_id]
-            raise
-        if not on_server:
-            session.status = SessionStatus.READY
-        _warn(session_id, hamiltonian)
         return session
 
+    async def reserve(self, session: Session) -> None:
+        """Takes device memory for a session.
+
+        Raises:
+          InvalidHyperparameter, OutOfDeviceMemory: nothing was taken.
+        """
+        spec = session.spec
+        hamiltonian = checks.checked_hamiltonian(spec, self.limits)
+        on_server = spec.parameters_on is ParametersOn.SERVER
+        shapes = [tensor.shape for tensor in spec.layout.tensors]
+        session.resident = await session.executor.run(
+            lambda arena: on_device.reserve(arena, hamiltonian, shapes=shapes, holds_parameters=on_server)
+        )
+        _warn(session.session_id, hamiltonian)
+
+    def require_serving(self) -> None:
+        """Raises ServerStopping or Recovering while no work is taken."""
+        self.intake.require_running()
+        if self.recovering:
+            raise Recovering(
+                "the server is reading its sessions back from disk; ask again shortly", retry_after_s=RETRY_RECOVERING_S
+            )
+
     def session(self, session_id: str) -> Session:
-        """Finds a session; raises SessionNotFound."""
+        """Finds a session.
+
+        Raises:
+          SessionNotFound: there is none.
+          Recovering:      it may be among those that are being read back.
+          CorruptState:    it was found damaged.
+        """
         session = self._sessions.get(session_id)
-        if session is None:
-            raise SessionNotFound(f"there is no session {session_id[:80]!r}; list the sessions or create it")
-        return session
+        if session is not None and not self.recovering:
+            return session
+        if self.recovering:
+            self.require_serving()
+        if session_id in self.quarantined:
+            raise CorruptState(f"session {session_id} is set aside: {self.quarantined[session_id].problem}")
+        raise SessionNotFound(f"there is no session {session_id[:80]!r}; list the sessions or create it")
 
     def sessions(self) -> Iterator[Session]:
         """All sessions in order of creation."""
+        self.require_serving()
         return iter(self._sessions.values())
 
     async def update_session(self, session_id: str, edit: SessionEdit, *, etag: str = "") -> Session:
@@ -139,6 +223,8 @@ class Engine:
                 hamiltonian = await self._on_device(session, on_device.change_profile, edit.thermal)
                 session.spec = replace(session.spec, optimizer=hamiltonian)
                 _warn(session_id, hamiltonian)
+                if self.keeper is not None:
+                    await self.keeper.edited(session)
             if edit.lr_scale is not None:
                 session.lr_scale = edit.lr_scale
             if edit.display_name is not None:
@@ -146,6 +232,7 @@ class Engine:
             if edit.labels is not None:
                 session.spec = replace(session.spec, labels=dict(edit.labels))
             session.revision += 1
+            await self._save(session)
         return session
 
     async def pause_session(self, session_id: str) -> Session:
@@ -156,6 +243,7 @@ class Engine:
             session.status = SessionStatus.PAUSED
             session.revision += 1
             await session.executor.run(lambda arena: None)
+            await self._save(session)
         return session
 
     async def resume_session(self, session_id: str) -> Session:
@@ -166,6 +254,7 @@ class Engine:
                 session.require_ready()
             session.status = SessionStatus.READY
             session.revision += 1
+            await self._save(session)
         return session
 
     async def close_session(self, session_id: str) -> Session:
@@ -174,6 +263,8 @@ class Engine:
         session.status = SessionStatus.CLOSED
         session.abandon_round(SessionNotReady(f"session {session_id} was closed"))
         try:
+            if self.keeper is not None:
+                await self.keeper.forget(session)
             await self._on_device(session, on_device.release)
         finally:
             self._sessions.pop(session_id, None)
@@ -199,6 +290,12 @@ class Engine:
         if staging is None:
             raise InternalError("parameters were assembled without memory; this is a bug in hermosis")
         await self._on_device(session, on_device.initialise, staging.memory, parameters.dtype)
+        if self.keeper is not None:
+            try:
+                await self.keeper.begun(session)
+            except BaseException:
+                session.on_device.initialised = False  # what came is not on disk: it may come again
+                raise
         session.status = SessionStatus.READY
         return session
 
@@ -232,11 +329,13 @@ class Engine:
 
     async def state_digest(self, session_id: str) -> bytes:
         """Digest of the whole optimizer state now."""
-        return await self._on_device(self._resident_session(session_id), on_device.digest)
+        state = await self._on_device(self._resident_session(session_id), on_device.copy_out)
+        return await asyncio.to_thread(on_device.digest_of, state)
 
     async def export_session(self, session_id: str) -> ExportedState:
         """The whole optimizer state now, in plain bytes."""
-        return await self._on_device(self._initialised(session_id), on_device.export)
+        state = await self._on_device(self._initialised(session_id), on_device.copy_out)
+        return replace(state, digest=await asyncio.to_thread(on_device.digest_of, state))
 
     def begin_import(self, session_id: str) -> dict[StateBuffer, Assembler]:
         """Assemblers for the buffers of a state to come; the caller releases them."""
@@ -253,23 +352,104 @@ class Engine:
         return assemblers
 
     async def import_session(self, session_id: str, state: ExportedState) -> Session:
-        """Replaces the whole optimizer state; everybody who knew the old one is fenced off by the generation."""
+        """Replaces the whole optimizer state; everybody who knew the old one is fenced off by the generation.
+
+        Raises:
+          CorruptState: the state is not the one its digest speaks of; nothing changed.
+        """
         session = self._resident_session(session_id)
+        await asyncio.to_thread(on_device.check_digest, state)
+        await self._replace(session, state, session.spec)
+        return session
+
+    async def snapshot_session(self, session_id: str) -> Written:
+        """Writes the session to disk now.
+
+        Raises:
+          InvalidRequest: it has durability NONE.
+        """
+        return await self._require_keeper().snapshot(self._initialised(session_id))
+
+    async def restore_session(self, session_id: str, snapshot_id: str = "") -> Session:
+        """Goes back to a snapshot, the newest if none is named; one that was set aside as damaged comes back so.
+
+        Raises:
+          InvalidRequest: there is no such snapshot.
+          CorruptState:   that one is damaged too.
+        """
+        keeper = self._require_keeper()
+        if session_id not in self.quarantined:
+            self.session(session_id)
+        stored = await keeper.load(session_id, snapshot_id)
+        await asyncio.to_thread(on_device.check_digest, stored.state)
+        session = self._sessions.get(session_id)
+        if session is None:
+            session = await self._revive(session_id, keeper.decode(stored.document))
+        await self._replace(session, stored.state, keeper.decode(stored.document))
+        return session
+
+    async def abandon(self, session: Session) -> None:
+        """Gives the memory of a session back that could not be recovered whole; what is on disk stays."""
+        del self._sessions[session.session_id]
+        await self._on_device(session, on_device.release)
+
+    async def _revive(self, session_id: str, spec: SessionSpec) -> Session:
+        """A session that was set aside, with memory again; whoever calls this gives it its state."""
+        session = self.begin_session(session_id, spec)
+        try:
+            await self.reserve(session)
+        except BaseException:
+            del self._sessions[session_id]
+            raise
+        session.status, session.generation = SessionStatus.READY, self.quarantined.pop(session_id).generation
+        self._require_keeper().adopt_recovered(session, snapshot_step=-1)
+        return session
+
+    async def fork_session(
+        self, session_id: str, fork_id: str, optimizer: RecipeChoice | Hamiltonian | None, *, request: tuple[str, bytes]
+    ) -> Session:
+        """A new session that continues from this one's present state, with workers of its own.
+
+        Raises:
+          InvalidRequest: the other optimizer keeps other vectors.
+        """
+        parent = self._initialised(session_id)
+        spec = parent.spec if optimizer is None else replace(parent.spec, optimizer=optimizer)
+        state = await self._on_device(parent, on_device.copy_out)
+        session = await self.create_session(
+            spec, session_id=fork_id, request_id=request[0], request_fingerprint=request[1]
+        )
+        if set(session.on_device.slot.spans) != set(state.buffers):
+            await self.close_session(session.session_id)
+            raise InvalidRequest(
+                f"the optimizer of the fork keeps other vectors than session {session_id}; make a session of its own "
+                "and start it from this one's parameters",
+                field="optimizer",
+            )
+        await self._replace(session, replace(state, workers={}, refused={}), spec)
+        return session
+
+    async def _replace(self, session: Session, state: ExportedState, spec: SessionSpec) -> None:
+        """Puts a state whose digest was checked in the place of what is there."""
         before = session.status
         session.status = SessionStatus.RECOVERING  # No gradient may slip in between the old state and the new.
-        session.abandon_round(StaleGradient(f"session {session_id} was set to another state; open it again"))
+        session.abandon_round(StaleGradient(f"session {session.session_id} was set to another state; open it again"))
         try:
+            if spec.optimizer != session.spec.optimizer:  # only its thermal profile can have been edited
+                profile = checks.checked_hamiltonian(spec, self.limits).thermal
+                await self._on_device(session, on_device.change_profile, profile)
+                session.spec = replace(session.spec, optimizer=spec.optimizer)
             await self._on_device(session, on_device.adopt, state)
+            session.generation += 1
+            session.replaced_generation, session.recovered_steps = session.generation, ()
+            session.revision += 1
+            session.step = state.scalars.step
+            session.adopt_workers([*state.workers.values(), *state.refused.values()])
+            session.telemetry.clear()
+            if self.keeper is not None:
+                await self.keeper.replaced(session)
         finally:
-            session.status = before
-        session.generation += 1
-        session.revision += 1
-        session.step = state.scalars.step
-        session.adopt_workers(state.workers)
-        session.telemetry.clear()
-        if session.status is SessionStatus.CREATING:
-            session.status = SessionStatus.READY
-        return session
+            session.status = SessionStatus.READY if before is SessionStatus.CREATING else before
 
     # Telemetry
 
@@ -294,6 +474,11 @@ class Engine:
         for session in self._sessions.values():
             session.abandon_round(stopping())
         self._watchers.end()
+        for executor in self._executors:
+            with contextlib.suppress(ServerStopping):
+                await executor.run(lambda arena: None)  # what is complete is stepped
+        if self.keeper is not None and not self.recovering:
+            await self.keeper.stop()
         await asyncio.gather(*(executor.stop() for executor in self._executors))
         await asyncio.sleep(0)  # Lets the last answers of the device thread arrive.
 
@@ -310,6 +495,15 @@ class Engine:
         if session.status is SessionStatus.CREATING:
             session.require_ready()
         return session
+
+    async def _save(self, session: Session) -> None:
+        if self.keeper is not None:
+            await self.keeper.save(session)
+
+    def _require_keeper(self) -> Keeper:
+        if self.keeper is None:
+            raise InvalidRequest("this server keeps sessions in memory only; export the session instead")
+        return self.keeper
 
     async def _on_device(self, session: Session, function: Callable[..., T], *arguments: object) -> T:
         return await session.executor.run(lambda arena: function(arena, session.on_device, *arguments))

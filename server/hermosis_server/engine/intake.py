@@ -10,13 +10,16 @@ from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.batch import StepDone
+from hermosis_server.engine.keeper import Keeper
 from hermosis_server.engine.rounds import Answer, Round, StepTicket, Tell, WorkerRecord, awaited, mean_loss
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.telemetry import Watchers
-from hermosis_server.errors import ServerStopping, SessionNotFound, SessionNotReady, StaleGradient
+from hermosis_server.errors import InvalidRequest, ServerStopping, SessionNotFound, SessionNotReady, StaleGradient
 from hermosis_server.records import (
+    AckLevel,
     Commit,
+    DurabilityMode,
     Limits,
     Outcome,
     Reply,
@@ -36,10 +39,14 @@ class Intake:
       budget:   host memory for vectors on their way.
       limits:   checked before memory is taken.
       watchers: hear of each step.
+      keeper:   puts steps on disk; None where nothing is kept.
     """
 
-    def __init__(self, budget: StagingBudget, *, limits: Limits, watchers: Watchers) -> None:
+    def __init__(
+        self, budget: StagingBudget, *, limits: Limits, watchers: Watchers, keeper: Keeper | None = None
+    ) -> None:
         self.stopping = asyncio.Event()
+        self._keeper = keeper
         self._budget = budget
         self._limits = limits
         self._watchers = watchers
@@ -72,14 +79,14 @@ class Intake:
         gradient: Assembler,
         answer: Tell,
         *,
-        wait: bool = True,
+        level: AckLevel = AckLevel.APPLIED,
     ) -> None:
         """Counts a whole gradient at once; `answer` is called with the fate of its round.
 
         Takes over the assembler, whatever happens. Whoever stops listening does not undo the contribution.
 
         Args:
-          wait: False answers as soon as the contribution is counted (AckLevel RECEIVED).
+          level: RECEIVED answers as soon as the contribution is counted, DURABLE when the disk has its step.
 
         Raises:
           HermosisError: the contribution was refused; nothing changed and `answer` is never called.
@@ -89,12 +96,14 @@ class Intake:
             if session.status is SessionStatus.CLOSED:
                 raise SessionNotFound(f"session {session.session_id} is closed")
             gradient.require_complete()
+            if level is AckLevel.DURABLE and self._keeper is not None:
+                answer = self._keeper.durably(session, answer)
             checks.check_lr_scale(commit.lr_scale, field="commit.lr_scale")
             repeated = session.answered_before(worker, commit.sequence)
             if repeated:
                 ticket = session.repeat(worker, commit.sequence, gradient)
             else:
-                session.admit(worker, commit, wish, gradient, [answer] if wait else [])
+                session.admit(worker, commit, wish, gradient, [answer] if level is not AckLevel.RECEIVED else [])
         except BaseException:
             gradient.release()
             raise
@@ -103,8 +112,16 @@ class Intake:
             self._repeat(session, worker, ticket, wish, answer)
             return
         self._advance(session)
-        if not wait:
+        if level is AckLevel.RECEIVED:
             answer(session.received(commit))
+
+    def require_durability(self, session: Session) -> None:
+        """Raises InvalidRequest unless steps of the session become durable."""
+        if self._keeper is None or session.spec.durability.mode is DurabilityMode.NONE:
+            raise InvalidRequest(
+                f"session {session.session_id} has durability NONE, so nothing it says can be DURABLE; ask for APPLIED",
+                field="ack_level",
+            )
 
     def _advance(self, session: Session) -> None:
         """Hands the round over, if it is ready."""
@@ -112,31 +129,36 @@ class Intake:
         if ready is None:
             return
         contributions = ready.ordered()
+        lr_scale = session.lr_scale * _or_one(contributions[0].commit.lr_scale)
         session.executor.submit(
             ReadyRound(
                 resident=session.on_device,
                 contributions=contributions,
-                lr_scale=session.lr_scale * _or_one(contributions[0].commit.lr_scale),
+                lr_scale=lr_scale,
                 loss=mean_loss(contributions),
                 size_bytes=sum(contribution.gradient.size_bytes for contribution in contributions),
-                done=functools.partial(self._finished, session, ready),
+                done=functools.partial(self._finished, session, ready, lr_scale),
             )
         )
 
-    def _finished(self, session: Session, ready: Round, done: StepDone | Exception) -> None:
+    def _finished(self, session: Session, ready: Round, lr_scale: float, done: StepDone | Exception) -> None:
         """Hears of a round's fate: frees its memory, answers its workers, tells the watchers."""
         session.stepping -= 1
         contributions = ready.ordered()
-        for contribution in contributions:
-            contribution.gradient.release()
         if isinstance(done, Exception):
             for contribution in contributions:
+                contribution.gradient.release()
                 contribution.worker.forget(contribution.commit.sequence)
                 contribution.ticket.fail(done)
             return
         session.step = done.step
         applied = done.outcome is Outcome.APPLIED
-        sent_bytes = 0
+        sent_bytes, received_bytes = 0, sum(contribution.gradient.size_bytes for contribution in contributions)
+        if self._keeper is not None:
+            self._keeper.stepped(session, contributions, lr_scale, done)
+        else:
+            for contribution in contributions:
+                contribution.gradient.release()
         for contribution in contributions:
             vector = done.vectors.get(contribution.wish)
             sent_bytes += len(vector.payload) if vector else 0
@@ -146,6 +168,7 @@ class Intake:
                 outcome=done.outcome,
                 step=done.step,
                 generation=session.generation,
+                durable_step=session.durable_step,
                 staleness=contribution.worker.staleness,
                 contributions=len(contributions),
                 energies=done.energies if applied else None,
@@ -162,7 +185,7 @@ class Intake:
                 energies=done.energies,
                 contributions=len(contributions),
                 staleness=max(done.base_step - contribution.commit.base_step for contribution in contributions),
-                received_bytes=sum(contribution.gradient.size_bytes for contribution in contributions),
+                received_bytes=received_bytes,
                 sent_bytes=sent_bytes,
                 device_s=done.launch.device_s,
                 batch_sessions=done.launch.sessions,
@@ -197,7 +220,7 @@ class Intake:
         result = ticket.result
         if result is None:
             raise SessionNotReady("the contribution was given up before its step; send it again")
-        result = replace(result, duplicate=True)
+        result = replace(result, duplicate=True, durable_step=session.durable_step)
         if wish.reply is Reply.PARAMETERS:
             vector = await session.executor.run(
                 lambda arena: on_device.read_parameters(arena, session.on_device, wish.dtype)

@@ -4,7 +4,7 @@ Every function here runs as a job of the executor, between two steps.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hermosis.wire import Dtype
@@ -22,7 +22,7 @@ from hermosis_server.dynamics import (
 from hermosis_server.engine.arena import Arena, Slot, from_wire, wire_bytes
 from hermosis_server.engine.cohort import Cohort
 from hermosis_server.errors import CorruptState, InvalidRequest, SessionNotReady
-from hermosis_server.records import Reply, StateBuffer, StateScalars, Vector, WorkerSequence
+from hermosis_server.records import ExportedState, Reply, StateBuffer, StateScalars, Vector, WorkerSequence
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +34,7 @@ class Resident:
       cohort:      whom it steps with.
       line:        of its numbers in the cohort's tables.
       workers:     the last applied contribution of each worker, changed together with the rows.
+      refused:     the last one of each worker that was tried and changed nothing; no part of the state digest.
       initialised: whether parameters have been set.
     """
 
@@ -43,6 +44,7 @@ class Resident:
     cohort: Cohort
     line: int
     workers: dict[str, WorkerSequence] = field(default_factory=dict)
+    refused: dict[str, WorkerSequence] = field(default_factory=dict)
     initialised: bool = False
 
     @property
@@ -61,16 +63,6 @@ class Resident:
     @property
     def holds_parameters(self) -> bool:
         return self.cohort.holds_parameters
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportedState:
-    """A session's whole optimizer state in plain bytes; buffers are float32."""
-
-    scalars: StateScalars
-    buffers: Mapping[StateBuffer, memoryview]
-    workers: Mapping[str, WorkerSequence]
-    digest: bytes
 
 
 def reserve(
@@ -132,36 +124,40 @@ def read_parameters(arena: Arena, resident: Resident, dtype: Dtype) -> Vector:
 
 def digest(arena: Arena, resident: Resident) -> bytes:
     """Digest of the whole optimizer state."""
-    return export(arena, resident).digest
+    return digest_of(copy_out(arena, resident))
 
 
-def export(arena: Arena, resident: Resident) -> ExportedState:
-    """Copies the whole optimizer state out."""
-    buffers = {buffer: _read(resident, buffer, Dtype.FLOAT32) for buffer in resident.slot.spans}
-    workers = dict(resident.workers)
+def digest_of(state: ExportedState) -> bytes:
+    """What the digest of a state is, whatever it says it is. Any thread may ask."""
+    return state_digest(state.buffers, _scalars(state), list(state.workers.values()))
+
+
+def check_digest(state: ExportedState) -> None:
+    """Raises CorruptState unless the state is the one its digest speaks of. Any thread may ask."""
+    if digest_of(state) != state.digest:
+        raise CorruptState("the state does not reach its digest; export it again")
+
+
+def copy_out(arena: Arena, resident: Resident) -> ExportedState:
+    """Copies the whole optimizer state out; its digest is left to whoever has the time."""
     return ExportedState(
         scalars=_named(resident.scalars),
-        buffers=buffers,
-        workers=workers,
-        digest=state_digest(buffers, resident.scalars, list(workers.values())),
+        buffers={buffer: _read(resident, buffer, Dtype.FLOAT32) for buffer in resident.slot.spans},
+        workers=dict(resident.workers),
+        refused=dict(resident.refused),
+        digest=b"",
     )
 
 
 def adopt(arena: Arena, resident: Resident, state: ExportedState) -> None:
-    """Replaces the whole optimizer state.
-
-    Raises:
-      CorruptState: the state is not the one its digest speaks of; nothing changed.
-    """
-    scalars = tuple(float(getattr(state.scalars, name)) for name in SCALARS)
-    if state_digest(state.buffers, scalars, list(state.workers.values())) != state.digest:
-        raise CorruptState("the state does not reach its digest; export it again")
+    """Replaces the whole optimizer state by one whose digest was checked."""
+    scalars = _scalars(state)
     arena.fetch([resident.slot])
     for buffer, payload in state.buffers.items():
         arena.write(resident.slot, buffer, from_wire(payload, Dtype.FLOAT32))
     resident.cohort.scalars[resident.line] = scalars
     resident.cohort.largest[resident.line] = resident.slot.largest()
-    resident.workers = dict(state.workers)
+    resident.workers, resident.refused = dict(state.workers), dict(state.refused)
     resident.initialised = True
 
 
@@ -193,6 +189,10 @@ def change_profile(arena: Arena, resident: Resident, thermal: ThermalProfile) ->
 
 def _read(resident: Resident, buffer: StateBuffer, dtype: Dtype) -> memoryview:
     return wire_bytes(resident.slot.read(buffer), dtype)
+
+
+def _scalars(state: ExportedState) -> tuple[float, ...]:
+    return tuple(float(getattr(state.scalars, name)) for name in SCALARS)
 
 
 def _named(scalars: tuple[float, ...]) -> StateScalars:

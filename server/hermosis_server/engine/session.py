@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hermosis_server.dynamics import Hamiltonian
@@ -13,6 +13,7 @@ from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, Tell, Tickets, WorkerRecord
 from hermosis_server.engine.telemetry import TelemetryRing
 from hermosis_server.errors import (
+    HermosisError,
     InternalError,
     InvalidRequest,
     PayloadMismatch,
@@ -25,6 +26,7 @@ from hermosis_server.records import (
     Commit,
     Consistency,
     ConsistencyMode,
+    Durability,
     Outcome,
     ParameterLayout,
     ParametersOn,
@@ -43,21 +45,28 @@ class SessionSpec:
     layout: ParameterLayout
     optimizer: RecipeChoice | Hamiltonian
     consistency: Consistency = field(default_factory=Consistency)
+    durability: Durability = field(default_factory=Durability)
     parameters_on: ParametersOn = ParametersOn.SERVER
     display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Session:
     """Life cycle, workers and the round in the making.
 
     Attributes:
-      executor: of the device that it lives on.
-      resident: the device thread's part; None until memory is reserved.
-      step:     steps applied, as far as the rpc thread has heard: never behind an answer it has given.
-      stepping: rounds handed to the device thread whose fate is not known yet.
-      editing:  held from the check of an edit's etag to its end; an edit waits for the device in between.
+      executor:     of the device that it lives on.
+      resident:     the device thread's part; None until memory is reserved.
+      step:         steps applied, as far as the rpc thread has heard: never behind an answer it has given.
+      durable_step: the last step that survives a crash.
+      generation:   rises whenever the state was recovered or replaced.
+      replaced_generation: the one that began when the state was last replaced on purpose; since then it only went on.
+      recovered_steps:     at which each later generation began, in order: what a crash left of the one before.
+      obstacle:     makes the error of why no gradient can be taken though the session is READY.
+      stepping:     rounds handed to the device thread whose fate is not known yet.
+      editing:      held from the check of an edit's etag to its end; an edit waits for the device in between.
+      request_id:   of the call that made it, and the fingerprint of that request.
     """
 
     session_id: str
@@ -68,7 +77,13 @@ class Session:
     resident: Resident | None = None
     status: SessionStatus = SessionStatus.CREATING
     step: int = 0
+    durable_step: int = 0
     generation: int = 1
+    replaced_generation: int = 1
+    recovered_steps: tuple[int, ...] = ()
+    obstacle: Callable[[], HermosisError] | None = None
+    request_id: str = ""
+    request_fingerprint: bytes = b""
     lr_scale: float = 1.0
     revision: int = 1  # of the edits; the etag
     created_s: float = field(default_factory=time.time)
@@ -122,6 +137,8 @@ class Session:
             raise SessionNotReady(
                 f"session {self.session_id} is {self.status.name}; {hint}", metadata={"status": self.status.name}
             )
+        if self.obstacle is not None:
+            raise self.obstacle()
 
     def require_generation(self, known: int) -> None:
         """Raises StaleGeneration unless the caller knows this incarnation, or asks for any with zero."""
@@ -238,20 +255,26 @@ class Session:
             contribution.ticket.fail(error)
         self.round = self._new_round()
 
-    def adopt_workers(self, table: Mapping[str, WorkerSequence]) -> None:
-        """Replaces what is known of the workers by a sequence table that came with an imported state."""
+    def adopt_workers(self, table: Iterable[WorkerSequence]) -> None:
+        """Replaces what is known of the workers by the sequence table of another state; the highest number counts."""
         self.workers = {}
-        for entry in table.values():
+        for entry in sorted(table, key=lambda entry: entry.sequence):
             record = self.workers[entry.worker_id] = WorkerRecord(entry.worker_id)
             result = StepResult(
-                sequence=entry.sequence, outcome=Outcome.APPLIED, step=entry.step, generation=self.generation
+                sequence=entry.sequence, outcome=entry.outcome, step=entry.step, generation=self.generation
             )
             record.remember(entry.sequence, StepTicket(entry.payload_crc32, result=result))
 
     def received(self, commit: Commit) -> Answer:
         """The answer at AckLevel RECEIVED: counted, no more."""
         return Answer(
-            StepResult(sequence=commit.sequence, outcome=Outcome.RECEIVED, step=self.step, generation=self.generation),
+            StepResult(
+                sequence=commit.sequence,
+                outcome=Outcome.RECEIVED,
+                step=self.step,
+                generation=self.generation,
+                durable_step=self.durable_step,
+            ),
             None,
         )
 

@@ -19,6 +19,7 @@ from hermosis_server.engine.assembler import Staging
 from hermosis_server.engine.batch import FleetDone
 from hermosis_server.engine.entries import Part
 from hermosis_server.engine.executor import Executor
+from hermosis_server.engine.keeper import Keeper
 from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import Answer, StepTicket, WorkerRecord
 from hermosis_server.engine.scheduler import ReadyFleet
@@ -210,10 +211,12 @@ class Volleys:
 
     Args:
       watchers: hear of each step.
+      keeper:   hears of them too; None where nothing is kept.
     """
 
-    def __init__(self, watchers: Watchers) -> None:
+    def __init__(self, watchers: Watchers, *, keeper: Keeper | None = None) -> None:
         self._watchers = watchers
+        self._keeper = keeper
 
     def fire(self, volley: Volley, *, refuse: Refuse, land: Land) -> None:
         """Counts those contributions that can be counted. Takes over the staging memory, whatever happens.
@@ -296,6 +299,8 @@ class Volleys:
                 session.telemetry.append(fates)
                 if watched:
                     self._watchers.offer(fates.reading(session.session_id))
+        if self._keeper is not None:
+            self._keeper.counted(volley.sessions)
         if volley.wish.reply is Reply.INCREMENT:
             _keep_increments(volley, fates, done.replies)
         fates.tell(failed)

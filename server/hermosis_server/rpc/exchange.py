@@ -33,6 +33,7 @@ Response = gradient_pb2.ExchangeResponse
 
 MAX_HANDLES = 65_536
 MAX_OPENINGS = 1024  # in one message; as many refusals fit an answer
+MAX_RECOVERIES_TOLD = 64
 
 
 class ExchangeStream:
@@ -171,7 +172,10 @@ class ExchangeStream:
         return gradient_pb2.SessionOpened(
             handle=handle,
             step=session.step,
+            durable_step=session.durable_step,
             generation=session.generation,
+            replaced_generation=session.replaced_generation,
+            recovered_steps=session.recovered_steps[-MAX_RECOVERIES_TOLD:],
             next_sequence=link.worker.sequence + 1,
             status=int(session.status),  # type: ignore[arg-type]
             layout_digest=session.spec.layout.digest,

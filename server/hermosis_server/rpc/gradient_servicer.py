@@ -44,7 +44,11 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
         known = session.workers.get(request.worker_id)
         next_sequence = (known.sequence if known else 0) + 1 if request.worker_id else 0
         return gradient_pb2.PullResponse(
-            step=vector.step, generation=session.generation, next_sequence=next_sequence, **fields
+            step=vector.step,
+            durable_step=session.durable_step,
+            generation=session.generation,
+            next_sequence=next_sequence,
+            **fields,
         )
 
     async def Step(self, request: gradient_pb2.StepRequest, context: Any) -> gradient_pb2.StepResponse:

@@ -14,7 +14,7 @@ from hermosis_server.engine.rounds import WorkerRecord
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.volley import Roster
 from hermosis_server.errors import InvalidRequest
-from hermosis_server.records import AckLevel, Commit, Reply
+from hermosis_server.records import AckLevel, Commit, DurabilityMode, Reply
 from hermosis_server.rpc.links import Link
 
 
@@ -92,6 +92,7 @@ class Lineup:
             if (
                 link.ack_level is AckLevel.APPLIED
                 and link.session.steps_at_once
+                and link.session.spec.durability.mode is not DurabilityMode.JOURNAL
                 and link.session.resident is not None
                 and link.session.session_id not in sessions
                 and link.session.executor is first.session.executor

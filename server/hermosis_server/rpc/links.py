@@ -12,7 +12,7 @@ from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.rounds import Tell, WorkerRecord
 from hermosis_server.engine.session import Session, require_next
-from hermosis_server.errors import InvalidRequest, LayoutMismatch, Unsupported
+from hermosis_server.errors import InvalidRequest, LayoutMismatch
 from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish, SegmentOffer
 from hermosis_server.rpc.codec import enums
 from hermosis_server.rpc.segments import Segment, StreamSegments
@@ -122,11 +122,10 @@ class Link:
         except BaseException:
             gradient.release()
             raise
-        wait = self.ack_level is not AckLevel.RECEIVED
         wish = replace(self.wish, reply=Reply.NONE) if silent else self.wish
         if place is not None:
             wish = replace(wish, place=place)
-        engine.intake.contribute(self.session, self.worker, commit, wish, gradient, answer, wait=wait)
+        engine.intake.contribute(self.session, self.worker, commit, wish, gradient, answer, level=self.ack_level)
 
     def contribute(
         self, engine: Engine, commit: Commit, chunk: GradientChunk, answer: Tell, *, silent: bool = False
@@ -157,7 +156,7 @@ def open_link(
     """Checks what a worker asks for; the numbers are those of the wire. The caller closes the link.
 
     Raises:
-      SessionNotFound, StaleGeneration, LayoutMismatch, InvalidRequest, QuotaExceeded, Unsupported.
+      SessionNotFound, StaleGeneration, LayoutMismatch, InvalidRequest, QuotaExceeded.
     """
     session = engine.session(session_id)
     session.require_generation(generation)
@@ -180,10 +179,7 @@ def open_link(
         )
     level = enums.known(AckLevel, ack_level, default=AckLevel.APPLIED, field="ack_level")
     if level is AckLevel.DURABLE:
-        raise Unsupported(
-            "this server keeps sessions in memory only, so nothing it says can be DURABLE; ask for APPLIED",
-            field="ack_level",
-        )
+        engine.intake.require_durability(session)
     wire_dtype = enums.dtype(gradient_dtype, field="gradient_dtype")
     wish = ReplyWish(reply=wanted, dtype=enums.dtype(reply_dtype, field="reply_dtype"))
     return Link(

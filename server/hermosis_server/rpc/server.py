@@ -27,7 +27,7 @@ MIN_PING_INTERVAL_MS = 30_000
 
 
 class RpcServer:
-    """Listens as soon as it is started, and says so through grpc.health.v1.
+    """Listens as soon as it is started, and says through grpc.health.v1 whether it serves.
 
     Args:
       engine:      what the services talk to.
@@ -57,11 +57,15 @@ class RpcServer:
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self) -> int:
-        """Begins to serve; returns the port. Raises RuntimeError when the address is taken."""
+        """Begins to listen, NOT_SERVING; returns the port. Raises RuntimeError when the address is taken."""
         port = self._server.add_insecure_port(self._address)
+        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
-        await self._set(health_pb2.HealthCheckResponse.SERVING)
         return int(port)
+
+    async def serve(self) -> None:
+        """Tells everybody who watches the health that this server serves."""
+        await self._set(health_pb2.HealthCheckResponse.SERVING)
 
     async def refuse(self) -> None:
         """Tells everybody who watches the health that this server is going."""

@@ -9,8 +9,9 @@ from hermosis.v1 import session_pb2, session_pb2_grpc
 from hermosis.wire import Dtype
 from hermosis_server import __version__
 from hermosis_server.engine.engine import Engine
+from hermosis_server.engine.keeper import name_of
 from hermosis_server.engine.session import Session
-from hermosis_server.errors import InvalidRequest, Unsupported
+from hermosis_server.errors import InvalidRequest
 from hermosis_server.records import SessionStatus, StateBuffer
 from hermosis_server.rpc.codec import enums, optimizer
 from hermosis_server.rpc.codec import session as session_codec
@@ -35,8 +36,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.CreateSessionRequest, context: Any
     ) -> session_pb2.CreateSessionResponse:
         async def create() -> session_pb2.CreateSessionResponse:
-            spec = session_codec.spec(request.spec, self._engine.limits)
-            session = await self._engine.create_session(spec, session_id=request.session_id)
+            spec = session_codec.spec(request.spec, self._engine.limits, self._engine.durability)
+            session = await self._engine.create_session(
+                spec,
+                session_id=request.session_id,
+                request_id=request.request_id,
+                request_fingerprint=session_codec.fingerprint(request),
+            )
             return session_pb2.CreateSessionResponse(session=session_codec.session(session))
 
         return await self._once(request, create)
@@ -56,7 +62,14 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         wanted = sorted((s for s in wanted if (s.created_s, s.session_id) > after), key=_order)
         page = wanted[:size]
         token = f"{page[-1].created_s!r} {page[-1].session_id}" if len(wanted) > size else ""
-        return session_pb2.ListSessionsResponse(sessions=map(session_codec.session, page), next_page_token=token)
+        messages = [session_codec.session(session) for session in page]
+        if not token and not request.labels and request.status in (0, int(SessionStatus.FAILED)):
+            # Those that were found damaged have nothing to sort or filter by; they end the last page.
+            messages += [
+                session_codec.set_aside(session_id, reason.problem)
+                for session_id, reason in sorted(self._engine.quarantined.items())
+            ]
+        return session_pb2.ListSessionsResponse(sessions=messages, next_page_token=token)
 
     async def UpdateSession(
         self, request: session_pb2.UpdateSessionRequest, context: Any
@@ -150,19 +163,35 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def SnapshotSession(
         self, request: session_pb2.SnapshotSessionRequest, context: Any
     ) -> session_pb2.SnapshotSessionResponse:
-        raise _no_disk("SnapshotSession")
+        async def snapshot() -> session_pb2.SnapshotSessionResponse:
+            info, digest = await self._engine.snapshot_session(request.session_id)
+            return session_pb2.SnapshotSessionResponse(snapshot_id=name_of(info), step=info.step, state_digest=digest)
+
+        return await self._once(request, snapshot)
 
     async def RestoreSession(
         self, request: session_pb2.RestoreSessionRequest, context: Any
     ) -> session_pb2.RestoreSessionResponse:
-        raise _no_disk("RestoreSession")
+        async def restore() -> session_pb2.RestoreSessionResponse:
+            session = await self._engine.restore_session(request.session_id, request.snapshot_id)
+            return session_pb2.RestoreSessionResponse(session=session_codec.session(session))
+
+        return await self._once(request, restore)
 
     async def ForkSession(
         self, request: session_pb2.ForkSessionRequest, context: Any
     ) -> session_pb2.ForkSessionResponse:
-        raise Unsupported(
-            "this server does not fork sessions yet; export the session and import it into a new one, which is the same"
-        )
+        async def fork() -> session_pb2.ForkSessionResponse:
+            other = optimizer.from_message(request.optimizer) if request.HasField("optimizer") else None
+            session = await self._engine.fork_session(
+                request.session_id,
+                request.fork_session_id,
+                other,
+                request=(request.request_id, session_codec.fingerprint(request)),
+            )
+            return session_pb2.ForkSessionResponse(session=session_codec.session(session))
+
+        return await self._once(request, fork)
 
     async def ListWorkers(
         self, request: session_pb2.ListWorkersRequest, context: Any
@@ -191,6 +220,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             device=self._device_name,
             recipes=optimizer.recipe_names(),
             free_bytes=await self._engine.free_device_bytes(),
+            default=self._engine.durability,
         )
         return session_pb2.GetCapabilitiesResponse(capabilities=capabilities)
 
@@ -231,10 +261,3 @@ def _receive_state(chunk: session_pb2.StateChunk, assemblers: dict[StateBuffer, 
         held = ", ".join(buffer.name for buffer in assemblers)
         raise InvalidRequest(f"a chunk of buffer {chunk.buffer} came; this session keeps {held}", field="chunk.buffer")
     assembler.add(offset=chunk.offset, dtype=Dtype.FLOAT32, crc32=chunk.crc32, payload=chunk.payload)
-
-
-def _no_disk(call: str) -> Unsupported:
-    return Unsupported(
-        f"{call} is part of the contract, but this server keeps sessions in memory so far; "
-        "ExportSession gives you the whole state to keep"
-    )

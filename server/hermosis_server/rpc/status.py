@@ -29,6 +29,7 @@ CODES: dict[type[HermosisError], grpc.StatusCode] = {
     errors.StaleGradient: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StaleGeneration: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OutOfDeviceMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
@@ -37,6 +38,7 @@ CODES: dict[type[HermosisError], grpc.StatusCode] = {
     errors.Recovering: grpc.StatusCode.UNAVAILABLE,
     errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
     errors.CorruptState: grpc.StatusCode.DATA_LOSS,
+    errors.StorageFailed: grpc.StatusCode.DATA_LOSS,
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
 

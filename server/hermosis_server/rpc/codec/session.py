@@ -1,10 +1,12 @@
 """Sessions, layouts and what a server can do."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from hermosis import wire
 from hermosis.v1 import session_pb2, types_pb2
@@ -12,17 +14,19 @@ from hermosis.wire import Dtype
 from hermosis_server.dynamics import SCALARS
 from hermosis_server.engine.checks import CONSISTENCY_MODES, MAX_NAME_BYTES
 from hermosis_server.engine.engine import SessionEdit
-from hermosis_server.engine.resident import ExportedState
 from hermosis_server.engine.session import Session, SessionSpec
-from hermosis_server.errors import InvalidRequest, LayoutMismatch, QuotaExceeded, Unsupported
+from hermosis_server.errors import CorruptState, HermosisError, InvalidRequest, LayoutMismatch, QuotaExceeded
 from hermosis_server.records import (
     Consistency,
     ConsistencyMode,
+    Durability,
     DurabilityMode,
+    ExportedState,
     Limits,
     Outcome,
     ParameterLayout,
     ParametersOn,
+    SessionStatus,
     StateBuffer,
     StateScalars,
     TensorSpec,
@@ -79,20 +83,13 @@ def layout(message: types_pb2.ParameterLayout, limits: Limits) -> ParameterLayou
     return ParameterLayout(tensors=tuple(tensors), digest=digest, parameter_count=total)
 
 
-def spec(message: session_pb2.SessionSpec, limits: Limits) -> SessionSpec:
-    durability = enums.known(
-        DurabilityMode, message.durability.mode, default=DurabilityMode.NONE, field="spec.durability.mode"
-    )
-    if durability is not DurabilityMode.NONE:
-        raise Unsupported(
-            f"durability {durability.name} is part of the contract, but this server keeps sessions in memory so far; "
-            "ask for NONE, or export the session where you want to keep it",
-            field="spec.durability.mode",
-        )
+def spec(message: session_pb2.SessionSpec, limits: Limits, default: Durability) -> SessionSpec:
+    """What a session is made from; `default` is the durability of one that asks for none in particular."""
     return SessionSpec(
         layout=layout(message.layout, limits),
         optimizer=optimizer.from_message(message.optimizer),
         consistency=consistency(message.consistency),
+        durability=durability(message.durability, default),
         parameters_on=enums.known(
             ParametersOn, message.parameters_on, default=ParametersOn.SERVER, field="spec.parameters_on"
         ),
@@ -109,6 +106,48 @@ def consistency(message: types_pb2.Consistency) -> Consistency:
     )
 
 
+def durability(message: types_pb2.Durability, default: Durability) -> Durability:
+    """What is kept of a session.
+
+    Raises:
+      InvalidRequest: a time between snapshots that is none, or nothing kept where something is asked for.
+    """
+    mode = enums.known(DurabilityMode, message.mode, default=default.mode, field="spec.durability.mode")
+    every_s = message.snapshot_every_s
+    if not 0 <= every_s < math.inf:
+        raise InvalidRequest(
+            f"snapshot_every_s is {every_s}; it is a number of seconds, or 0 for not by time",
+            field="spec.durability.snapshot_every_s",
+        )
+    if mode is DurabilityMode.NONE:
+        return Durability()
+    if default.mode is DurabilityMode.NONE:
+        raise InvalidRequest(
+            f"durability {mode.name} needs a server with a data folder; ask for NONE, or export the session",
+            field="spec.durability.mode",
+        )
+    if not (message.snapshot_every_steps or every_s):
+        return replace(default, mode=mode)
+    return Durability(mode=mode, snapshot_every_steps=message.snapshot_every_steps, snapshot_every_s=every_s)
+
+
+def document(record: SessionSpec) -> bytes:
+    """A spec as bytes for the disk."""
+    return _spec_message(record).SerializeToString(deterministic=True)
+
+
+def from_document(raw: bytes, limits: Limits) -> SessionSpec:
+    """The spec that `document` wrote.
+
+    Raises:
+      CorruptState: it is none.
+    """
+    try:
+        return spec(session_pb2.SessionSpec.FromString(raw), limits, Durability(mode=DurabilityMode.SNAPSHOT))
+    except (DecodeError, HermosisError) as error:
+        raise CorruptState(f"what is stored of its settings cannot be used ({error})") from error
+
+
 def session(record: Session) -> session_pb2.Session:
     parameters = record.spec.layout
     return session_pb2.Session(
@@ -116,6 +155,7 @@ def session(record: Session) -> session_pb2.Session:
         spec=_spec_message(record.spec),
         status=int(record.status),  # type: ignore[arg-type]
         step=record.step,
+        durable_step=record.durable_step,
         generation=record.generation,
         layout_digest=parameters.digest,
         parameter_count=parameters.parameter_count,
@@ -127,6 +167,12 @@ def session(record: Session) -> session_pb2.Session:
         etag=str(record.revision),
         workers=len(record.workers),
     )
+
+
+def set_aside(session_id: str, reason: str) -> session_pb2.Session:
+    """A session that was found damaged on disk."""
+    status = int(SessionStatus.FAILED)
+    return session_pb2.Session(session_id=session_id, status=status, status_reason=reason)  # type: ignore[arg-type]
 
 
 def _spec_message(record: SessionSpec) -> session_pb2.SessionSpec:
@@ -142,7 +188,11 @@ def _spec_message(record: SessionSpec) -> session_pb2.SessionSpec:
             workers=record.consistency.workers,
             max_staleness=record.consistency.max_staleness,
         ),
-        durability=types_pb2.Durability(mode=int(DurabilityMode.NONE)),  # type: ignore[arg-type]
+        durability=types_pb2.Durability(
+            mode=int(record.durability.mode),  # type: ignore[arg-type]
+            snapshot_every_steps=record.durability.snapshot_every_steps,
+            snapshot_every_s=record.durability.snapshot_every_s,
+        ),
         parameters_on=int(record.parameters_on),  # type: ignore[arg-type]
         display_name=record.display_name,
         labels=record.labels,
@@ -178,8 +228,13 @@ def limits(record: Limits) -> session_pb2.Limits:
     return session_pb2.Limits(**{name: getattr(record, name) for name in names})
 
 
+def durability_modes(default: Durability) -> list[DurabilityMode]:
+    """What a server with this default can keep."""
+    return [DurabilityMode.NONE] if default.mode is DurabilityMode.NONE else list(DurabilityMode)
+
+
 def capabilities(
-    record: Limits, *, version: str, device: str, recipes: list[str], free_bytes: int
+    record: Limits, *, version: str, device: str, recipes: list[str], free_bytes: int, default: Durability
 ) -> session_pb2.Capabilities:
     return session_pb2.Capabilities(
         server_version=version,
@@ -188,8 +243,8 @@ def capabilities(
         dtypes=[int(member) for member in Dtype],  # type: ignore[misc]
         recipes=recipes,
         consistency_modes=[int(mode) for mode in CONSISTENCY_MODES],  # type: ignore[misc]
-        durability_modes=[int(DurabilityMode.NONE)],  # type: ignore[list-item]
-        default_durability_mode=int(DurabilityMode.NONE),  # type: ignore[arg-type]
+        durability_modes=[int(mode) for mode in durability_modes(default)],  # type: ignore[misc]
+        default_durability_mode=int(default.mode),  # type: ignore[arg-type]
         device_bytes_free=free_bytes,
     )
 
