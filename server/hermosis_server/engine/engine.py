@@ -43,6 +43,7 @@ from hermosis_server.errors import (
     SessionNotReady,
     StaleGradient,
 )
+from hermosis_server.failpoints import reach
 from hermosis_server.records import (
     Durability,
     ExportedState,
@@ -143,8 +144,10 @@ class Engine:
             await self.reserve(session)
             if spec.parameters_on is ParametersOn.WORKER:
                 session.status = SessionStatus.READY
+            reach("create.reserved")
             if self.keeper is not None:
                 await self.keeper.adopt(session)
+            reach("create.recorded")
         except BaseException:
             del self._sessions[session_id]
             if session.resident is not None:
@@ -232,6 +235,7 @@ class Engine:
             if edit.labels is not None:
                 session.spec = replace(session.spec, labels=dict(edit.labels))
             session.revision += 1
+            reach("update.changed")
             await self._save(session)
         return session
 
@@ -290,6 +294,7 @@ class Engine:
         if staging is None:
             raise InternalError("parameters were assembled without memory; this is a bug in hermosis")
         await self._on_device(session, on_device.initialise, staging.memory, parameters.dtype)
+        reach("initialise.landed")
         if self.keeper is not None:
             try:
                 await self.keeper.begun(session)
@@ -440,6 +445,7 @@ class Engine:
                 await self._on_device(session, on_device.change_profile, profile)
                 session.spec = replace(session.spec, optimizer=spec.optimizer)
             await self._on_device(session, on_device.adopt, state)
+            reach("import.adopted")
             session.generation += 1
             session.replaced_generation, session.recovered_steps = session.generation, ()
             session.revision += 1

@@ -16,6 +16,7 @@ from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.telemetry import Watchers
 from hermosis_server.errors import InvalidRequest, ServerStopping, SessionNotFound, SessionNotReady, StaleGradient
+from hermosis_server.failpoints import reach
 from hermosis_server.records import (
     AckLevel,
     Commit,
@@ -103,6 +104,7 @@ class Intake:
             if repeated:
                 ticket = session.repeat(worker, commit.sequence, gradient)
             else:
+                reach("intake.admitted")
                 session.admit(worker, commit, wish, gradient, [answer] if level is not AckLevel.RECEIVED else [])
         except BaseException:
             gradient.release()
@@ -152,6 +154,7 @@ class Intake:
                 contribution.ticket.fail(done)
             return
         session.step = done.step
+        reach("intake.stepped")
         applied = done.outcome is Outcome.APPLIED
         sent_bytes, received_bytes = 0, sum(contribution.gradient.size_bytes for contribution in contributions)
         if self._keeper is not None:
@@ -177,6 +180,7 @@ class Intake:
             if vector is not None and vector.reply is Reply.INCREMENT:
                 contribution.worker.increments[result.sequence] = vector
             contribution.ticket.resolve(Answer(result, vector))
+        reach("intake.answered")
         if applied:
             reading = TelemetryReading(
                 session_id=session.session_id,

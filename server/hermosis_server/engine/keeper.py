@@ -284,6 +284,7 @@ class Keeper:
         reach("keeper.before_acknowledging")
         for answer, tell in ready:
             tell(_durable(answer, session))
+        reach("keeper.after_acknowledging")
 
     # Trouble
 

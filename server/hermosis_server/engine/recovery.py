@@ -75,6 +75,7 @@ async def recover(engine: Engine, keeper: Keeper) -> None:
     found = {one.session.session_id: one for one in await asyncio.gather(*map(one, records)) if one is not None}
     reach("recovery.read")
     entries = await _Replay(engine, keeper, found).run()
+    reach("recovery.replayed")
     for session_id, item in found.items():
         if not item.problem and item.session.step < item.must:
             item.problem = f"it can be brought to step {item.session.step} only, and step {item.must} was promised"
