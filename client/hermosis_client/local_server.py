@@ -47,6 +47,7 @@ class LocalServer:
         _require_installed()
         resources = contextlib.ExitStack()
         self._end = weakref.finalize(self, _end, resources, os.getpid())
+        flags = [] if data_folder is not None else ["--durability", "none"]  # what ends with the server need not last
         if data_folder is None:
             data_folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="hermosis-"))
         self.data_folder = os.fspath(data_folder)
@@ -55,6 +56,7 @@ class LocalServer:
             [
                 *(sys.executable, "-m", "hermosis_server", "serve", "--port", "0", "--until-stdin-closes"),
                 *("--data-folder", self.data_folder),
+                *flags,
                 *arguments,
             ],
             stdin=subprocess.PIPE,

@@ -108,8 +108,6 @@ class Settings(BaseSettings):
 
     def default_durability(self) -> Durability:
         """Of sessions that ask for none in particular."""
-        if self.durability == "none":
-            return Durability(mode=DurabilityMode.NONE)
         return Durability(
             mode=DurabilityMode[self.durability.upper()],
             snapshot_every_steps=self.snapshot_every_steps,

@@ -91,7 +91,7 @@ class Engine:
       limits:   checked before anything is taken.
       allocate: host memory for gradients on their way.
       keeper:   puts sessions on disk; None keeps them in memory only.
-      durability: of sessions that ask for none in particular.
+      durability: of sessions that ask for none in particular; None where nothing can be kept.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Engine:
         durability: Durability | None = None,
     ) -> None:
         self.limits = limits
-        self.durability = durability if keeper is not None and durability is not None else Durability()
+        self.durability = durability if keeper is not None else None
         self.keeper = keeper
         self.recovering = False
         self.quarantined: dict[str, Quarantined] = {}

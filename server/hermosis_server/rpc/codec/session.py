@@ -83,8 +83,12 @@ def layout(message: types_pb2.ParameterLayout, limits: Limits) -> ParameterLayou
     return ParameterLayout(tensors=tuple(tensors), digest=digest, parameter_count=total)
 
 
-def spec(message: session_pb2.SessionSpec, limits: Limits, default: Durability) -> SessionSpec:
-    """What a session is made from; `default` is the durability of one that asks for none in particular."""
+def spec(message: session_pb2.SessionSpec, limits: Limits, default: Durability | None) -> SessionSpec:
+    """What a session is made from.
+
+    Args:
+      default: durability of one that asks for none in particular; None where nothing can be kept.
+    """
     return SessionSpec(
         layout=layout(message.layout, limits),
         optimizer=optimizer.from_message(message.optimizer),
@@ -106,13 +110,14 @@ def consistency(message: types_pb2.Consistency) -> Consistency:
     )
 
 
-def durability(message: types_pb2.Durability, default: Durability) -> Durability:
+def durability(message: types_pb2.Durability, default: Durability | None) -> Durability:
     """What is kept of a session.
 
     Raises:
       InvalidRequest: a time between snapshots that is none, or nothing kept where something is asked for.
     """
-    mode = enums.known(DurabilityMode, message.mode, default=default.mode, field="spec.durability.mode")
+    usual = Durability() if default is None else default
+    mode = enums.known(DurabilityMode, message.mode, default=usual.mode, field="spec.durability.mode")
     every_s = message.snapshot_every_s
     if not 0 <= every_s < math.inf:
         raise InvalidRequest(
@@ -121,13 +126,13 @@ def durability(message: types_pb2.Durability, default: Durability) -> Durability
         )
     if mode is DurabilityMode.NONE:
         return Durability()
-    if default.mode is DurabilityMode.NONE:
+    if default is None:
         raise InvalidRequest(
             f"durability {mode.name} needs a server with a data folder; ask for NONE, or export the session",
             field="spec.durability.mode",
         )
     if not (message.snapshot_every_steps or every_s):
-        return replace(default, mode=mode)
+        return replace(usual, mode=mode)
     return Durability(mode=mode, snapshot_every_steps=message.snapshot_every_steps, snapshot_every_s=every_s)
 
 
@@ -228,13 +233,8 @@ def limits(record: Limits) -> session_pb2.Limits:
     return session_pb2.Limits(**{name: getattr(record, name) for name in names})
 
 
-def durability_modes(default: Durability) -> list[DurabilityMode]:
-    """What a server with this default can keep."""
-    return [DurabilityMode.NONE] if default.mode is DurabilityMode.NONE else list(DurabilityMode)
-
-
 def capabilities(
-    record: Limits, *, version: str, device: str, recipes: list[str], free_bytes: int, default: Durability
+    record: Limits, *, version: str, device: str, recipes: list[str], free_bytes: int, default: Durability | None
 ) -> session_pb2.Capabilities:
     return session_pb2.Capabilities(
         server_version=version,
@@ -243,8 +243,8 @@ def capabilities(
         dtypes=[int(member) for member in Dtype],  # type: ignore[misc]
         recipes=recipes,
         consistency_modes=[int(mode) for mode in CONSISTENCY_MODES],  # type: ignore[misc]
-        durability_modes=[int(mode) for mode in durability_modes(default)],  # type: ignore[misc]
-        default_durability_mode=int(default.mode),  # type: ignore[arg-type]
+        durability_modes=[int(mode) for mode in DurabilityMode if default or mode is DurabilityMode.NONE],  # type: ignore[misc]
+        default_durability_mode=int(default.mode if default else DurabilityMode.NONE),  # type: ignore[arg-type]
         device_bytes_free=free_bytes,
     )
 
