@@ -1,7 +1,7 @@
 """Calls: every method of every service, asked with any message, and with bytes that are none."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import hypothesis
@@ -42,7 +42,7 @@ class Call(NamedTuple):
     """One call: a method's name, and the bytes of each message that is sent."""
 
     method: Method
-    messages: list[bytes]
+    messages: Iterable[bytes]
 
     def __repr__(self) -> str:
         return f"{self.method.name}({', '.join(map(repr, self.messages))})"
@@ -96,7 +96,7 @@ def made(server: Service, case: Call) -> list[Message]:
     shape = f"{'stream' if method.takes_stream else 'unary'}_{'stream' if method.gives_stream else 'unary'}"
     start = getattr(server.channel, shape)(path)
     ended = threading.Event()
-    sent: Any = _sent(case.messages, ended) if method.takes_stream else case.messages[0]
+    sent: Any = _sent(case.messages, ended) if method.takes_stream else next(iter(case.messages))
     if not method.gives_stream:
         future = start.future(sent, timeout=CALL_S)
         _free(server)  # a push to a session of two workers would wait for the other
@@ -123,7 +123,7 @@ def made(server: Service, case: Call) -> list[Message]:
     return answers
 
 
-def _sent(messages: list[bytes], ended: threading.Event) -> Iterator[bytes]:
+def _sent(messages: Iterable[bytes], ended: threading.Event) -> Iterator[bytes]:
     try:
         yield from messages
     finally:

@@ -36,10 +36,11 @@ NUMBERS = (
 
 # Names that mean something to somebody: to a file system, a terminal, a header, a page token, an update mask, a recipe.
 NAMES = (
-    "", "w", "a", "worker", "s-0", "../../etc/passwd", "..", "/dev/zero", "C:\\con", "%00", "%s%n", "${HOME}", "a\x00b", "a\nb",
-    "\x1b[2J", "\u202e", "\ufeff", "é", "e\u0301", "\U0001f9ca" * 60, "\U000e0001" * 90, "n" * 63, "n" * 64, "n" * 257, "n" * 70_000,
-    "\uffff" * 3000, "1.0 x", "nan x", "inf ", "-inf s", "1e999 s", "lr_scale", "labels", "display_name", "thermal_profile",
-    "edit.lr_scale", "sgd", "adamw", "rgd", "lr", "momentum", "hermosis", "session_id", "null", "'; --", "<script>",
+    "", "w", "a", "worker", "s-0", "../../etc/passwd", "..", "/dev/zero", "C:\\con", "%00", "%s%n", "${HOME}", "a\x00b",
+    "a\nb", "\x1b[2J", "\u202e", "\ufeff", "é", "e\u0301", "\U0001f9ca" * 60, "\U000e0001" * 90, "n" * 63, "n" * 64,
+    "n" * 257, "n" * 70_000, "\uffff" * 3000, "1.0 x", "nan x", "inf ", "-inf s", "1e999 s", "lr_scale", "labels",
+    "display_name", "thermal_profile", "edit.lr_scale", "sgd", "adamw", "rgd", "lr", "momentum", "hermosis", "null",
+    "session_id", "'; --", "<script>", "\U0001f9ca" * 2000,
 )  # fmt: skip
 
 

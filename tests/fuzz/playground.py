@@ -12,7 +12,7 @@ from hermosis.wire import checksum
 
 DEADLINE_S = 5.0
 
-# id → (sizes of the tensors, recipe, further fields of the spec). "two" waits for two workers, "new" for its parameters.
+# id → (sizes of the tensors, recipe, further fields of the spec). "two" waits for two workers.
 _SORTS: Mapping[str, tuple[tuple[int, ...], str, dict[str, Any]]] = {
     "play-sgd": ((5,), "sgd", {}),
     "play-adam": ((6, 2), "adam", {}),

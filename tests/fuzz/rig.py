@@ -8,7 +8,6 @@ ill-treats, bit for bit; gradients on their way give their memory back; the log 
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from tests.fuzz.messages import messages_in
-from tests.rpc.conftest import Service, _Hosted, push_request
+from tests.rpc.conftest import Service, _Hosted
 
 from hermosis.v1 import types_pb2
 from hermosis_server import errors
