@@ -4,7 +4,6 @@ A conversation is right lines (open, the chunks of a gradient, its commit, packe
 them only nearly right; then lines are swapped, doubled and left out, and some are changed field by field or byte by byte.
 """
 
-
 import contextlib
 import itertools
 import os
