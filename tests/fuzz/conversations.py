@@ -1,7 +1,7 @@
 """Conversations: what a worker says on an Exchange stream, in a wrong order, twice, or about nothing there is.
 
 A conversation is right lines (open, the chunks of a gradient, its commit, packed and whole messages, segments), some of
-them only nearly right; then lines are swapped, doubled and left out, and some are changed field by field or byte by byte.
+them only nearly right; then lines are swapped, doubled and left out, and some are changed, field by field or in bytes.
 """
 
 import contextlib

@@ -105,7 +105,7 @@ def mutated(draw: DrawFn, right: Message, sessions: tuple[str, ...] = (), *, mos
         if not places:
             break
         holder, field = draw(st.sampled_from(places))
-        if draw(st.booleans()):
+        if draw(st.integers(0, 3)):
             assign(holder, field, draw(value(field, sessions)))
         else:
             holder.ClearField(field.name)
@@ -183,7 +183,7 @@ def _integers(cpp_type: int) -> "SearchStrategy[int]":
     bits = 64 if cpp_type in WIDE else 32
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if cpp_type in SIGNED else (0, (1 << bits) - 1)
     edges = [0, 1, 2, 3, 5, 8, 127, 128, 1 << 14, 1 << 20, (1 << 31) - 1, high, high - 1, high >> 1, low]
-    return st.one_of(st.sampled_from(edges), st.integers(low, high))
+    return st.one_of(st.sampled_from(edges), st.sampled_from([high, high - 1, low]), st.integers(low, high))
 
 
 _BYTES = st.one_of(
