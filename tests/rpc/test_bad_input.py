@@ -302,3 +302,22 @@ def test_a_bad_spec_is_refused_and_names_the_field(
     )
     assert violation.field_violations[0].field == field
     assert server.inside(lambda engine: len(list(engine.sessions()))) == held
+
+
+@pytest.mark.parametrize("name", ["n" * 100_000, "\N{ICE CUBE}" * 2_000], ids=["long", "long and not of Latin letters"])
+def test_a_refusal_that_quotes_a_long_name_still_fits_the_headers(server: Any, tools: Any, name: str) -> None:
+    made = server.create(3)
+    spec = session_pb2.SessionSpec(layout=tensor(), optimizer=tools.recipe_message("sgd", **{name: 1.0}))
+    update = session_pb2.UpdateSessionRequest(session_id=made.session_id)
+    update.update_mask.paths.append(name)
+    for call, request in (
+        (server.sessions.CreateSession, session_pb2.CreateSessionRequest(spec=spec)),
+        (server.sessions.UpdateSession, update),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request, timeout=10)
+        # By chance between 8 and 16 KiB: so the size itself is looked at.
+        carried = sum(len(value) for _, value in caught.value.trailing_metadata())
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert tools.reason_of(caught.value) in ("InvalidRequest", "InvalidHyperparameter")
+        assert carried + 3 * len(caught.value.details().encode()) < 8_000

@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf import field_mask_pb2
+from google.rpc import error_details_pb2
 
 from hermosis import wire
 from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
@@ -237,6 +238,41 @@ def test_a_damaged_export_is_data_loss_and_changes_nothing(server: Any, tools: A
         server.sessions.ImportSession(iter(requests[:1]), timeout=10)
     assert tools.reason_of(caught.value) == "LayoutMismatch"
     assert server.digest(session) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda state: setattr(state.scalars, "step", 2**64 - 1), "state"),
+        (lambda state: setattr(state.workers[0], "sequence", 2**64 - 1), "state"),
+        (lambda state: setattr(state.workers[0], "step", 2**53 + 1), "state"),
+        (lambda state: setattr(state.workers[0], "worker_id", "a\nb"), "state.workers[0].worker_id"),
+        (lambda state: state.workers.append(state.workers[0]), "state.workers[1].worker_id"),
+    ],
+    ids=["a step too far", "a sequence too far", "a worker's step too far", "a name of two lines", "a worker twice"],
+)
+def test_a_state_that_no_session_can_have_is_refused_whatever_its_digest(
+    server: Any, tools: Any, change: Any, field: str
+) -> None:
+    session = server.create(5, "adam")
+    server.push(session, ONES, 1)
+    parts = list(
+        server.sessions.ExportSession(session_pb2.ExportSessionRequest(session_id=session.session_id), timeout=10)
+    )
+    change(parts[0].state)
+    requests = [session_pb2.ImportSessionRequest(session_id=session.session_id, state=parts[0].state)]
+    requests += [session_pb2.ImportSessionRequest(chunk=part.chunk) for part in parts[1:]]
+    with pytest.raises(grpc.RpcError) as caught:
+        server.sessions.ImportSession(iter(requests), timeout=10)
+    assert tools.reason_of(caught.value) == "InvalidRequest"
+    (violation,) = (
+        found.field_violations[0]
+        for detail in tools.details_of(caught.value).details
+        if detail.Unpack(found := error_details_pb2.BadRequest())
+    )
+    assert violation.field == field
+    workers = server.sessions.ListWorkers(session_pb2.ListWorkersRequest(session_id=session.session_id), timeout=10)
+    assert [worker.next_sequence for worker in workers.workers] == [2]
 
 
 def test_capabilities_and_recipes_tell_what_there_is(server: Any) -> None:

@@ -12,6 +12,7 @@ from hermosis_server.records import ConsistencyMode, Limits, ParametersOn, Recip
 CONSISTENCY_MODES = (ConsistencyMode.BARRIER, ConsistencyMode.ASYNC)
 MAX_LABELS = 64
 MAX_NAME_BYTES = 256
+MAX_WORKER_ID_BYTES = 128
 
 
 def checked_hamiltonian(spec: SessionSpec, limits: Limits) -> Hamiltonian:

@@ -9,6 +9,7 @@ from hermosis import wire
 from hermosis.v1 import gradient_pb2
 from hermosis.wire import Dtype, is_plain_name
 from hermosis_server.engine.assembler import Assembler
+from hermosis_server.engine.checks import MAX_WORKER_ID_BYTES
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.rounds import Tell, WorkerRecord
 from hermosis_server.engine.session import Session, require_next
@@ -17,7 +18,6 @@ from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersO
 from hermosis_server.rpc.codec import enums
 from hermosis_server.rpc.segments import Segment, StreamSegments
 
-MAX_WORKER_ID_BYTES = 128
 MAX_OPEN_GRADIENTS = 64  # begun, not yet committed
 
 

@@ -42,8 +42,10 @@ CODES: dict[type[HermosisError], grpc.StatusCode] = {
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
 
-# gRPC carries the message as a header: a long one would be cut by proxies, or refused.
-MAX_MESSAGE_CHARACTERS = 500
+# gRPC carries these in headers, a message three times and once with three characters a byte. Where all headers together
+# exceed 8 KiB, the client may be given an untyped RESOURCE_EXHAUSTED in their place.
+MAX_MESSAGE_BYTES = 500
+MAX_FIELD_BYTES = 250
 
 
 def known(error: Exception) -> HermosisError:
@@ -61,8 +63,8 @@ def to_refusal(error: Exception) -> types_pb2.Refusal:
     refusal = types_pb2.Refusal(
         reason=type(error).__name__,
         code=CODES[type(error)].value[0],
-        message=str(error)[:MAX_MESSAGE_CHARACTERS],
-        field=error.field,
+        message=_cut(str(error), MAX_MESSAGE_BYTES),
+        field=_cut(error.field, MAX_FIELD_BYTES),
         metadata=error.metadata,
     )
     if error.retry_after_s is not None:
@@ -72,7 +74,7 @@ def to_refusal(error: Exception) -> types_pb2.Refusal:
 
 def to_status(error: HermosisError) -> status_pb2.Status:
     """An error as google.rpc.Status: ErrorInfo always; RetryInfo, BadRequest, QuotaFailure where they say something."""
-    message = str(error)[:MAX_MESSAGE_CHARACTERS]
+    message = _cut(str(error), MAX_MESSAGE_BYTES)
     details: list[Any] = [
         error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=DOMAIN, metadata=error.metadata)
     ]
@@ -81,7 +83,9 @@ def to_status(error: HermosisError) -> status_pb2.Status:
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(error.field, MAX_FIELD_BYTES), description=message
+        )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.QuotaExceeded | errors.OutOfDeviceMemory):
         subject = error_details_pb2.QuotaFailure.Violation(subject="server", description=message)
@@ -92,3 +96,8 @@ def to_status(error: HermosisError) -> status_pb2.Status:
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    """The beginning of a text, at most so many bytes of UTF-8."""
+    return text.encode(errors="replace")[:most_bytes].decode(errors="ignore")

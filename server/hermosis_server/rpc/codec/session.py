@@ -12,7 +12,7 @@ from hermosis import wire
 from hermosis.v1 import session_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_server.dynamics import SCALARS
-from hermosis_server.engine.checks import CONSISTENCY_MODES, MAX_NAME_BYTES
+from hermosis_server.engine.checks import CONSISTENCY_MODES, MAX_NAME_BYTES, MAX_WORKER_ID_BYTES
 from hermosis_server.engine.engine import SessionEdit
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.errors import CorruptState, HermosisError, InvalidRequest, LayoutMismatch, QuotaExceeded
@@ -36,6 +36,7 @@ from hermosis_server.rpc.codec import enums, hamiltonian, optimizer
 from hermosis_server.rpc.codec.telemetry import timestamp
 
 MAX_AXIS = 1 << 40
+MAX_COUNT = 1 << 53  # of steps and sequences: a state keeps its step as a double
 
 T = TypeVar("T")
 
@@ -303,6 +304,7 @@ def imported(
             f"the state has {len(message.workers)} workers; a session may have {limits.max_workers}",
             field="state.workers",
         )
+    _check_counts(message)
     if sorted(message.buffers) != sorted(int(buffer) for buffer in buffers):
         raise LayoutMismatch(
             f"the state holds buffers {sorted(message.buffers)}, session {record.session_id} keeps "
@@ -324,6 +326,24 @@ def imported(
         },
         digest=message.state_digest,
     )
+
+
+def _check_counts(message: session_pb2.SessionState) -> None:
+    """Raises InvalidRequest for steps and workers that no session has."""
+    names = set()
+    for place, entry in enumerate(message.workers):
+        if not wire.is_plain_name(entry.worker_id, MAX_WORKER_ID_BYTES) or entry.worker_id in names:
+            raise InvalidRequest(
+                f"worker {place} of the state is named {entry.worker_id[:80]!r}; wanted a name of its own, 1 to "
+                f"{MAX_WORKER_ID_BYTES} bytes without control characters",
+                field=f"state.workers[{place}].worker_id",
+            )
+        names.add(entry.worker_id)
+    counts = [message.scalars.step, *(number for entry in message.workers for number in (entry.sequence, entry.step))]
+    if max(counts) > MAX_COUNT:
+        raise InvalidRequest(
+            f"the state counts up to {max(counts)}; steps and sequences go to {MAX_COUNT}", field="state"
+        )
 
 
 def fingerprint(request: Message) -> bytes:
