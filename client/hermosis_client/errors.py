@@ -13,6 +13,7 @@ HermosisError
 ├── StaleGradient               computed at parameters that are too old: pull, then go on
 ├── StaleGeneration             the session was restored or recovered meanwhile: pull, then go on
 ├── Overloaded                  no room for this just now; the client has waited already
+├── Stalled                     nothing was sent, or nothing read, for too long: tried again by the client
 ├── QuotaExceeded               a limit on the number of something is reached
 ├── OutOfDeviceMemory           the optimizer state does not fit
 ├── Unauthenticated, PermissionDenied
@@ -101,6 +102,9 @@ class StaleGeneration(HermosisError): ...
 class Overloaded(HermosisError): ...
 
 
+class Stalled(HermosisError): ...
+
+
 class QuotaExceeded(HermosisError): ...
 
 
@@ -145,6 +149,7 @@ BY_REASON: dict[str, type[HermosisError]] = {
         StaleGradient,
         StaleGeneration,
         Overloaded,
+        Stalled,
         QuotaExceeded,
         OutOfDeviceMemory,
         Unauthenticated,

@@ -12,6 +12,7 @@
     ├── StaleGradient               computed at parameters that are too old
     ├── StaleGeneration             the caller knows an older incarnation of the session
     ├── Overloaded                  no room for this just now
+    ├── Stalled                     nothing came, or nothing was read, for too long
     ├── QuotaExceeded               a limit on the number of something is reached
     ├── OutOfDeviceMemory           the optimizer state does not fit
     ├── Unauthenticated, PermissionDenied
@@ -80,6 +81,9 @@ class StaleGeneration(HermosisError): ...
 
 
 class Overloaded(HermosisError): ...
+
+
+class Stalled(HermosisError): ...
 
 
 class QuotaExceeded(HermosisError): ...

@@ -32,6 +32,7 @@ STATUS: Mapping[type[errors.HermosisError], int] = {
     errors.StaleGradient: 409,
     errors.StaleGeneration: 409,
     errors.Overloaded: 429,
+    errors.Stalled: 408,
     errors.QuotaExceeded: 429,
     errors.OutOfDeviceMemory: 507,
     errors.Unauthenticated: 401,

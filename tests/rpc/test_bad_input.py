@@ -228,7 +228,7 @@ def test_a_worker_that_vanishes_mid_gradient_leaves_nothing_behind(server: Any, 
     channel = grpc.insecure_channel(server.address)
     with tools.Dialogue(server, [opening(session), chunk(ONES[:3])], channel=channel) as stream:
         stream.next()
-        tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 20)
+        tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) >= 20)
         channel.close()
     tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 0)
     assert server.digest(session) == before

@@ -420,7 +420,7 @@ def test_a_killed_worker_leaves_nothing_behind(server: Any, tools: Any) -> None:
     with worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "attached True\n"
-        tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 4 * SIZE)
+        tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) >= 4 * SIZE)
         assert len(maps()) == before + 1
         worker.kill()
     tools.poll(lambda: len(maps()) == before)

@@ -21,6 +21,7 @@ from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.arena import Arena
 from hermosis_server.engine.assembler import Assembler, StagingBudget
+from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
 from hermosis_server.engine.resident import ExportedState
@@ -94,6 +95,7 @@ class Engine:
         session = Session(
             session_id=session_id,
             executor=max(self._executors, key=lambda executor: executor.free_bytes),
+            budget=Budget(self._session_bytes(spec), owner=f"session {session_id}", whole=self.budget),
             spec=spec,
             telemetry=TelemetryRing(session_id, self.limits.max_readings),
             max_workers=self.limits.max_workers,
@@ -298,6 +300,15 @@ class Engine:
         await asyncio.sleep(0)  # Lets the last answers of the device thread arrive.
 
     # Inside
+
+    def _session_bytes(self, spec: SessionSpec) -> int:
+        """The budget of a session: what was set, and never less than its workers need to go on.
+
+        That is two rounds with their answers, so that a whole round fits below the lower mark while the answers to
+        the one before are on their way.
+        """
+        exchange = spec.layout.parameter_count * 2 * Dtype.FLOAT32.itemsize
+        return max(self.limits.session_bytes, 2 * max(1, spec.consistency.workers) * exchange)
 
     def _resident_session(self, session_id: str) -> Session:
         session = self.session(session_id)

@@ -50,18 +50,20 @@ class Intake:
         if self.stopping.is_set():
             raise stopping()
 
-    def assembler(self, elements: int, dtype: Dtype, *, keep: bool = True) -> Assembler:
-        """An assembler for a vector; the caller releases it. `keep` False only checks, and takes no memory."""
-        staging = self._budget.take(elements * dtype.itemsize) if keep else None
-        return Assembler(elements, dtype, self._limits.max_chunk_bytes, staging)
+    def assembler(self, elements: int, dtype: Dtype) -> Assembler:
+        """An assembler for a vector; the caller releases it."""
+        staging = self._budget.stage(elements * dtype.itemsize)
+        return Assembler(elements, dtype, self._limits.max_chunk_bytes, staging, self._budget)
 
     def begin_gradient(self, session: Session, worker: WorkerRecord, sequence: int, dtype: Dtype) -> Assembler:
         """An assembler for a gradient. One that was answered before is only checked, and takes no memory."""
         self.require_running()
-        if session.answered_before(worker, sequence):
-            return self.assembler(session.spec.layout.parameter_count, dtype, keep=False)
-        session.require_ready()
-        return self.assembler(session.spec.layout.parameter_count, dtype)
+        elements, staging = session.spec.layout.parameter_count, None
+        if not session.answered_before(worker, sequence):
+            session.require_ready()
+            awaited = bool(session.round.contributions)
+            staging = self._budget.stage(elements * dtype.itemsize, session.budget, awaited=awaited)
+        return Assembler(elements, dtype, self._limits.max_chunk_bytes, staging, session.budget)
 
     def contribute(
         self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from hermosis_server.dynamics import Hamiltonian
 from hermosis_server.engine.assembler import Assembler
+from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, Tell, Tickets, WorkerRecord
@@ -54,6 +55,7 @@ class Session:
 
     Attributes:
       executor: of the device that it lives on.
+      budget:   host memory of its gradients and answers on their way, over all streams.
       resident: the device thread's part; None until memory is reserved.
       step:     steps applied, as far as the rpc thread has heard: never behind an answer it has given.
       stepping: rounds handed to the device thread whose fate is not known yet.
@@ -63,6 +65,7 @@ class Session:
     session_id: str
     spec: SessionSpec
     executor: Executor
+    budget: Budget
     telemetry: TelemetryRing
     max_workers: int
     resident: Resident | None = None

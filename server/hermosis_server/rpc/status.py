@@ -29,6 +29,7 @@ CODES: dict[type[HermosisError], grpc.StatusCode] = {
     errors.StaleGradient: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StaleGeneration: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Stalled: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OutOfDeviceMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
