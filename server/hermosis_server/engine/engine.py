@@ -8,6 +8,7 @@ The hot path is intake.py; here are the sessions, from birth to close.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import uuid
@@ -26,7 +27,7 @@ from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
 from hermosis_server.engine.resident import ExportedState
 from hermosis_server.engine.session import Session, SessionSpec
-from hermosis_server.engine.telemetry import TelemetryRing, Watch, Watchers
+from hermosis_server.engine.telemetry import Shelf, TelemetryRing, Watch, Watchers
 from hermosis_server.engine.volley import Volleys
 from hermosis_server.errors import (
     HermosisError,
@@ -75,6 +76,7 @@ class Engine:
         self.budget = StagingBudget(limits.staging_bytes, allocate)
         self._sessions: dict[str, Session] = {}
         self._watchers = Watchers()
+        self._shelf = Shelf(limits.max_readings)
         self.intake = Intake(self.budget, limits=limits, watchers=self._watchers)
         self.volleys = Volleys(self._watchers)
 
@@ -97,7 +99,7 @@ class Engine:
             executor=max(self._executors, key=lambda executor: executor.free_bytes),
             budget=Budget(self._session_bytes(spec), owner=f"session {session_id}", whole=self.budget),
             spec=spec,
-            telemetry=TelemetryRing(session_id, self.limits.max_readings),
+            telemetry=TelemetryRing(session_id, self._shelf),
             max_workers=self.limits.max_workers,
         )
         self._sessions[session_id] = session  # before the wait, so that nobody else gets the id
@@ -108,8 +110,9 @@ class Engine:
                 lambda arena: on_device.reserve(arena, hamiltonian, shapes=shapes, holds_parameters=on_server)
             )
         except BaseException:
-            del self._sessions[session_id]
+            self._forget(session_id)
             raise
+        self._share_shelf()
         if not on_server:
             session.status = SessionStatus.READY
         _warn(session_id, hamiltonian)
@@ -178,7 +181,7 @@ class Engine:
         try:
             await self._on_device(session, on_device.release)
         finally:
-            self._sessions.pop(session_id, None)
+            self._forget(session_id)
         return session
 
     # Parameters and state
@@ -240,6 +243,17 @@ class Engine:
         """The whole optimizer state now, in plain bytes."""
         return await self._on_device(self._initialised(session_id), on_device.export)
 
+    @contextlib.contextmanager
+    def room_for_state(self, session: Session) -> Iterator[None]:
+        """Counts the host memory of a session's exported state, as long as it is there. Raises Overloaded."""
+        slot = self._resident_session(session.session_id).on_device.slot
+        size = sum(slot.elements(buffer) for buffer in slot.spans) * Dtype.FLOAT32.itemsize
+        self.budget.take(size)
+        try:
+            yield
+        finally:
+            self.budget.give(size)
+
     def begin_import(self, session_id: str) -> dict[StateBuffer, Assembler]:
         """Assemblers for the buffers of a state to come; the caller releases them."""
         session = self._resident_session(session_id)
@@ -300,6 +314,14 @@ class Engine:
         await asyncio.sleep(0)  # Lets the last answers of the device thread arrive.
 
     # Inside
+
+    def _forget(self, session_id: str) -> None:
+        self._sessions.pop(session_id, None)
+        self._watchers.forget(session_id)
+        self._share_shelf()
+
+    def _share_shelf(self) -> None:
+        self._shelf.share(len(self._sessions), (session.telemetry for session in self._sessions.values()))
 
     def _session_bytes(self, spec: SessionSpec) -> int:
         """The budget of a session: what was set, and never less than its workers need to go on.

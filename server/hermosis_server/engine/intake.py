@@ -154,7 +154,7 @@ class Intake:
                 state_digest=done.state_digest if contribution.commit.want_digest else b"",
             )
             if vector is not None and vector.reply is Reply.INCREMENT:
-                contribution.worker.increments[result.sequence] = vector
+                session.keep_increment(contribution.worker, result.sequence, vector)
             contribution.ticket.resolve(Answer(result, vector))
         if applied:
             reading = TelemetryReading(

@@ -3,9 +3,11 @@
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hermosis.wire import Dtype
 from hermosis_server.dynamics import Hamiltonian
 from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.budget import Budget
@@ -33,8 +35,11 @@ from hermosis_server.records import (
     ReplyWish,
     SessionStatus,
     StepResult,
+    Vector,
     WorkerSequence,
 )
+
+MAX_KEPT_INCREMENTS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,7 @@ class Session:
       resident: the device thread's part; None until memory is reserved.
       step:     steps applied, as far as the rpc thread has heard: never behind an answer it has given.
       stepping: rounds handed to the device thread whose fate is not known yet.
+      most_stepping: as many as its budget has room for; asked where many sessions share staging memory.
       editing:  held from the check of an edit's etag to its end; an edit waits for the device in between.
     """
 
@@ -77,10 +83,13 @@ class Session:
     created_s: float = field(default_factory=time.time)
     workers: dict[str, WorkerRecord] = field(default_factory=dict)
     stepping: int = 0
+    most_stepping: int = field(init=False)
     editing: asyncio.Lock = field(default_factory=asyncio.Lock)
     round: Round = field(init=False)
+    _kept: deque[tuple[WorkerRecord, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        self.most_stepping = max(1, self.budget.limit_bytes // self._exchange_bytes)
         self.round = self._new_round()
 
     @property
@@ -225,6 +234,17 @@ class Session:
         worker.last_seen_s = now_s
         worker.received_bytes += size_bytes
 
+    def keep_increment(self, worker: WorkerRecord, sequence: int, increment: Vector) -> None:
+        """Keeps what nobody could compute again, for a worker that asks again; lets the oldest go where they are many.
+
+        A worker that goes on lets its own go; those that vanished are remembered as long as there is room.
+        """
+        worker.increments[sequence] = increment
+        self._kept.append((worker, sequence))
+        if len(self._kept) > max(2 * self.spec.consistency.workers, min(self.most_stepping, MAX_KEPT_INCREMENTS)):
+            old, number = self._kept.popleft()
+            old.increments.pop(number, None)
+
     def take_round(self) -> Round | None:
         """The round, if it is ready for its step; a new one then begins."""
         if not self.round.ready:
@@ -257,6 +277,11 @@ class Session:
             StepResult(sequence=commit.sequence, outcome=Outcome.RECEIVED, step=self.step, generation=self.generation),
             None,
         )
+
+    @property
+    def _exchange_bytes(self) -> int:
+        """Of a gradient and its answer, at the most."""
+        return 2 * Dtype.FLOAT32.itemsize * self.spec.layout.parameter_count
 
     def _new_round(self) -> Round:
         consistency = self.spec.consistency
