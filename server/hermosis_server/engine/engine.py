@@ -107,7 +107,7 @@ class Engine:
         shapes = [tensor.shape for tensor in spec.layout.tensors]
         try:
             session.resident = await session.executor.run(
-                lambda arena: on_device.reserve(arena, hamiltonian, shapes=shapes, holds_parameters=on_server)
+                lambda arena: on_device.reserve(arena, hamiltonian, shapes=shapes, holds_parameters=on_server), of=()
             )
         except BaseException:
             self._forget(session_id)
@@ -160,7 +160,7 @@ class Engine:
             session.require_ready()
             session.status = SessionStatus.PAUSED
             session.revision += 1
-            await session.executor.run(lambda arena: None)
+            await session.executor.run(lambda arena: None, of=[session.on_device])
         return session
 
     async def resume_session(self, session_id: str) -> Session:
@@ -232,7 +232,9 @@ class Engine:
                     found[place] = error
 
         for executor, rows in readable.items():
-            await executor.run(functools.partial(read, rows=rows))
+            await executor.run(
+                functools.partial(read, rows=rows), of=list({session.on_device for _, session, _ in rows})
+            )
         return found
 
     async def state_digest(self, session_id: str) -> bytes:
@@ -302,7 +304,7 @@ class Engine:
 
     async def free_device_bytes(self) -> int:
         """Device memory that new sessions may still take."""
-        return sum([await executor.run(lambda arena: arena.free_bytes) for executor in self._executors])
+        return sum([await executor.run(lambda arena: arena.free_bytes, of=()) for executor in self._executors])
 
     async def stop(self) -> None:
         """Refuses new work, finishes rounds that are complete, and ends the device thread."""
@@ -345,7 +347,8 @@ class Engine:
         return session
 
     async def _on_device(self, session: Session, function: Callable[..., T], *arguments: object) -> T:
-        return await session.executor.run(lambda arena: function(arena, session.on_device, *arguments))
+        resident = session.on_device
+        return await session.executor.run(lambda arena: function(arena, resident, *arguments), of=[resident])
 
 
 _UNREAD = InternalError("parameters were not read; this is a bug in hermosis")

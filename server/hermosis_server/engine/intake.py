@@ -202,7 +202,7 @@ class Intake:
         result = replace(result, duplicate=True)
         if wish.reply is Reply.PARAMETERS:
             vector = await session.executor.run(
-                lambda arena: on_device.read_parameters(arena, session.on_device, wish.dtype)
+                lambda arena: on_device.read_parameters(arena, session.on_device, wish.dtype), of=[session.on_device]
             )
             return Answer(result, vector)
         if wish.reply is Reply.INCREMENT and result.outcome is Outcome.APPLIED:
