@@ -14,6 +14,7 @@ HermosisError
 ├── StaleGeneration             the session was restored or recovered meanwhile: pull, then go on
 ├── Overloaded                  no room for this just now; the client has waited already
 │   └── StorageFull             … on the server's disk
+├── Stalled                     nothing was sent, or nothing read, for too long: tried again by the client
 ├── QuotaExceeded               a limit on the number of something is reached
 ├── OutOfDeviceMemory           the optimizer state does not fit
 ├── Unauthenticated, PermissionDenied
@@ -106,6 +107,9 @@ class Overloaded(HermosisError): ...
 class StorageFull(Overloaded): ...
 
 
+class Stalled(HermosisError): ...
+
+
 class QuotaExceeded(HermosisError): ...
 
 
@@ -154,6 +158,7 @@ BY_REASON: dict[str, type[HermosisError]] = {
         StaleGeneration,
         Overloaded,
         StorageFull,
+        Stalled,
         QuotaExceeded,
         OutOfDeviceMemory,
         Unauthenticated,

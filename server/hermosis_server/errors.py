@@ -13,6 +13,7 @@
     ├── StaleGeneration             the caller knows an older incarnation of the session
     ├── Overloaded                  no room for this just now
     │   └── StorageFull             … on disk
+    ├── Stalled                     nothing came, or nothing was read, for too long
     ├── QuotaExceeded               a limit on the number of something is reached
     ├── OutOfDeviceMemory           the optimizer state does not fit
     ├── Unauthenticated, PermissionDenied
@@ -85,6 +86,9 @@ class Overloaded(HermosisError): ...
 
 
 class StorageFull(Overloaded): ...
+
+
+class Stalled(HermosisError): ...
 
 
 class QuotaExceeded(HermosisError): ...

@@ -269,7 +269,7 @@ class ExportedState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Hard limits, checked before memory is taken. Sizes in bytes."""
+    """Hard limits, checked before memory is taken. Sizes in bytes, times in seconds."""
 
     chunk_bytes: int = 1 << 20
     max_chunk_bytes: int = 2 << 20
@@ -279,8 +279,11 @@ class Limits:
     max_tensors: int = 100_000
     max_rank: int = 16
     max_workers: int = 1024
+    max_streams: int = 16_384
     window_bytes: int = 256 << 20
+    session_bytes: int = 2 << 30
     staging_bytes: int = 4 << 30
     device_bytes: int = 4 << 30
     segment_bytes: int = 8 << 30
     max_readings: int = 10_000  # of telemetry, a session
+    idle_s: float = 300.0

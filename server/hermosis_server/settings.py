@@ -79,7 +79,16 @@ class Settings(BaseSettings):
         description="Most bytes of host memory for sessions that idle and make room on the device; 0 keeps all there.",
     )
     staging_bytes: int = Field(
-        _DEFAULTS.staging_bytes, ge=1 << 20, description="Most bytes of host memory for gradients on their way."
+        _DEFAULTS.staging_bytes,
+        ge=1 << 20,
+        description="Most bytes of host memory for gradients and answers on their way, all sessions together. Beyond "
+        "them new ones are refused, until a quarter is free. Should hold two of the largest gradients.",
+    )
+    session_bytes: int = Field(
+        _DEFAULTS.session_bytes,
+        ge=1 << 20,
+        description="Most bytes of those that one session may have. Less leaves more to the others, and lets fewer "
+        "gradients of one session be under way; two rounds with their answers are always allowed.",
     )
     segment_bytes: int = Field(
         _DEFAULTS.segment_bytes,
@@ -91,6 +100,17 @@ class Settings(BaseSettings):
         _DEFAULTS.window_bytes,
         ge=1 << 20,
         description="Bytes of unanswered payload on one stream before the server stops reading it.",
+    )
+    max_streams: int = Field(
+        _DEFAULTS.max_streams,
+        ge=1,
+        description="Most Exchange streams at a time, one a worker. Each takes some ten kilobytes, also when idle.",
+    )
+    idle_s: float = Field(
+        _DEFAULTS.idle_s,
+        gt=0,
+        description="Seconds without a byte of progress after which a half-sent gradient is dropped, and a stream "
+        "whose answers nobody reads is ended. A stream with nothing half-done may stay.",
     )
     max_sessions: int = Field(_DEFAULTS.max_sessions, ge=1, description="Most sessions at a time.")
     max_parameters: int = Field(_DEFAULTS.max_parameters, ge=1, description="Most elements in one session.")
@@ -120,7 +140,10 @@ class Settings(BaseSettings):
             max_sessions=self.max_sessions,
             max_parameters=self.max_parameters,
             max_readings=self.max_readings,
+            max_streams=self.max_streams,
             window_bytes=self.window_bytes,
+            session_bytes=self.session_bytes,
+            idle_s=self.idle_s,
             staging_bytes=self.staging_bytes,
             device_bytes=self.device_memory_bytes,
             segment_bytes=self.segment_bytes,

@@ -33,6 +33,7 @@ STATUS: Mapping[type[errors.HermosisError], int] = {
     errors.StaleGeneration: 409,
     errors.Overloaded: 429,
     errors.StorageFull: 507,
+    errors.Stalled: 408,
     errors.QuotaExceeded: 429,
     errors.OutOfDeviceMemory: 507,
     errors.Unauthenticated: 401,

@@ -22,7 +22,7 @@ def budget(limit_bytes: int = 1 << 20) -> StagingBudget:
 
 
 def new(dtype: Dtype = Dtype.FLOAT32) -> Assembler:
-    return Assembler(SIZE, dtype, wire.MAX_CHUNK_BYTES, budget().take(SIZE * dtype.itemsize))
+    return Assembler(SIZE, dtype, wire.MAX_CHUNK_BYTES, budget().stage(SIZE * dtype.itemsize), budget())
 
 
 def add(assembler: Assembler, offset: int, values: np.ndarray, **changed: object) -> None:
@@ -142,18 +142,18 @@ def test_missing_elements_are_counted() -> None:
 
 def test_the_budget_is_kept_and_given_back_once() -> None:
     shared = budget(limit_bytes=100)
-    first = shared.take(60)
-    with pytest.raises(Overloaded, match="40 of 100 are free") as caught:
-        shared.take(41)
+    first = shared.stage(60)
+    with pytest.raises(Overloaded, match="40 of 100 of the server are free") as caught:
+        shared.stage(41)
     assert caught.value.retry_after_s
     first.release()
     first.release()
     assert shared.used_bytes == 0
-    shared.take(100)
+    shared.stage(100)
 
 
 def test_a_repeat_is_checked_without_memory() -> None:
-    assembler = Assembler(SIZE, Dtype.FLOAT32, wire.MAX_CHUNK_BYTES, None)
+    assembler = Assembler(SIZE, Dtype.FLOAT32, wire.MAX_CHUNK_BYTES, None, budget())
     add(assembler, 0, VALUES)
     assert assembler.checksum() == zlib.crc32(VALUES.tobytes())
 
@@ -181,7 +181,7 @@ def bits_of(values: np.ndarray, dtype: Dtype) -> np.ndarray:
     ],
 )
 def test_the_peak_is_the_largest_magnitude(values: list[float], peak: float, dtype: Dtype) -> None:
-    assembler = Assembler(len(values) + 1, dtype, wire.MAX_CHUNK_BYTES, budget().take((len(values) + 1) * 4))
+    assembler = Assembler(len(values) + 1, dtype, wire.MAX_CHUNK_BYTES, budget().stage((len(values) + 1) * 4), budget())
     add(assembler, 1, bits_of(np.array(values), dtype), dtype=dtype)
     assert np.array_equal(assembler.peak, peak, equal_nan=True)
     add(assembler, 0, bits_of(np.array([-0.125]), dtype), dtype=dtype)
@@ -196,14 +196,14 @@ def test_the_peak_of_random_bits_is_what_numpy_finds(dtype: Dtype) -> None:
     else:
         values = bits.view(f"f{dtype.itemsize}")
     for begin in range(0, 4000, 8):
-        assembler = Assembler(8, dtype, wire.MAX_CHUNK_BYTES, budget().take(8 * dtype.itemsize))
+        assembler = Assembler(8, dtype, wire.MAX_CHUNK_BYTES, budget().stage(8 * dtype.itemsize), budget())
         add(assembler, 0, bits[begin : begin + 8], dtype=dtype)
         assert np.array_equal(assembler.peak, float(np.abs(values[begin : begin + 8]).max()), equal_nan=True)
 
 
 def test_staging_tells_where_it_lies() -> None:
     memory = np.zeros(8, np.uint8)
-    staging = StagingBudget(100, lambda size: memory.data).take(8)
+    staging = StagingBudget(100, lambda size: memory.data).stage(8)
     assert staging.address == memory.ctypes.data
     staging.release()
     assert staging.address == 0

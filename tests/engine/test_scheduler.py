@@ -34,7 +34,7 @@ def test_two_rounds_of_one_session_are_two_batches_in_order() -> None:
     steps = queue()
     for name in "abac":
         steps.put(ready(name))
-    assert drained(steps) == [["a", "b"], ["a", "c"]]
+    assert drained(steps) == [["a", "b"], ["c", "a"]]
 
 
 def test_a_job_sees_all_rounds_before_it_and_none_after() -> None:

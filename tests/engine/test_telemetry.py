@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from hermosis_server.engine.telemetry import TelemetryRing, Watch, thinned
+from hermosis_server.engine.telemetry import Shelf, TelemetryRing, Watch, thinned
 from hermosis_server.records import EnergySample, TelemetryReading
 
 
@@ -26,7 +26,7 @@ def reading(step: int, session_id: str = "s", time_s: float | None = None) -> Te
 
 
 def test_the_ring_keeps_the_newest() -> None:
-    ring = TelemetryRing("s", 3)
+    ring = TelemetryRing("s", Shelf(3))
     for step in range(1, 6):
         ring.append(reading(step))
     assert ring.oldest_step == 3

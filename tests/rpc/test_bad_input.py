@@ -79,7 +79,7 @@ def test_a_bad_push_is_refused_and_changes_nothing(
         server.push(session, ONES, 2, **fields)
     assert (caught.value.code(), tools.reason_of(caught.value)) == (code, reason)
     assert server.digest(session) == before
-    assert server.inside(lambda engine: engine.budget.used_bytes) == 0
+    tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 0)
     assert server.push(session, ONES, 2).step == 2, "the session goes on"
 
 
@@ -228,7 +228,7 @@ def test_a_worker_that_vanishes_mid_gradient_leaves_nothing_behind(server: Any, 
     channel = grpc.insecure_channel(server.address)
     with tools.Dialogue(server, [opening(session), chunk(ONES[:3])], channel=channel) as stream:
         stream.next()
-        tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 20)
+        tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) >= 20)
         channel.close()
     tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 0)
     assert server.digest(session) == before
@@ -244,7 +244,7 @@ def test_announcing_terabytes_takes_no_memory(server: Any, tools: Any) -> None:
             server.sessions.CreateSession(session_pb2.CreateSessionRequest(spec=spec), timeout=10)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert tools.reason_of(caught.value) == reason
-    assert server.inside(lambda engine: engine.budget.used_bytes) == 0
+    tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 0)
 
 
 def tensor(**fields: Any) -> types_pb2.ParameterLayout:

@@ -153,7 +153,7 @@ def test_a_wrong_piece_is_refused_and_the_worker_goes_on(
         stream.send(*worker.chunks(1), worker.commit(1))
         assert stream.next().result.step == 1
         np.testing.assert_array_equal(worker.landed(stream, 1), -some(0))
-    assert server.inside(lambda engine: engine.budget.used_bytes) == 0
+    tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 0)
 
 
 def test_an_incomplete_gradient_is_refused(server: Any, tools: Any) -> None:
@@ -420,7 +420,7 @@ def test_a_killed_worker_leaves_nothing_behind(server: Any, tools: Any) -> None:
     with worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "attached True\n"
-        tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) == 4 * SIZE)
+        tools.poll(lambda: server.inside(lambda engine: engine.budget.used_bytes) >= 4 * SIZE)
         assert len(maps()) == before + 1
         worker.kill()
     tools.poll(lambda: len(maps()) == before)

@@ -27,6 +27,7 @@ STATUSES = {
     errors.StaleGradient: 409,
     errors.StaleGeneration: 409,
     errors.Overloaded: 429,
+    errors.Stalled: 408,
     errors.QuotaExceeded: 429,
     errors.OutOfDeviceMemory: 507,
     errors.StorageFull: 507,

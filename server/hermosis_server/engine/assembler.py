@@ -14,38 +14,48 @@ import numpy as np
 
 from hermosis import wire
 from hermosis.wire import Dtype
-from hermosis_server.errors import CorruptChunk, InvalidRequest, LayoutMismatch, Overloaded, PayloadMismatch
+from hermosis_server.engine.budget import Budget
+from hermosis_server.errors import CorruptChunk, InvalidRequest, LayoutMismatch, PayloadMismatch
 
-RETRY_AFTER_S = 0.25
+# What is remembered of a chunk until its vector is whole, and for how many of them it is paid at a time.
+PART_BYTES = 192
+PAID_PARTS = 16
+# Chunks that nobody has to ask for: some, and one for each of so many bytes of the vector.
+FREE_PARTS = 64
+FREE_PART_BYTES = 4096
 
 
-class StagingBudget:
-    """Host bytes for vectors on their way, all sessions together. Used from the rpc thread only.
+class StagingBudget(Budget):
+    """The server's budget, with the memory that vectors on their way lie in.
 
     Args:
-      limit_bytes: the most that may be staged at a time.
+      limit_bytes: the most that may be in use at a time.
       allocate:    gives that many bytes of host memory; the engine passes pinned memory where a device fetches from it.
     """
 
+    __slots__ = ("_allocate",)
+
     def __init__(self, limit_bytes: int, allocate: Callable[[int], memoryview]) -> None:
-        self.limit_bytes = limit_bytes
-        self.used_bytes = 0
+        super().__init__(limit_bytes)
         self._allocate = allocate
 
-    def take(self, size_bytes: int) -> "Staging":
+    def stage(self, size_bytes: int, budget: Budget | None = None, *, awaited: bool = False) -> "Staging":
         """Memory for a vector.
 
+        Args:
+          budget:  of the session that it is for, a part of this one; None is the server's own.
+          awaited: as in `Budget.take`.
+
         Raises:
-          Overloaded: the budget is spent just now.
+          Overloaded: a budget is spent just now.
         """
-        if self.used_bytes + size_bytes > self.limit_bytes:
-            raise Overloaded(
-                f"{size_bytes} bytes of staging memory were asked for, {self.limit_bytes - self.used_bytes} of "
-                f"{self.limit_bytes} are free; send the gradient again shortly",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self.used_bytes += size_bytes
-        return Staging(self._allocate(size_bytes), self)
+        budget = self if budget is None else budget
+        budget.take(size_bytes, awaited=awaited)
+        try:
+            return Staging(self._allocate(size_bytes), budget)
+        except BaseException:
+            budget.give(size_bytes)
+            raise
 
 
 @dataclass(slots=True)
@@ -53,7 +63,7 @@ class Staging:
     """Staging memory, given back exactly once."""
 
     memory: memoryview
-    _budget: StagingBudget | None
+    _budget: Budget | None
 
     @property
     def address(self) -> int:
@@ -64,7 +74,7 @@ class Staging:
     def release(self) -> None:
         """Gives the memory back; a second call does nothing."""
         if self._budget is not None:
-            self._budget.used_bytes -= len(self.memory)
+            self._budget.give(len(self.memory))
             self._budget = None
             self.memory = memoryview(b"")
 
@@ -77,14 +87,17 @@ class Assembler:
       elements: P, how many elements make the whole.
       dtype:    of every chunk.
       staging:  where the chunks land; None only checks them, for a gradient that was answered before.
+      budget:   pays for what is remembered of a vector that comes in pieces.
     """
 
     elements: int
     dtype: Dtype
     max_chunk_bytes: int
     staging: Staging | None
+    budget: Budget
     received: int = 0  # elements
     _peak_bits: int = 0  # of the largest magnitude so far
+    _paid_parts: int = 0
     _parts: list[tuple[int, int, int]] = field(default_factory=list)  # (offset, length, checksum), sorted
 
     @property
@@ -114,6 +127,7 @@ class Assembler:
           LayoutMismatch:  elements beyond the end of the layout.
           CorruptChunk:    the payload is not what was sent; its place holds it, but counts as empty.
           PayloadMismatch: the same elements came before with other values.
+          Overloaded:      there is no memory to remember one more piece.
         """
         if dtype is not self.dtype:
             raise InvalidRequest(
@@ -152,6 +166,8 @@ class Assembler:
             return
         if self.staging is not None:
             self._peak_bits = max(self._peak_bits, _peak_bits(landed, dtype))
+        if len(self._parts) >= self._paid_parts and self.received + length < self.elements:
+            self._pay()
         self._parts.insert(place, (offset, length, crc32))
         self.received += length
 
@@ -164,9 +180,18 @@ class Assembler:
             )
 
     def release(self) -> None:
-        """Gives the staging memory back."""
+        """Gives all memory back; a second call does nothing."""
+        if self._paid_parts:
+            self.budget.give(self._paid_parts * PART_BYTES)
+            self._paid_parts = 0
         if self.staging is not None:
             self.staging.release()
+
+    def _pay(self) -> None:
+        """Pays for more parts: in pieces of one element a vector would take fifty times its memory."""
+        few = self._paid_parts < FREE_PARTS + self.size_bytes // FREE_PART_BYTES
+        (self.budget.hold if few else self.budget.take)(PAID_PARTS * PART_BYTES)
+        self._paid_parts += PAID_PARTS
 
     def _already_there(self, place: int, offset: int, length: int, crc32: int) -> bool:
         before = self._parts[place - 1] if place else None

@@ -23,11 +23,12 @@ from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.arena import Arena
 from hermosis_server.engine.assembler import Assembler, StagingBudget
+from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
 from hermosis_server.engine.keeper import Keeper, Written
 from hermosis_server.engine.session import Session, SessionSpec
-from hermosis_server.engine.telemetry import TelemetryRing, Watch, Watchers
+from hermosis_server.engine.telemetry import Shelf, TelemetryRing, Watch, Watchers
 from hermosis_server.engine.volley import Volleys
 from hermosis_server.errors import (
     CorruptState,
@@ -112,6 +113,7 @@ class Engine:
         self.budget = StagingBudget(limits.staging_bytes, allocate)
         self._sessions: dict[str, Session] = {}
         self._watchers = Watchers()
+        self._shelf = Shelf(limits.max_readings)
         self.intake = Intake(self.budget, limits=limits, watchers=self._watchers, keeper=keeper)
         self.volleys = Volleys(self._watchers, keeper=keeper)
 
@@ -149,7 +151,7 @@ class Engine:
                 await self.keeper.adopt(session)
             reach("create.recorded")
         except BaseException:
-            del self._sessions[session_id]
+            self._forget(session_id)
             if session.resident is not None:
                 await self._on_device(session, on_device.release)
             raise
@@ -160,8 +162,9 @@ class Engine:
         session = self._sessions[session_id] = Session(
             session_id=session_id,
             executor=max(self._executors, key=lambda executor: executor.free_bytes),
+            budget=Budget(self._session_bytes(spec), owner=f"session {session_id}", whole=self.budget),
             spec=spec,
-            telemetry=TelemetryRing(session_id, self.limits.max_readings),
+            telemetry=TelemetryRing(session_id, self._shelf),
             max_workers=self.limits.max_workers,
         )
         return session
@@ -177,8 +180,9 @@ class Engine:
         on_server = spec.parameters_on is ParametersOn.SERVER
         shapes = [tensor.shape for tensor in spec.layout.tensors]
         session.resident = await session.executor.run(
-            lambda arena: on_device.reserve(arena, hamiltonian, shapes=shapes, holds_parameters=on_server)
+            lambda arena: on_device.reserve(arena, hamiltonian, shapes=shapes, holds_parameters=on_server), of=()
         )
+        self._share_shelf()
         _warn(session.session_id, hamiltonian)
 
     def require_serving(self) -> None:
@@ -246,7 +250,7 @@ class Engine:
             session.require_ready()
             session.status = SessionStatus.PAUSED
             session.revision += 1
-            await session.executor.run(lambda arena: None)
+            await session.executor.run(lambda arena: None, of=[session.on_device])
             await self._save(session)
         return session
 
@@ -271,7 +275,7 @@ class Engine:
                 await self.keeper.forget(session)
             await self._on_device(session, on_device.release)
         finally:
-            self._sessions.pop(session_id, None)
+            self._forget(session_id)
         return session
 
     # Parameters and state
@@ -329,7 +333,9 @@ class Engine:
                     found[place] = error
 
         for executor, rows in readable.items():
-            await executor.run(functools.partial(read, rows=rows))
+            await executor.run(
+                functools.partial(read, rows=rows), of=list({session.on_device for _, session, _ in rows})
+            )
         return found
 
     async def state_digest(self, session_id: str) -> bytes:
@@ -341,6 +347,17 @@ class Engine:
         """The whole optimizer state now, in plain bytes."""
         state = await self._on_device(self._initialised(session_id), on_device.copy_out)
         return replace(state, digest=await asyncio.to_thread(on_device.digest_of, state))
+
+    @contextlib.contextmanager
+    def room_for_state(self, session: Session) -> Iterator[None]:
+        """Counts the host memory of a session's exported state, as long as it is there. Raises Overloaded."""
+        slot = self._resident_session(session.session_id).on_device.slot
+        size = sum(slot.elements(buffer) for buffer in slot.spans) * Dtype.FLOAT32.itemsize
+        self.budget.take(size)
+        try:
+            yield
+        finally:
+            self.budget.give(size)
 
     def begin_import(self, session_id: str) -> dict[StateBuffer, Assembler]:
         """Assemblers for the buffers of a state to come; the caller releases them."""
@@ -395,7 +412,7 @@ class Engine:
 
     async def abandon(self, session: Session) -> None:
         """Gives the memory of a session back that could not be recovered whole; what is on disk stays."""
-        del self._sessions[session.session_id]
+        self._forget(session.session_id)
         await self._on_device(session, on_device.release)
 
     async def _revive(self, session_id: str, spec: SessionSpec) -> Session:
@@ -404,7 +421,7 @@ class Engine:
         try:
             await self.reserve(session)
         except BaseException:
-            del self._sessions[session_id]
+            self._forget(session_id)
             raise
         session.status, session.generation = SessionStatus.READY, self.quarantined.pop(session_id).generation
         self._require_keeper().adopt_recovered(session, snapshot_step=-1)
@@ -472,7 +489,7 @@ class Engine:
 
     async def free_device_bytes(self) -> int:
         """Device memory that new sessions may still take."""
-        return sum([await executor.run(lambda arena: arena.free_bytes) for executor in self._executors])
+        return sum([await executor.run(lambda arena: arena.free_bytes, of=()) for executor in self._executors])
 
     async def stop(self) -> None:
         """Refuses new work, finishes rounds that are complete, and ends the device thread."""
@@ -489,6 +506,23 @@ class Engine:
         await asyncio.sleep(0)  # Lets the last answers of the device thread arrive.
 
     # Inside
+
+    def _forget(self, session_id: str) -> None:
+        self._sessions.pop(session_id, None)
+        self._watchers.forget(session_id)
+        self._share_shelf()
+
+    def _share_shelf(self) -> None:
+        self._shelf.share(len(self._sessions), (session.telemetry for session in self._sessions.values()))
+
+    def _session_bytes(self, spec: SessionSpec) -> int:
+        """The budget of a session: what was set, and never less than its workers need to go on.
+
+        That is two rounds with their answers, so that a whole round fits below the lower mark while the answers to
+        the one before are on their way.
+        """
+        exchange = spec.layout.parameter_count * 2 * Dtype.FLOAT32.itemsize
+        return max(self.limits.session_bytes, 2 * max(1, spec.consistency.workers) * exchange)
 
     def _resident_session(self, session_id: str) -> Session:
         session = self.session(session_id)
@@ -512,7 +546,8 @@ class Engine:
         return self.keeper
 
     async def _on_device(self, session: Session, function: Callable[..., T], *arguments: object) -> T:
-        return await session.executor.run(lambda arena: function(arena, session.on_device, *arguments))
+        resident = session.on_device
+        return await session.executor.run(lambda arena: function(arena, resident, *arguments), of=[resident])
 
 
 _UNREAD = InternalError("parameters were not read; this is a bug in hermosis")

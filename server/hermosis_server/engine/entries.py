@@ -1,6 +1,6 @@
 """Entries: what a launch is told of its sessions: their gradients, what is wanted back, where their rows are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from hermosis_server.records import ReplyWish, StateBuffer
 
 # Vectors of a launch lie in one block of memory, each from such a boundary on.
 ALIGNMENT = 64
+MEAN_ELEMENTS = 1 << 18  # of a mean at a time, in the processor's cache
 
 
 class Part(NamedTuple):
@@ -66,12 +67,22 @@ def side_by_side(sizes: Sequence[int]) -> tuple[list[int], int]:
     return begins, end
 
 
-def mean_of(parts: Sequence[Part]) -> Part:
-    """The mean of several gradients in float32, in the order of worker ids: the same bits whoever came first."""
-    mean = torch.zeros(len(parts[0].memory) // parts[0].dtype.itemsize)
-    for part in parts:
-        mean.add_(from_wire(part.memory, part.dtype).to(mean.dtype), alpha=part.weight)
-    peak = float(mean.abs().amax()) if mean.numel() else 0.0
+def mean_of(parts: Sequence[Part], between: Callable[[], None] | None = None) -> Part:
+    """The mean of several gradients in float32, in the order of worker ids: the same bits whoever came first.
+
+    Args:
+      between: called between two slices of it.
+    """
+    vectors = [from_wire(part.memory, part.dtype) for part in parts]
+    mean, peak = torch.zeros(len(vectors[0])), 0.0
+    for first in range(0, len(mean), MEAN_ELEMENTS):
+        if first and between is not None:
+            between()
+        piece = mean[first : first + MEAN_ELEMENTS]
+        for part, vector in zip(parts, vectors, strict=True):
+            piece.add_(vector[first : first + MEAN_ELEMENTS].to(mean.dtype), alpha=part.weight)
+        # Once a piece is NaN, so is the whole, which `max` of two numbers would forget.
+        peak = float(torch.maximum(torch.tensor(peak), piece.abs().amax()))
     return Part(mean.numpy().data.cast("B"), mean.data_ptr(), Dtype.FLOAT32, peak)
 
 

@@ -6,12 +6,13 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from hermosis_server.dynamics import fused
 from hermosis_server.engine.arena import Arena
-from hermosis_server.engine.batch import FleetDone, StepDone, begin_batch, step_failed
+from hermosis_server.engine.batch import FleetDone, Results, StepDone, begin_batch, step_failed
+from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.scheduler import Job, Ready, StepQueue
 from hermosis_server.engine.step import Stepper
 from hermosis_server.errors import ServerStopping
@@ -21,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class Executor:
-    """Runs steps and jobs in the order they were asked for, and answers on the event loop.
+    """Runs steps and jobs in the queue's order, and answers on the event loop.
+
+    On a processor a heavy step goes in slices, and between two of them light rounds of other sessions are stepped, by
+    a stepper of their own: the same thread, so everything still has one owner.
 
     Args:
       arena:   built by the caller, used by nobody else from then on.
@@ -32,14 +36,21 @@ class Executor:
     def __init__(self, arena: Arena, queue: StepQueue, *, threads: int = 1) -> None:
         self._arena = arena
         self._queue = queue
-        self._stepper = Stepper(arena, fused.Pool(threads))
+        self._stepper = Stepper(arena, fused.Pool(threads, between=self._let_light_ones_through))
+        self._light_stepper = Stepper(arena, fused.Pool(1))
+        self._stepping: set[int] = set()  # the sessions of the batch that goes in slices
         self._loop = asyncio.get_running_loop()
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="hermosis-device", daemon=True)
         self._thread.start()
 
-    async def run(self, job: Callable[[Arena], T]) -> T:
-        """Runs a job on the device thread and gives its result, or raises what it raised, or ServerStopping."""
+    async def run(self, job: Callable[[Arena], T], *, of: Sequence[Resident] | None = None) -> T:
+        """Runs a job on the device thread and gives its result, or raises what it raised, or ServerStopping.
+
+        Args:
+          of: the sessions that it is about: it sees what was asked for before of theirs, and nothing that was later.
+              None: of all.
+        """
         if self._stopped:
             raise ServerStopping("the server is stopping; connect again shortly", retry_after_s=1.0)
         future: asyncio.Future[T] = self._loop.create_future()
@@ -52,7 +63,7 @@ class Executor:
             else:
                 self._tell(_settle, future, result, None)
 
-        self._queue.put(Job(work))
+        self._queue.put(Job(work, of))
         # A caller that goes away does not undo what the device does; it only no longer hears of it.
         return await asyncio.shield(future)
 
@@ -97,10 +108,31 @@ class Executor:
 
     def _begin(self, batch: list[Ready]) -> Callable[[], None]:
         """Begins to step a batch; what it gives waits for the end and tells each item what became of it."""
+        self._stepping = _sessions(batch)
         try:
             results = begin_batch(self._arena, self._stepper, batch)
         except Exception as error:
             return functools.partial(self._fail, batch, error)
+        return self._end(batch, results)
+
+    def _let_light_ones_through(self) -> None:
+        """Steps what is light and of other sessions, in the middle of a heavy batch."""
+        batch = self._queue.light(self._may_step_between)
+        if not batch:
+            return
+        try:
+            results = begin_batch(self._arena, self._light_stepper, batch)
+        except Exception as error:
+            self._fail(batch, error)
+        else:
+            self._end(batch, results)()
+
+    def _may_step_between(self, item: Ready) -> bool:
+        # To fetch one from host memory could put a session there that is being stepped.
+        return all(one.slot.resident and id(one) not in self._stepping for one in item.residents)
+
+    def _end(self, batch: list[Ready], results: Callable[[], Results]) -> Callable[[], None]:
+        """How a begun batch ends: it is waited for, and each item is told what became of it."""
 
         def end() -> None:
             try:

@@ -58,18 +58,20 @@ class Intake:
         if self.stopping.is_set():
             raise stopping()
 
-    def assembler(self, elements: int, dtype: Dtype, *, keep: bool = True) -> Assembler:
-        """An assembler for a vector; the caller releases it. `keep` False only checks, and takes no memory."""
-        staging = self._budget.take(elements * dtype.itemsize) if keep else None
-        return Assembler(elements, dtype, self._limits.max_chunk_bytes, staging)
+    def assembler(self, elements: int, dtype: Dtype) -> Assembler:
+        """An assembler for a vector; the caller releases it."""
+        staging = self._budget.stage(elements * dtype.itemsize)
+        return Assembler(elements, dtype, self._limits.max_chunk_bytes, staging, self._budget)
 
     def begin_gradient(self, session: Session, worker: WorkerRecord, sequence: int, dtype: Dtype) -> Assembler:
         """An assembler for a gradient. One that was answered before is only checked, and takes no memory."""
         self.require_running()
-        if session.answered_before(worker, sequence):
-            return self.assembler(session.spec.layout.parameter_count, dtype, keep=False)
-        session.require_ready()
-        return self.assembler(session.spec.layout.parameter_count, dtype)
+        elements, staging = session.spec.layout.parameter_count, None
+        if not session.answered_before(worker, sequence):
+            session.require_ready()
+            awaited = bool(session.round.contributions)
+            staging = self._budget.stage(elements * dtype.itemsize, session.budget, awaited=awaited)
+        return Assembler(elements, dtype, self._limits.max_chunk_bytes, staging, session.budget)
 
     def contribute(
         self,
@@ -178,7 +180,7 @@ class Intake:
                 state_digest=done.state_digest if contribution.commit.want_digest else b"",
             )
             if vector is not None and vector.reply is Reply.INCREMENT:
-                contribution.worker.increments[result.sequence] = vector
+                session.keep_increment(contribution.worker, result.sequence, vector)
             contribution.ticket.resolve(Answer(result, vector))
         reach("intake.answered")
         if applied:
@@ -227,7 +229,7 @@ class Intake:
         result = replace(result, duplicate=True, durable_step=session.durable_step)
         if wish.reply is Reply.PARAMETERS:
             vector = await session.executor.run(
-                lambda arena: on_device.read_parameters(arena, session.on_device, wish.dtype)
+                lambda arena: on_device.read_parameters(arena, session.on_device, wish.dtype), of=[session.on_device]
             )
             return Answer(result, vector)
         if wish.reply is Reply.INCREMENT and result.outcome is Outcome.APPLIED:

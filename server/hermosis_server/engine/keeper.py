@@ -345,7 +345,8 @@ class Keeper:
             kept.snapshot_s = time.monotonic()
             generation = session.replaced_generation
             document = self._encode(session.spec)
-            state = await session.executor.run(lambda arena: on_device.copy_out(arena, session.on_device))
+            resident = session.on_device
+            state = await session.executor.run(lambda arena: on_device.copy_out(arena, resident), of=[resident])
             reach("keeper.copied")
             written = await self._on_disk(self._save, session, generation, document, state)
         info = written.info

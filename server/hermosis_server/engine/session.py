@@ -3,11 +3,14 @@
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from hermosis.wire import Dtype
 from hermosis_server.dynamics import Hamiltonian
 from hermosis_server.engine.assembler import Assembler
+from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, Tell, Tickets, WorkerRecord
@@ -34,8 +37,11 @@ from hermosis_server.records import (
     ReplyWish,
     SessionStatus,
     StepResult,
+    Vector,
     WorkerSequence,
 )
+
+MAX_KEPT_INCREMENTS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,7 @@ class Session:
 
     Attributes:
       executor:     of the device that it lives on.
+      budget:       host memory of its gradients and answers on their way, over all streams.
       resident:     the device thread's part; None until memory is reserved.
       step:         steps applied, as far as the rpc thread has heard: never behind an answer it has given.
       durable_step: the last step that survives a crash.
@@ -65,6 +72,7 @@ class Session:
       recovered_steps:     at which each later generation began, in order: what a crash left of the one before.
       obstacle:     makes the error of why no gradient can be taken though the session is READY.
       stepping:     rounds handed to the device thread whose fate is not known yet.
+      most_stepping: as many as its budget has room for; asked where many sessions share staging memory.
       editing:      held from the check of an edit's etag to its end; an edit waits for the device in between.
       request_id:   of the call that made it, and the fingerprint of that request.
     """
@@ -72,6 +80,7 @@ class Session:
     session_id: str
     spec: SessionSpec
     executor: Executor
+    budget: Budget
     telemetry: TelemetryRing
     max_workers: int
     resident: Resident | None = None
@@ -89,10 +98,13 @@ class Session:
     created_s: float = field(default_factory=time.time)
     workers: dict[str, WorkerRecord] = field(default_factory=dict)
     stepping: int = 0
+    most_stepping: int = field(init=False)
     editing: asyncio.Lock = field(default_factory=asyncio.Lock)
     round: Round = field(init=False)
+    _kept: deque[tuple[WorkerRecord, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        self.most_stepping = max(1, self.budget.limit_bytes // self._exchange_bytes)
         self.round = self._new_round()
 
     @property
@@ -239,6 +251,17 @@ class Session:
         worker.last_seen_s = now_s
         worker.received_bytes += size_bytes
 
+    def keep_increment(self, worker: WorkerRecord, sequence: int, increment: Vector) -> None:
+        """Keeps what nobody could compute again, for a worker that asks again; lets the oldest go where they are many.
+
+        A worker that goes on lets its own go; those that vanished are remembered as long as there is room.
+        """
+        worker.increments[sequence] = increment
+        self._kept.append((worker, sequence))
+        if len(self._kept) > max(2 * self.spec.consistency.workers, min(self.most_stepping, MAX_KEPT_INCREMENTS)):
+            old, number = self._kept.popleft()
+            old.increments.pop(number, None)
+
     def take_round(self) -> Round | None:
         """The round, if it is ready for its step; a new one then begins."""
         if not self.round.ready:
@@ -277,6 +300,11 @@ class Session:
             ),
             None,
         )
+
+    @property
+    def _exchange_bytes(self) -> int:
+        """Of a gradient and its answer, at the most."""
+        return 2 * Dtype.FLOAT32.itemsize * self.spec.layout.parameter_count
 
     def _new_round(self) -> Round:
         consistency = self.spec.consistency

@@ -5,7 +5,14 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from hermosis_server.errors import QuotaExceeded
 from hermosis_server.records import TelemetryReading
+
+# Of all sessions, a kilobyte each at the most; and of one, however many sessions there are.
+MAX_READINGS_TOGETHER = 1_000_000
+LEAST_READINGS = 64
+# Each may keep as many readings as a ring for a viewer that does not read.
+MAX_WATCHES = 256
 
 
 class Readings(Protocol):
@@ -14,15 +21,51 @@ class Readings(Protocol):
     def reading(self, session_id: str) -> TelemetryReading: ...
 
 
+class Shelf:
+    """Room for the readings of all sessions, alike for each.
+
+    Args:
+      most:     of one session.
+      together: of all sessions; each has a part, and the rings are cut when the sessions have doubled.
+
+    Attributes:
+      capacity: of one ring at present.
+    """
+
+    def __init__(self, most: int, together: int = MAX_READINGS_TOGETHER) -> None:
+        self.capacity = self._most = most
+        self._together = together
+
+    def share(self, count: int, rings: Iterable["TelemetryRing"]) -> None:
+        """Makes room for as many rings: to be called whenever there is another one, or one less."""
+        # A power of two, so that cutting costs each new session the same, however many there are.
+        places = 1 << max(0, count - 1).bit_length()
+        before, self.capacity = self.capacity, min(self._most, max(LEAST_READINGS, self._together // places))
+        if self.capacity < before:
+            for ring in rings:
+                ring.cut()
+
+
 class TelemetryRing:
     """The newest readings of one session, oldest first. What came in columns becomes a reading when it is asked for."""
 
-    def __init__(self, session_id: str, capacity: int) -> None:
+    def __init__(self, session_id: str, shelf: Shelf) -> None:
         self._session_id = session_id
-        self._readings: deque[TelemetryReading | Readings] = deque(maxlen=capacity)
+        self._shelf = shelf
+        self._readings: deque[TelemetryReading | Readings] = deque()
+
+    def __len__(self) -> int:
+        return len(self._readings)
 
     def append(self, reading: TelemetryReading | Readings) -> None:
         self._readings.append(reading)
+        if len(self._readings) > self._shelf.capacity:
+            self._readings.popleft()
+
+    def cut(self) -> None:
+        """Lets the oldest go that there is no room for."""
+        while len(self._readings) > self._shelf.capacity:
+            self._readings.popleft()
 
     @property
     def latest(self) -> TelemetryReading | None:
@@ -73,6 +116,10 @@ class Watch:
         self._readings.append(reading)
         self._news.set()
 
+    def forget(self, session_id: str) -> None:
+        """The session is no more."""
+        self._last_s.pop(session_id, None)
+
     def end(self) -> None:
         """Lets `next` return nothing once all is read."""
         self._ended = True
@@ -95,6 +142,9 @@ class Watchers:
         self._watches: set[Watch] = set()
 
     def add(self, watch: Watch) -> Watch:
+        """Adds one. Raises QuotaExceeded while there are as many as there may be."""
+        if len(self._watches) >= MAX_WATCHES:
+            raise QuotaExceeded(f"{MAX_WATCHES} watches are open, the most there may be; end one first")
         self._watches.add(watch)
         return watch
 
@@ -108,6 +158,11 @@ class Watchers:
     def offer(self, reading: TelemetryReading) -> None:
         for watch in self._watches:
             watch.offer(reading)
+
+    def forget(self, session_id: str) -> None:
+        """The session is no more."""
+        for watch in self._watches:
+            watch.forget(session_id)
 
     def end(self) -> None:
         for watch in self._watches:

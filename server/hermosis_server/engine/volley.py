@@ -17,6 +17,7 @@ from hermosis.wire import Dtype
 from hermosis_server.engine import checks
 from hermosis_server.engine.assembler import Staging
 from hermosis_server.engine.batch import FleetDone
+from hermosis_server.engine.budget import RETRY_AFTER_S
 from hermosis_server.engine.entries import Part
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.keeper import Keeper
@@ -25,7 +26,7 @@ from hermosis_server.engine.rounds import Answer, StepTicket, WorkerRecord
 from hermosis_server.engine.scheduler import ReadyFleet
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.telemetry import Watchers
-from hermosis_server.errors import HermosisError, SessionNotFound
+from hermosis_server.errors import HermosisError, Overloaded, SessionNotFound
 from hermosis_server.records import (
     EnergySample,
     Outcome,
@@ -330,6 +331,12 @@ def _countable(volley: Volley, refuse: Refuse) -> list[int]:
                 raise SessionNotFound(f"session {session.session_id} is closed")
             if generation != session.generation:
                 session.require_generation(generation)
+            if session.stepping >= session.most_stepping:
+                raise Overloaded(
+                    f"{session.stepping} steps of session {session.session_id} are under way, as many as it has room "
+                    "for; send it again shortly",
+                    retry_after_s=RETRY_AFTER_S,
+                )
             if lr_scale != 1.0:
                 checks.check_lr_scale(lr_scale, field="lr_scales")
             session.require_admissible(worker, sequence, base_step, loss)
@@ -342,9 +349,10 @@ def _countable(volley: Volley, refuse: Refuse) -> list[int]:
 
 def _keep_increments(volley: Volley, fates: Fates, replies: Sequence[memoryview | None]) -> None:
     wish = volley.wish
-    for worker, sequence, step, reply in zip(volley.workers, volley.sequences, fates.steps, replies, strict=True):
+    columns = zip(volley.sessions, volley.workers, volley.sequences, fates.steps, replies, strict=True)
+    for session, worker, sequence, step, reply in columns:
         if reply is not None:
             # A copy: the memory of one reply is that of its whole launch.
-            worker.increments[sequence] = Vector(
-                step=step, reply=wish.reply, dtype=wish.dtype, payload=memoryview(bytes(reply))
-            )
+            payload = memoryview(bytes(reply))
+            increment = Vector(step=step, reply=wish.reply, dtype=wish.dtype, payload=payload)
+            session.keep_increment(worker, sequence, increment)

@@ -3,13 +3,13 @@
 One task reads, one writes; a contribution's answer is put into the outbox by whoever learns it. Reading pauses while
 more than the window of answers is under way, so that a worker that sends without reading meets HTTP/2's own flow
 control, and the server's memory stays as it is. A piece of work that is refused is answered by a refusal; the stream
-goes on.
+goes on. Large messages of all streams take turns.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,7 +19,7 @@ from hermosis.v1 import gradient_pb2
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.intake import stopping as stopped
 from hermosis_server.engine.rounds import Answer
-from hermosis_server.errors import InvalidRequest
+from hermosis_server.errors import InvalidRequest, Overloaded, Stalled
 from hermosis_server.rpc import status
 from hermosis_server.rpc.codec import gradient as codec
 from hermosis_server.rpc.interceptor import no_message
@@ -27,9 +27,12 @@ from hermosis_server.rpc.links import Link, open_link
 from hermosis_server.rpc.outbox import Outbox
 from hermosis_server.rpc.packed import PackedDesk
 from hermosis_server.rpc.segments import Segments, StreamSegments
+from hermosis_server.rpc.turns import HEAVY_BYTES, Turns
 
 Request = gradient_pb2.ExchangeRequest
 Response = gradient_pb2.ExchangeResponse
+
+T = TypeVar("T")
 
 MAX_HANDLES = 65_536
 MAX_OPENINGS = 1024  # in one message; as many refusals fit an answer
@@ -42,12 +45,14 @@ class ExchangeStream:
     Args:
       engine:       takes the contributions.
       segments:     of all workers that share memory with this server.
+      turns:        of large messages, all streams together.
       context:      of the call; serialized messages are read from it and written to it.
       window_bytes: unanswered payload at which reading pauses.
     """
 
-    def __init__(self, engine: Engine, segments: Segments, context: Any, *, window_bytes: int) -> None:
+    def __init__(self, engine: Engine, segments: Segments, turns: Turns, context: Any, *, window_bytes: int) -> None:
         self._engine = engine
+        self._turns = turns
         self._segments = StreamSegments(segments)
         self._context = context
         self._window_bytes = window_bytes
@@ -55,24 +60,28 @@ class ExchangeStream:
         self._refused_handles: set[int] = set()
         self._outbox = Outbox(window_bytes)
         self._desk = PackedDesk(engine, self._links, later=self._answer_later)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._running: asyncio.Task[Any] | None = None
+        self._failure: Stalled | None = None
 
     async def run(self) -> None:
-        """Answers the worker until it ends the stream or the server stops."""
+        """Answers the worker until it ends the stream or the server stops. Raises Stalled if nobody reads."""
+        self._running = asyncio.current_task()
         reading = asyncio.ensure_future(self._read())
         stopping = asyncio.ensure_future(self._engine.intake.stopping.wait())
         reading.add_done_callback(lambda _: self._outbox.end())
         stopping.add_done_callback(lambda _: reading.cancel())
-        write, outbox = self._context.write, self._outbox
         try:
-            while (answer := await outbox.next()) is not None:
-                messages, window_bytes = answer
-                for message in messages:
-                    await write(message)
-                outbox.written(window_bytes)
+            await self._write()
             if stopping.done():
                 raise stopped()
             await reading
+        except asyncio.CancelledError:
+            if self._failure is None:
+                raise
+            assert self._running is not None, "it is running"
+            self._running.uncancel()
+            raise self._failure from None
         finally:
             reading.cancel()
             stopping.cancel()
@@ -80,13 +89,56 @@ class ExchangeStream:
                 task.cancel()
             for link in self._links.values():
                 link.close()
+            self._outbox.close()
             self._segments.close()
+
+    def half_done(self) -> Mapping[Hashable, int]:
+        """Gradients on their way, by handle and sequence; and, under None, what waits to be read."""
+        begun: dict[Hashable, int] = {
+            (handle, sequence): gradient.received
+            for handle, link in self._links.items()
+            if link.gradients
+            for sequence, gradient in link.gradients.items()
+        }
+        if self._outbox.unread:
+            begun[None] = self._outbox.written_messages
+        return begun
+
+    def stalled(self, thing: Hashable, error: Stalled) -> None:
+        """Gives a gradient up, or the stream where nobody reads it."""
+        if isinstance(thing, tuple):
+            handle, sequence = thing
+            try:
+                self._links[handle].refuse(sequence)
+            except InvalidRequest:  # as many as may be were given up before, and nothing came since
+                self._give_up(error)
+            else:
+                self._refuse(handle, sequence, error)
+        else:
+            self._give_up(error)
+
+    def _give_up(self, error: Stalled) -> None:
+        if self._running is not None:
+            self._failure = error
+            self._running.cancel()
+
+    async def _write(self) -> None:
+        write, outbox = self._context.write, self._outbox
+        while (messages := await outbox.next()) is not None:
+            for message in messages:
+                await write(message)
+                outbox.written_messages += 1
+                if len(message) > HEAVY_BYTES:
+                    await self._turns.mine()  # before the next one is made
+            outbox.written()
 
     async def _read(self) -> None:
         read, outbox, end = self._context.read, self._outbox, grpc.aio.EOF
         while (raw := await read()) is not end:
             if outbox.full:
                 await outbox.room()
+            if len(raw) > HEAVY_BYTES:
+                await self._turns.mine()
             self._receive(raw)
 
     def _receive(self, raw: bytes) -> None:
@@ -209,8 +261,7 @@ class ExchangeStream:
             return
         # Where other answers are to go there before, a step must not write over them.
         place = None if link.unanswered else link.answer_place
-        window = self._expect(link)
-        answer = partial(self._answer, link, handle, sequence, False, window)
+        answer = partial(self._answer, link, handle, sequence, False, *self._expect(link))
         try:
             link.commit(self._engine, codec.commit(message), answer, place=place)
         except Exception as error:
@@ -221,8 +272,7 @@ class ExchangeStream:
         link = self._link(handle)
         if link is None:
             return
-        window = self._expect(link)
-        answer = partial(self._answer, link, handle, sequence, True, window)
+        answer = partial(self._answer, link, handle, sequence, True, *self._expect(link))
         try:
             chunk = codec.whole_gradient(message, link.gradient_dtype)
             link.contribute(self._engine, codec.commit(message.commit), chunk, answer)
@@ -230,16 +280,18 @@ class ExchangeStream:
             answer(error)
 
     def _answer(
-        self, link: Link, handle: int, sequence: int, whole: bool, window: int, answer: Answer | Exception
+        self, link: Link, handle: int, sequence: int, whole: bool, window: int, sure: bool, answer: Answer | Exception
     ) -> None:
         """Hears what became of a contribution; also when the stream has gone, where nothing reads the outbox."""
         if isinstance(answer, Exception):
             link.unanswered -= 1
-            self._outbox.put((_refused(handle, sequence, answer),), window)
+            self._outbox.put((_refused(handle, sequence, answer),), window, sure=sure)
             return
         chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
         messages = codec.answer_messages(answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes, place=place)
-        self._outbox.put(_written(link, messages), window)
+        budget, held_bytes = link.session.budget, 0 if answer.vector is None else len(answer.vector.payload)
+        budget.hold(held_bytes)
+        self._outbox.put(_written(link, messages), window, sure=sure, budget=budget, held_bytes=held_bytes)
 
     def _open_many(self, message: gradient_pb2.OpenSessions) -> None:
         if len(message.open) > MAX_OPENINGS:
@@ -253,18 +305,37 @@ class ExchangeStream:
                 answer.opened.append(opened)
             else:
                 answer.refused.append(opened)
-        response = Response(opened_many=answer).SerializeToString()
-        self._answer_later(len(response))(response)
+        self._send(Response(opened_many=answer))
 
-    def _answer_later(self, window_bytes: int) -> Callable[[bytes], None]:
-        self._outbox.expect(window_bytes)
-        return lambda message: self._outbox.put((message,), window_bytes)
+    def _answer_later(self, window_bytes: int, *, sure: bool) -> Callable[[bytes], None]:
+        self._outbox.expect(window_bytes, sure=sure)
+        budget = self._engine.budget
+
+        def put(message: bytes) -> None:
+            budget.hold(len(message))
+            self._outbox.put((message,), window_bytes, sure=sure, budget=budget, held_bytes=len(message))
+
+        return put
 
     def _pull(self, handle: int) -> None:
         link = self._link(handle)
-        if link is not None:
-            window = self._expect(link)
-            self._later(self._pulled(handle, link), window)
+        if link is None:
+            return
+        size = link.session.spec.layout.parameter_count * link.wish.dtype.itemsize
+        try:
+            link.session.budget.take(size)
+        except Overloaded as error:
+            self._refuse(handle, 0, error)
+            return
+        link.unanswered += 1
+        self._outbox.expect(size)
+        reading = self._run(self._pulled(handle, link))
+
+        def put(done: asyncio.Task[Iterable[bytes]]) -> None:
+            answer = () if done.cancelled() else done.result()
+            self._outbox.put(answer, size, budget=link.session.budget, held_bytes=size)
+
+        reading.add_done_callback(put)
 
     async def _pulled(self, handle: int, link: Link) -> Iterable[bytes]:
         try:
@@ -276,19 +347,12 @@ class ExchangeStream:
         messages = codec.vector_messages(vector, handle=handle, sequence=0, chunk_bytes=chunk_bytes, place=place)
         return _written(link, messages)
 
-    def _later(self, answers: Coroutine[Any, Any, Iterable[bytes]], window_bytes: int) -> None:
-        """Lets answers that were expected follow when they are known, by a task of their own."""
-
-        async def wait() -> None:
-            self._outbox.put(await answers, window_bytes)
-
-        self._run(wait())
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """In a task that ends with the stream."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _link(self, handle: int) -> Link | None:
         """The link of a handle; None for one whose opening was refused."""
@@ -304,12 +368,12 @@ class ExchangeStream:
             self._desk.forget()
             link.close()
 
-    def _expect(self, link: Link) -> int:
-        """Counts an answer that is due; gives its part of the window."""
+    def _expect(self, link: Link) -> tuple[int, bool]:
+        """Counts an answer that is due; gives its part of the window, and whether it comes whatever others do."""
         link.unanswered += 1
-        window = self._window_of(link)
-        self._outbox.expect(window)
-        return window
+        window, sure = self._window_of(link), link.session.steps_at_once
+        self._outbox.expect(window, sure=sure)
+        return window, sure
 
     def _window_of(self, link: Link) -> int:
         """Payload that one exchange of this session has under way: the gradient, and what is sent back."""

@@ -1,40 +1,87 @@
-"""Outbox: what one stream still has to write, and how much of its window that takes."""
+"""Outbox: what one stream still has to write, how much of its window that takes, and whose memory it is."""
 
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from hermosis_server.engine.budget import Budget
+
+MAX_ANSWERS = 1024  # under way; what is known of one takes memory beside its payload
+
+
+class _Entry(NamedTuple):
+    messages: Iterable[bytes]
+    window_bytes: int
+    budget: Budget | None
+    held_bytes: int
 
 
 class Outbox:
     """Answers on their way to one worker. Used from the rpc thread only.
 
+    Reading should pause while the window is exceeded. Only answers count that come whatever the worker does next: if
+    one that waits for other workers did, and they are on the same stream, all of them would wait for ever.
+
     Args:
-      window_bytes: payload of answers that are due or being written at which reading should pause.
+      window_bytes: payload of answers at which reading should pause.
+
+    Attributes:
+      written_messages: so far; it does not grow while the worker reads nothing.
     """
 
     def __init__(self, window_bytes: int) -> None:
+        self.written_messages = 0
         self._window_bytes = window_bytes
         self._taken_bytes = 0
+        self._answers = 0
         self._due = 0
         self._ended = False
-        self._waiting: deque[tuple[Iterable[bytes], int]] = deque()
+        self._closed = False
+        self._waiting: deque[_Entry] = deque()
+        self._writing: _Entry | None = None
         self._news: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
 
-    def expect(self, window_bytes: int) -> None:
-        """An answer is due that takes as much of the window until it is written; `put` brings it."""
-        self._due += 1
-        self._taken_bytes += window_bytes
+    def expect(self, window_bytes: int, *, sure: bool = True) -> None:
+        """An answer is due that takes as much of the window until it is written; `put` brings it.
 
-    def put(self, messages: Iterable[bytes], window_bytes: int) -> None:
-        """The answer that was expected: messages that follow one another, made as they are written."""
+        Args:
+          sure: it comes whatever the worker does; else it counts from when it has come.
+        """
+        self._due += 1
+        if sure:
+            self._count(window_bytes)
+
+    def put(
+        self,
+        messages: Iterable[bytes],
+        window_bytes: int,
+        *,
+        sure: bool = True,
+        budget: Budget | None = None,
+        held_bytes: int = 0,
+    ) -> None:
+        """The answer that was expected: messages that follow one another, made as they are written.
+
+        Args:
+          budget:     that has counted the memory of the answer; it is given back when that is written, or will not be.
+          held_bytes: which it has counted.
+        """
+        if self._closed:
+            if budget is not None:
+                budget.give(held_bytes)
+            return
         self._due -= 1
-        self._waiting.append((messages, window_bytes))
+        if not sure:
+            self._count(window_bytes)
+        self._waiting.append(_Entry(messages, window_bytes, budget, held_bytes))
         _wake(self._news)
 
     def put_now(self, message: bytes) -> None:
         """An answer that nothing had to be waited for."""
-        self._waiting.append(((message,), 0))
+        self._count(len(message))
+        self._waiting.append(_Entry((message,), len(message), None, 0))
         _wake(self._news)
 
     def end(self) -> None:
@@ -42,10 +89,25 @@ class Outbox:
         self._ended = True
         _wake(self._news)
 
+    def close(self) -> None:
+        """Nobody will read any more: drops what there is and what still comes."""
+        self._closed = True
+        gone = [*self._waiting, *([self._writing] if self._writing else [])]
+        self._waiting.clear()
+        self._writing = None
+        for entry in gone:
+            if entry.budget is not None:
+                entry.budget.give(entry.held_bytes)
+
+    @property
+    def unread(self) -> bool:
+        """Whether the worker has something to read."""
+        return self._writing is not None or bool(self._waiting)
+
     @property
     def full(self) -> bool:
         """Whether the window is exceeded."""
-        return self._taken_bytes > self._window_bytes
+        return self._taken_bytes > self._window_bytes or self._answers > MAX_ANSWERS
 
     async def room(self) -> None:
         """Waits until the window is no longer exceeded."""
@@ -53,21 +115,30 @@ class Outbox:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
-    async def next(self) -> tuple[Iterator[bytes], int] | None:
-        """The next answer with its part of the window, for `written`; None after the last."""
+    async def next(self) -> Iterator[bytes] | None:
+        """The next answer, to be followed by `written`; None after the last."""
         while not self._waiting:
             if self._ended and not self._due:
                 return None
             self._news = asyncio.get_running_loop().create_future()
             await self._news
-        messages, window_bytes = self._waiting.popleft()
-        return iter(messages), window_bytes
+        self._writing = self._waiting.popleft()
+        return iter(self._writing.messages)
 
-    def written(self, window_bytes: int) -> None:
-        """Gives an answer's part of the window back."""
-        self._taken_bytes -= window_bytes
+    def written(self) -> None:
+        """Gives back what the last answer took."""
+        entry, self._writing = self._writing, None
+        assert entry is not None, "an answer is written once"
+        self._taken_bytes -= entry.window_bytes
+        self._answers -= 1
+        if entry.budget is not None:
+            entry.budget.give(entry.held_bytes)
         if not self.full:
             _wake(self._room)
+
+    def _count(self, window_bytes: int) -> None:
+        self._taken_bytes += window_bytes
+        self._answers += 1
 
 
 def _wake(waiting: asyncio.Future[None] | None) -> None:

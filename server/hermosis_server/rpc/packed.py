@@ -8,7 +8,7 @@ the way of every contribution.
 import functools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,12 +30,20 @@ ENERGY_BYTES = 8 * len(EnergySample._fields)
 MAX_KEPT_HANDLES = 1 << 18  # in all lineups of a stream
 
 
+class Later(Protocol):
+    """Counts bytes against the stream's window, and gives the way for the answer that frees them when written."""
+
+    def __call__(self, window_bytes: int, *, sure: bool) -> Callable[[bytes], None]:
+        """`sure` where the answer comes whatever the worker sends next."""
+        ...
+
+
 class PackedDesk:
     """Takes the packed messages of one stream.
 
     Args:
       links: open on the stream, by handle.
-      later: counts bytes against the stream's window, and gives the way for the answer that frees them when written.
+      later: announces an answer.
     """
 
     def __init__(
@@ -43,7 +51,7 @@ class PackedDesk:
         engine: Engine,
         links: Mapping[int, Link],
         *,
-        later: Callable[[int], Callable[[bytes], None]],
+        later: Later,
     ) -> None:
         self._engine = engine
         self._links = links
@@ -75,7 +83,10 @@ class PackedDesk:
             energies=message.want_energies,
             waits=len(apart) + (staging is not None),
             refusal_bytes=refusal_bytes,
-            send=self._later(len(message.payload) + replies[-1].stop),
+            send=self._later(
+                len(message.payload) + replies[-1].stop,
+                sure=all(lineup.links[place].session.steps_at_once for place in apart),
+            ),
         )
         if staging is not None:
             self._together(group, lineup.links[group.places[0]], columns, staging, message.without_reply, answer)
@@ -91,7 +102,7 @@ class PackedDesk:
         except Exception as error:
             self._refuse(number, error)
             return None
-        answer = self._later(lineup.vectors[-1].stop)
+        answer = self._later(lineup.vectors[-1].stop, sure=True)
 
         async def read() -> None:
             wanted = [(link.session.session_id, link.wish.dtype) for link in lineup.links]
@@ -106,7 +117,7 @@ class PackedDesk:
 
     def _refuse(self, number: int, error: Exception) -> None:
         message = refused_message(number, error)
-        self._later(len(message))(message)
+        self._later(len(message), sure=True)(message)
 
     def _lineup(self, handles: bytes) -> Lineup:
         """The links of handles, as bytes of uint32."""
@@ -143,7 +154,7 @@ class PackedDesk:
 
     def _staged(self, payload: packed.Bytes) -> Staging:
         self._engine.intake.require_running()
-        staging = self._engine.budget.take(len(payload))
+        staging = self._engine.budget.stage(len(payload))
         staging.memory[:] = memoryview(payload)
         return staging
 

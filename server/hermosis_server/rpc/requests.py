@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from hermosis_server.errors import InvalidRequest, PayloadMismatch
+from hermosis_server.errors import InvalidRequest, Overloaded, PayloadMismatch
 
 T = TypeVar("T", bound=Message)
 
 MAX_REQUEST_ID_BYTES = 128
+MAX_UNDER_WAY = 1024
+RETRY_AFTER_S = 0.25
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class AnsweredRequests:
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._size_bytes = 0
+        self._under_way = 0
         self._known: OrderedDict[str, _Answered] = OrderedDict()
 
     async def once(self, request_id: str, fingerprint: bytes, make: Callable[[], Awaitable[T]]) -> T:
@@ -41,6 +44,7 @@ class AnsweredRequests:
 
         Raises:
           PayloadMismatch: the id came before with another request.
+          Overloaded:      too many are being made; whoever asked for them may have gone.
         """
         if not request_id:
             return await make()
@@ -51,6 +55,12 @@ class AnsweredRequests:
             )
         known = self._known.get(request_id)
         if known is None:
+            if self._under_way >= MAX_UNDER_WAY:
+                raise Overloaded(
+                    f"{self._under_way} calls are being carried out, the most at a time; call again shortly",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            self._under_way += 1
             known = _Answered(fingerprint, asyncio.ensure_future(make()))
             self._known[request_id] = known
             known.answer.add_done_callback(lambda done: self._settle(request_id, done))
@@ -64,6 +74,7 @@ class AnsweredRequests:
         return answer
 
     def _settle(self, request_id: str, done: "asyncio.Future[Any]") -> None:
+        self._under_way -= 1
         if done.cancelled() or done.exception() is not None:
             self._known.pop(request_id, None)
             return

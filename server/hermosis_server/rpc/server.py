@@ -1,5 +1,7 @@
 """Server: the gRPC server with its services, health and reflection."""
 
+import asyncio
+
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -52,7 +54,10 @@ class RpcServer:
         session_pb2_grpc.add_SessionServiceServicer_to_server(
             SessionServicer(engine, device_name=device_name), self._server
         )
-        gradient_pb2_grpc.add_GradientServiceServicer_to_server(GradientServicer(engine), self._server)
+        gradients = GradientServicer(engine)
+        self._streams = gradients.streams
+        self._watch: asyncio.Task[None] | None = None
+        gradient_pb2_grpc.add_GradientServiceServicer_to_server(gradients, self._server)
         telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(TelemetryServicer(engine), self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
@@ -61,6 +66,7 @@ class RpcServer:
         port = self._server.add_insecure_port(self._address)
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
+        self._watch = asyncio.ensure_future(self._streams.watch())
         return int(port)
 
     async def serve(self) -> None:
@@ -73,6 +79,8 @@ class RpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Ends calls that go on after the grace."""
+        if self._watch is not None:
+            self._watch.cancel()
         await self._server.stop(grace_s)
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -1,5 +1,7 @@
 """SessionService: one method a call. Translate in, call the engine, translate out."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ from hermosis_server.rpc.codec import enums, optimizer
 from hermosis_server.rpc.codec import session as session_codec
 from hermosis_server.rpc.codec import telemetry as telemetry_codec
 from hermosis_server.rpc.requests import AnsweredRequests
+from hermosis_server.rpc.streams import stalled
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
@@ -114,13 +117,15 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         assembler = None
         session_id = ""
         try:
-            async for request in requests:
-                dtype = enums.dtype(request.dtype, field="dtype")
-                if assembler is None:
-                    session_id = request.session_id
-                    assembler = self._engine.begin_parameters(session_id, dtype)
-                payload = request.payload
-                assembler.add(offset=request.offset, dtype=dtype, crc32=request.crc32, payload=payload)
+            async with self._progress() as progress:
+                async for request in requests:
+                    dtype = enums.dtype(request.dtype, field="dtype")
+                    if assembler is None:
+                        session_id = request.session_id
+                        assembler = self._engine.begin_parameters(session_id, dtype)
+                    payload = request.payload
+                    assembler.add(offset=request.offset, dtype=dtype, crc32=request.crc32, payload=payload)
+                    progress(assembler.received)
             if assembler is None:
                 raise InvalidRequest("the upload ended before its first message; send session_id and the parameters")
             session = await self._engine.initialise(session_id, assembler)
@@ -133,9 +138,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ExportSessionRequest, context: Any
     ) -> AsyncIterator[session_pb2.ExportSessionResponse]:
         session = self._engine.session(request.session_id)
-        state = await self._engine.export_session(request.session_id)
-        for response in session_codec.exported(session, state, self._engine.limits.chunk_bytes):
-            yield response
+        with self._engine.room_for_state(session):
+            state = await self._engine.export_session(request.session_id)
+            sent = 0
+            async with self._progress() as progress:
+                for response in session_codec.exported(session, state, self._engine.limits.chunk_bytes):
+                    yield response
+                    progress(sent := sent + 1)
 
     async def ImportSession(
         self, requests: AsyncIterator[session_pb2.ImportSessionRequest], context: Any
@@ -146,8 +155,10 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         session = self._engine.session(head.session_id)
         assemblers = self._engine.begin_import(head.session_id)
         try:
-            async for request in requests:
-                _receive_state(request.chunk, assemblers)
+            async with self._progress() as progress:
+                async for request in requests:
+                    _receive_state(request.chunk, assemblers)
+                    progress(sum(assembler.received for assembler in assemblers.values()))
             buffers = {}
             for buffer, assembler in assemblers.items():
                 assembler.require_complete()
@@ -226,6 +237,23 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
     async def GetRecipes(self, request: session_pb2.GetRecipesRequest, context: Any) -> session_pb2.GetRecipesResponse:
         return session_pb2.GetRecipesResponse(recipes=optimizer.descriptions())
+
+    @contextlib.asynccontextmanager
+    async def _progress(self) -> AsyncIterator[Callable[[int], None]]:
+        """Raises Stalled where the number that it is told does not grow for the idle limit."""
+        idle_s, clock, reached = self._engine.limits.idle_s, asyncio.get_running_loop().time, -1
+        try:
+            async with asyncio.timeout(idle_s) as limit:
+
+                def progress(now: int) -> None:
+                    nonlocal reached
+                    if now > reached:
+                        reached = now
+                        limit.reschedule(clock() + idle_s)
+
+                yield progress
+        except TimeoutError:
+            raise stalled(idle_s) from None
 
     async def _once(self, request: Any, make: Callable[[], Awaitable[T]]) -> T:
         return await self._answered.once(request.request_id, session_codec.fingerprint(request), make)

@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from hermosis_server.dynamics.fused.traits import traits_of
 from hermosis_server.records import EnergySample
 
 SHARED_ELEMENTS = 1 << 18  # below this a batch is stepped before another thread has woken up
+SLICE_ELEMENTS = 1 << 19  # of each thread, before whoever owns the pool may do something else: half a millisecond
 _SESSIONS = int(Act.SESSIONS)  # Numba takes microseconds over a member of an enumeration
 
 
@@ -37,13 +39,16 @@ class Pool:
 
     Args:
       threads: in all, at least one.
+      between: called between two slices of a large session, on the caller's thread; it must leave the tables and the
+               rows of the batch alone. None where nothing waits for that.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, between: Callable[[], None] | None = None) -> None:
         self.threads = threads
+        self.between = between
         self._others = ThreadPoolExecutor(threads - 1, "hermosis-step") if threads > 1 else None
 
-    def run(self, shares: list[Callable[[], None]]) -> None:
+    def run(self, shares: Sequence[Callable[[], None]]) -> None:
         """Runs all shares, the last one on this thread, and comes back when all are done."""
         if self._others is None:
             for share in shares:
@@ -102,7 +107,7 @@ def step(
       TypeError: a table of another type or layout.
     """
     batch = _Batch(family, rows, sessions, spans, numbers, coefficients, scalars)
-    if pool is None or pool.threads == 1 or len(rows) < 2 or _elements(rows) < SHARED_ELEMENTS:
+    if pool is None or len(rows) < 2 or _elements(rows) < _shared_from(pool):
         batch.step(np.arange(len(sessions)))
     else:
         _share(batch, pool)
@@ -139,7 +144,10 @@ class _Batch:
         """Steps one session, its rows cut among all threads."""
         which, count = np.array([session]), int(self.sessions[session, Whole.ROWS])
         sums, pulls = np.empty((count, SUMS)), np.empty((count, PULLS))
-        cuts = [count * share // pool.threads for share in range(pool.threads + 1)]
+        elements = int(self.rows[self.sessions[session, Whole.FIRST_ROW] :][:count, Row.LENGTH].sum())
+        rounds = max(1, elements // (SLICE_ELEMENTS * pool.threads)) if pool.between is not None else 1
+        shares = rounds * pool.threads
+        cuts = [count * share // shares for share in range(shares + 1)]
 
         def act(which_act: Act, first: int, last: int) -> None:
             self._kernel(
@@ -147,7 +155,11 @@ class _Batch:
             )
 
         def all_rows(which_act: Act) -> None:
-            pool.run([functools.partial(act, which_act, *cut) for cut in itertools.pairwise(cuts)])
+            pieces = [functools.partial(act, which_act, *cut) for cut in itertools.pairwise(cuts)]
+            for first in range(0, shares, pool.threads):
+                if first and pool.between is not None:
+                    pool.between()
+                pool.run(pieces[first : first + pool.threads])
 
         act(Act.BEGIN, 0, count)
         if self.outcome[session] != Fate.APPLIED:
@@ -156,6 +168,13 @@ class _Batch:
         act(Act.BRAKE, 0, count)
         all_rows(Act.DRIFT)
         act(Act.FINISH, 0, count)
+
+
+def _shared_from(pool: Pool) -> float:
+    """Elements from which on a batch is not stepped in one go."""
+    if pool.threads > 1:
+        return SHARED_ELEMENTS
+    return 2 * SLICE_ELEMENTS if pool.between is not None else math.inf
 
 
 def _elements(rows: Integers) -> int:
@@ -168,7 +187,7 @@ def _share(batch: _Batch, pool: Pool) -> None:
     firsts = batch.sessions[:, Whole.FIRST_ROW]
     elements = ends[firsts + batch.sessions[:, Whole.ROWS]] - ends[firsts]
     share = ends[-1] / pool.threads
-    large = elements > share / 2
+    large = elements > (share / 2 if pool.threads > 1 else SLICE_ELEMENTS)
     for session in np.flatnonzero(large):
         batch.step_cut(int(session), pool)
     small = np.flatnonzero(~large)
