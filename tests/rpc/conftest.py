@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -82,10 +83,18 @@ def recipe_message(name: str, **parameters: float) -> dynamics_pb2.Optimizer:
 
 
 def push_request(
-    session_id: str, values: Any, sequence: int, /, *, base_step: int | None = None, **changed: Any
+    session_id: str,
+    values: Any,
+    sequence: int,
+    /,
+    *,
+    base_step: int | None = None,
+    loss: float | None = None,
+    **changed: Any,
 ) -> gradient_pb2.PushRequest:
     payload = np.asarray(values, np.float32).tobytes()
-    commit = gradient_pb2.Commit(sequence=sequence, base_step=sequence - 1 if base_step is None else base_step)
+    base_step = sequence - 1 if base_step is None else base_step
+    commit = gradient_pb2.Commit(sequence=sequence, base_step=base_step, loss=loss)
     gradient = gradient_pb2.WholeGradient(commit=commit, crc32=wire.checksum(payload), payload=payload)
     fields = {"session_id": session_id, "worker_id": "worker", "gradient": gradient}
     return gradient_pb2.PushRequest(**fields | changed)
@@ -107,8 +116,9 @@ def reason_of(error: grpc.RpcError) -> str:
 class _Hosted:
     """Runs `running` in a thread until told to stop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, folder: Path | None = None) -> None:
         self._settings = settings
+        self._folder = folder
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self.server: Service
@@ -130,7 +140,7 @@ class _Hosted:
     def _run(self) -> None:
         async def whole() -> None:
             self._stop = asyncio.Event()
-            async with running(self._settings) as server:
+            async with running(self._settings, self._folder) as server:
                 self._announce(server)
                 await self._stop.wait()
 
@@ -197,9 +207,9 @@ def host() -> Iterator[Callable[..., Any]]:
     """Starts servers with settings of their own."""
     hosted: list[_Hosted] = []
 
-    def start(**settings: Any) -> _Hosted:
+    def start(folder: Path | None = None, **settings: Any) -> _Hosted:
         defaults = {"port": 0, "device": "auto", "grace_s": 1.0}
-        hosted.append(_Hosted(Settings(**defaults | settings)))
+        hosted.append(_Hosted(Settings(**defaults | settings), folder))
         hosted[-1].start()
         return hosted[-1]
 
