@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, precondition, rule
 from tests.fuzz.rig import CALL_S, Rig
 from tests.rpc.conftest import Dialogue, push_request, reason_of, recipe_message
 
@@ -23,6 +23,7 @@ from hermosis import wire
 from hermosis.v1 import gradient_pb2, session_pb2, types_pb2
 
 SIZE = 4
+MOST_SESSIONS = 3
 Request = gradient_pb2.ExchangeRequest
 APPLIED, NON_FINITE = types_pb2.OUTCOME_APPLIED, types_pb2.OUTCOME_NON_FINITE_GRADIENT
 READY, PAUSED, CREATING = (
@@ -101,12 +102,14 @@ class ExactlyOnce(RuleBasedStateMachine):
         self._stack = contextlib.ExitStack()
         self._server = self._stack.enter_context(rig.case())
         self._streams: dict[tuple[str, str], Dialogue] = {}
+        self._open = 0
 
     def teardown(self) -> None:
         for stream in self._streams.values():
             stream.__exit__()
         self._stack.__exit__(*sys.exc_info())
 
+    @precondition(lambda self: self._open < MOST_SESSIONS)
     @rule(target=sessions, kind=st.sampled_from(["one", "two", "async"]))
     def create(self, kind: str) -> Model:
         consistency = types_pb2.Consistency(
@@ -116,6 +119,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         layout = types_pb2.ParameterLayout(tensors=[types_pb2.TensorSpec(name="w", shape=[SIZE])])
         spec = session_pb2.SessionSpec(layout=layout, optimizer=recipe_message("sgd", lr=1.0), consistency=consistency)
         made = self._server.sessions.CreateSession(session_pb2.CreateSessionRequest(spec=spec), timeout=CALL_S).session
+        self._open += 1
         return Model(made.session_id, quorum=2 if kind == "two" else 1)
 
     @rule(model=sessions, values=GRADIENTS, cuts=CUTS, whole=st.booleans())
@@ -292,6 +296,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             if listens:
                 self._expect_refusal(model, worker, sequence, "SessionNotReady")
         model.status = types_pb2.SESSION_STATUS_CLOSED
+        self._open -= 1
         for key in [key for key in self._streams if key[0] == model.session_id]:
             self._streams.pop(key).__exit__()
         request = session_pb2.GetSessionRequest(session_id=model.session_id)
