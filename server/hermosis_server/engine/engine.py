@@ -37,6 +37,7 @@ from hermosis_server.errors import (
     SessionNotReady,
     StaleGradient,
 )
+from hermosis_server.identity import DEFAULT_TENANT, full_name, shown_id
 from hermosis_server.records import (
     Limits,
     ParametersOn,
@@ -47,6 +48,10 @@ from hermosis_server.records import (
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+
+def _everything(session_id: str) -> bool:
+    return True
 
 
 @dataclass(slots=True)
@@ -79,20 +84,24 @@ class Engine:
 
     # Sessions
 
-    async def create_session(self, spec: SessionSpec, *, session_id: str = "") -> Session:
+    async def create_session(self, spec: SessionSpec, *, session_id: str = "", tenant: str = DEFAULT_TENANT) -> Session:
         """Resolves the optimizer, reserves device memory; the session waits for its parameters.
+
+        Its name in here is made of both ids; two tenants may call theirs alike and never hear of it.
 
         Where workers hold the parameters there is nothing to wait for, and it is READY at once.
         """
         self.intake.require_running()
         hamiltonian = checks.checked_hamiltonian(spec, self.limits)
         session_id = checks.checked_session_id(session_id) if session_id else f"s-{uuid.uuid4().hex[:12]}"
+        session_id = full_name(tenant, session_id)
         if session_id in self._sessions:
-            raise SessionExists(f"session {session_id} exists; choose another id or close it first")
+            raise SessionExists(f"session {shown_id(session_id)} exists; choose another id or close it first")
         if len(self._sessions) >= self.limits.max_sessions:
             raise QuotaExceeded(f"the server holds {len(self._sessions)} sessions, the most it may; close one first")
         session = Session(
             session_id=session_id,
+            tenant=tenant,
             executor=max(self._executors, key=lambda executor: executor.free_bytes),
             spec=spec,
             telemetry=TelemetryRing(session_id, self.limits.max_readings),
@@ -117,7 +126,7 @@ class Engine:
         """Finds a session; raises SessionNotFound."""
         session = self._sessions.get(session_id)
         if session is None:
-            raise SessionNotFound(f"there is no session {session_id[:80]!r}; list the sessions or create it")
+            raise SessionNotFound(f"there is no session {shown_id(session_id)[:80]!r}; list the sessions or create it")
         return session
 
     def sessions(self) -> Iterator[Session]:
@@ -273,11 +282,15 @@ class Engine:
 
     # Telemetry
 
-    def watch(self, session_ids: tuple[str, ...], *, min_interval_s: float) -> Watch:
-        """Readings as they come; give it back to `unwatch`."""
+    def watch(
+        self, session_ids: tuple[str, ...], *, min_interval_s: float, sees: Callable[[str], bool] = _everything
+    ) -> Watch:
+        """Readings as they come, of these sessions or of all that `sees` is true for; give it back to `unwatch`."""
         for session_id in session_ids:
             self.session(session_id)
-        return self._watchers.add(Watch(session_ids, min_interval_s=min_interval_s, capacity=self.limits.max_readings))
+        checks.check_interval(min_interval_s, field="min_interval_s")
+        capacity = self.limits.max_readings
+        return self._watchers.add(Watch(session_ids, min_interval_s=min_interval_s, capacity=capacity, sees=sees))
 
     def unwatch(self, watch: Watch) -> None:
         self._watchers.remove(watch)

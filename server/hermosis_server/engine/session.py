@@ -21,6 +21,7 @@ from hermosis_server.errors import (
     StaleGeneration,
     StaleGradient,
 )
+from hermosis_server.identity import DEFAULT_TENANT
 from hermosis_server.records import (
     Commit,
     Consistency,
@@ -53,6 +54,8 @@ class Session:
     """Life cycle, workers and the round in the making.
 
     Attributes:
+      session_id: its name inside the server; callers of another tenant than the default know it by the last part.
+      tenant:   whose it is.
       executor: of the device that it lives on.
       resident: the device thread's part; None until memory is reserved.
       step:     steps applied, as far as the rpc thread has heard: never behind an answer it has given.
@@ -61,6 +64,7 @@ class Session:
     """
 
     session_id: str
+    tenant: str = field(default=DEFAULT_TENANT, kw_only=True)
     spec: SessionSpec
     executor: Executor
     telemetry: TelemetryRing

@@ -15,6 +15,8 @@ from hermosis_server.records import SessionStatus, StateBuffer
 from hermosis_server.rpc.codec import enums, optimizer
 from hermosis_server.rpc.codec import session as session_codec
 from hermosis_server.rpc.codec import telemetry as telemetry_codec
+from hermosis_server.rpc.gate import Call
+from hermosis_server.rpc.reach import Reach
 from hermosis_server.rpc.requests import AnsweredRequests
 
 DEFAULT_PAGE = 100
@@ -36,21 +38,21 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.CreateSessionResponse:
         async def create() -> session_pb2.CreateSessionResponse:
             spec = session_codec.spec(request.spec, self._engine.limits)
-            session = await self._engine.create_session(spec, session_id=request.session_id)
+            session = await self._reach(context).create(spec, request.session_id)
             return session_pb2.CreateSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, create)
+        return await self._once(context, request, create)
 
     async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> session_pb2.GetSessionResponse:
-        session = self._engine.session(request.session_id)
-        digest = await self._engine.state_digest(request.session_id) if request.want_digest else b""
+        session = self._reach(context).session(request.session_id)
+        digest = await self._engine.state_digest(session.session_id) if request.want_digest else b""
         return session_pb2.GetSessionResponse(session=session_codec.session(session), state_digest=digest)
 
     async def ListSessions(
         self, request: session_pb2.ListSessionsRequest, context: Any
     ) -> session_pb2.ListSessionsResponse:
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        wanted = [session for session in self._engine.sessions() if _matches(session, request)]
+        wanted = [session for session in self._reach(context).sessions() if _matches(session, request)]
         # A page begins after the creation time and id of the page before: sessions that close in between shift nothing.
         after = _page_start(request.page_token)
         wanted = sorted((s for s in wanted if (s.created_s, s.session_id) > after), key=_order)
@@ -61,39 +63,47 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def UpdateSession(
         self, request: session_pb2.UpdateSessionRequest, context: Any
     ) -> session_pb2.UpdateSessionResponse:
+        name = self._reach(context).name(request.session_id)
+
         async def update() -> session_pb2.UpdateSessionResponse:
             edit = session_codec.edit(request)
-            session = await self._engine.update_session(request.session_id, edit, etag=request.etag)
+            session = await self._engine.update_session(name, edit, etag=request.etag)
             return session_pb2.UpdateSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, update)
+        return await self._once(context, request, update)
 
     async def PauseSession(
         self, request: session_pb2.PauseSessionRequest, context: Any
     ) -> session_pb2.PauseSessionResponse:
+        name = self._reach(context).name(request.session_id)
+
         async def pause() -> session_pb2.PauseSessionResponse:
-            session = await self._engine.pause_session(request.session_id)
+            session = await self._engine.pause_session(name)
             return session_pb2.PauseSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, pause)
+        return await self._once(context, request, pause)
 
     async def ResumeSession(
         self, request: session_pb2.ResumeSessionRequest, context: Any
     ) -> session_pb2.ResumeSessionResponse:
+        name = self._reach(context).name(request.session_id)
+
         async def resume() -> session_pb2.ResumeSessionResponse:
-            session = await self._engine.resume_session(request.session_id)
+            session = await self._engine.resume_session(name)
             return session_pb2.ResumeSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, resume)
+        return await self._once(context, request, resume)
 
     async def CloseSession(
         self, request: session_pb2.CloseSessionRequest, context: Any
     ) -> session_pb2.CloseSessionResponse:
+        name = self._reach(context).name(request.session_id)
+
         async def close() -> session_pb2.CloseSessionResponse:
-            session = await self._engine.close_session(request.session_id)
+            session = await self._engine.close_session(name)
             return session_pb2.CloseSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, close)
+        return await self._once(context, request, close)
 
     async def InitialiseParameters(
         self, requests: AsyncIterator[session_pb2.InitialiseParametersRequest], context: Any
@@ -104,7 +114,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             async for request in requests:
                 dtype = enums.dtype(request.dtype, field="dtype")
                 if assembler is None:
-                    session_id = request.session_id
+                    session_id = self._reach(context).name(request.session_id)
                     assembler = self._engine.begin_parameters(session_id, dtype)
                 payload = request.payload
                 assembler.add(offset=request.offset, dtype=dtype, crc32=request.crc32, payload=payload)
@@ -119,8 +129,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def ExportSession(
         self, request: session_pb2.ExportSessionRequest, context: Any
     ) -> AsyncIterator[session_pb2.ExportSessionResponse]:
-        session = self._engine.session(request.session_id)
-        state = await self._engine.export_session(request.session_id)
+        session = self._reach(context).session(request.session_id)
+        state = await self._engine.export_session(session.session_id)
         for response in session_codec.exported(session, state, self._engine.limits.chunk_bytes):
             yield response
 
@@ -130,8 +140,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         head = await anext(requests, None)
         if head is None or not head.HasField("state"):
             raise InvalidRequest("an import begins with session_id and the state", field="state")
-        session = self._engine.session(head.session_id)
-        assemblers = self._engine.begin_import(head.session_id)
+        session = self._reach(context).session(head.session_id)
+        assemblers = self._engine.begin_import(session.session_id)
         try:
             async for request in requests:
                 _receive_state(request.chunk, assemblers)
@@ -141,7 +151,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 assert assembler.staging is not None, "an import is always kept"
                 buffers[buffer] = assembler.staging.memory
             state = session_codec.imported(head.state, session, buffers, self._engine.limits)
-            session = await self._engine.import_session(head.session_id, state)
+            session = await self._engine.import_session(session.session_id, state)
             return session_pb2.ImportSessionResponse(session=session_codec.session(session))
         finally:
             for assembler in assemblers.values():
@@ -150,16 +160,19 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def SnapshotSession(
         self, request: session_pb2.SnapshotSessionRequest, context: Any
     ) -> session_pb2.SnapshotSessionResponse:
+        self._reach(context).session(request.session_id)
         raise _no_disk("SnapshotSession")
 
     async def RestoreSession(
         self, request: session_pb2.RestoreSessionRequest, context: Any
     ) -> session_pb2.RestoreSessionResponse:
+        self._reach(context).session(request.session_id)
         raise _no_disk("RestoreSession")
 
     async def ForkSession(
         self, request: session_pb2.ForkSessionRequest, context: Any
     ) -> session_pb2.ForkSessionResponse:
+        self._reach(context).session(request.session_id)
         raise Unsupported(
             "this server does not fork sessions yet; export the session and import it into a new one, which is the same"
         )
@@ -167,7 +180,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def ListWorkers(
         self, request: session_pb2.ListWorkersRequest, context: Any
     ) -> session_pb2.ListWorkersResponse:
-        session = self._engine.session(request.session_id)
+        session = self._reach(context).session(request.session_id)
         workers = [
             session_pb2.Worker(
                 worker_id=record.worker_id,
@@ -197,8 +210,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def GetRecipes(self, request: session_pb2.GetRecipesRequest, context: Any) -> session_pb2.GetRecipesResponse:
         return session_pb2.GetRecipesResponse(recipes=optimizer.descriptions())
 
-    async def _once(self, request: Any, make: Callable[[], Awaitable[T]]) -> T:
-        return await self._answered.once(request.request_id, session_codec.fingerprint(request), make)
+    def _reach(self, call: Call) -> Reach:
+        return Reach(self._engine, call.identity)
+
+    async def _once(self, call: Call, request: Any, make: Callable[[], Awaitable[T]]) -> T:
+        fingerprint = session_codec.fingerprint(request)
+        owner = call.identity.tenant, call.identity.sessions
+        return await self._answered.once(request.request_id, fingerprint, make, owner=owner)
 
 
 def _matches(session: Session, request: session_pb2.ListSessionsRequest) -> bool:

@@ -15,6 +15,7 @@ from hermosis_server.engine.engine import SessionEdit
 from hermosis_server.engine.resident import ExportedState
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.errors import InvalidRequest, LayoutMismatch, QuotaExceeded, Unsupported
+from hermosis_server.identity import shown_id
 from hermosis_server.records import (
     Consistency,
     ConsistencyMode,
@@ -112,7 +113,7 @@ def consistency(message: types_pb2.Consistency) -> Consistency:
 def session(record: Session) -> session_pb2.Session:
     parameters = record.spec.layout
     return session_pb2.Session(
-        session_id=record.session_id,
+        session_id=shown_id(record.session_id),
         spec=_spec_message(record.spec),
         status=int(record.status),  # type: ignore[arg-type]
         step=record.step,
@@ -239,8 +240,8 @@ def imported(
     """
     if message.layout_digest != record.spec.layout.digest:
         raise LayoutMismatch(
-            f"the state is of a layout with digest {message.layout_digest[:32].hex()}, session {record.session_id} has "
-            f"{record.spec.layout.digest.hex()}; make a session with the layout of the export",
+            f"the state is of a layout with digest {message.layout_digest[:32].hex()}, session "
+            f"{shown_id(record.session_id)} has {record.spec.layout.digest.hex()}; make a session with the layout of the export",
             field="state.layout_digest",
         )
     if len(message.workers) > limits.max_workers:
@@ -250,7 +251,7 @@ def imported(
         )
     if sorted(message.buffers) != sorted(int(buffer) for buffer in buffers):
         raise LayoutMismatch(
-            f"the state holds buffers {sorted(message.buffers)}, session {record.session_id} keeps "
+            f"the state holds buffers {sorted(message.buffers)}, session {shown_id(record.session_id)} keeps "
             f"{sorted(int(buffer) for buffer in buffers)}; make a session with the optimizer of the export",
             field="state.buffers",
         )
