@@ -74,7 +74,7 @@ class Guarded:
         )
         request = session_pb2.CreateSessionRequest(session_id=session_id, spec=spec, **changed)
         sessions, metadata = self.service.sessions, self.bearers[who]
-        session = sessions.CreateSession(request, metadata=metadata, timeout=DEADLINE_S).session
+        sessions.CreateSession(request, metadata=metadata, timeout=DEADLINE_S)
         payload = ONES.tobytes()
         upload = session_pb2.InitialiseParametersRequest(
             session_id=session_id, crc32=wire.checksum(payload), payload=payload

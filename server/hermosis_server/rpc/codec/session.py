@@ -241,7 +241,8 @@ def imported(
     if message.layout_digest != record.spec.layout.digest:
         raise LayoutMismatch(
             f"the state is of a layout with digest {message.layout_digest[:32].hex()}, session "
-            f"{shown_id(record.session_id)} has {record.spec.layout.digest.hex()}; make a session with the layout of the export",
+            f"{shown_id(record.session_id)} has {record.spec.layout.digest.hex()}; make a session with the layout of "
+            "the export",
             field="state.layout_digest",
         )
     if len(message.workers) > limits.max_workers:
