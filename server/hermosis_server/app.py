@@ -16,6 +16,8 @@ import torch
 
 from hermosis import allocator
 from hermosis_server import __version__
+from hermosis_server.access.gatekeeper import Gatekeeper
+from hermosis_server.access.tokens import TokenFile
 from hermosis_server.engine.arena import Arena, staging_buffer
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.executor import Executor, warm_up
@@ -116,7 +118,8 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
     engine.recovering = keeper is not None
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     names = ", ".join(map(device_name, devices))
-    rpc = RpcServer(engine, device_name=names, address=f"{host}:{settings.port}")
+    gatekeeper = Gatekeeper(TokenFile(settings.data_folder), require_token=settings.require_token)
+    rpc = RpcServer(engine, gatekeeper, device_name=names, address=f"{host}:{settings.port}")
     try:
         port = await rpc.start()
     except RuntimeError as error:

@@ -25,6 +25,11 @@ class Settings(BaseSettings):
         False,
         description="Listen beyond loopback without TLS: whoever reaches the port can read and change every session.",
     )
+    require_token: bool = Field(
+        False,
+        description="Ask everybody for a token, even while 'hermosis token create' has made none; with the first one "
+        "the server asks anyway.",
+    )
     data_folder: Path = Field(
         Path("hermosis-data"), description="Folder for what must outlive the process; made if missing."
     )

@@ -21,7 +21,7 @@ HOT = "hermosis.hot"
 ALLOCATOR = "hermosis.allocator"
 PACKED = "hermosis.packed"
 CONTRACT = "hermosis.v1"
-NOUNS = frozenset({"hermosis_server.errors", "hermosis_server.failpoints", "hermosis_server.records", WIRE})
+NOUNS = frozenset({f"hermosis_server.{name}" for name in ("errors", "failpoints", "identity", "records")} | {WIRE})
 FUSED = frozenset({"hermosis_server.dynamics.fused", "hermosis_server.dynamics.fused_cuda"})
 BELOW_ENGINE = FUSED | {"hermosis_server.dynamics", "hermosis_server.storage"}
 DEVICE = frozenset({"hermosis_server.engine.arena", "hermosis_server.engine.executor"})
@@ -55,6 +55,9 @@ HOUSE = {
     "hermosis_server.errors": room(),
     "hermosis_server.records": room({WIRE}),
     "hermosis_server.failpoints": room({"hermosis_server.errors"}),
+    "hermosis_server.identity": room({WIRE, "hermosis_server.errors"}),
+    # Who somebody is; neither sessions nor gRPC are known here.
+    "hermosis_server.access": room(NOUNS, {"jwt", "cryptography"}),
     "hermosis_server.dynamics": room(NOUNS, {"torch"}),
     # Compiled for the processor; numba stays in here.
     "hermosis_server.dynamics.fused": room(
@@ -67,7 +70,8 @@ HOUSE = {
     "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | TENSORS | {"hermosis_server.engine"}),
     "hermosis_server.rpc": room(
         NOUNS
-        | {CONTRACT, HOT, PACKED, "hermosis", "hermosis_server", "hermosis_server.engine", "hermosis_server.rpc.codec"},
+        | {CONTRACT, HOT, PACKED, "hermosis", "hermosis_server", "hermosis_server.access", "hermosis_server.engine"}
+        | {"hermosis_server.rpc.codec"},
         {"numpy", "grpc", "grpc_health", "grpc_reflection", "google.protobuf", "google.rpc"},
     ),
     # Messages become records and Hamiltonians here, and nowhere else.
@@ -84,6 +88,7 @@ HOUSE = {
             ALLOCATOR,
             "hermosis",
             "hermosis_server",
+            "hermosis_server.access",
             "hermosis_server.engine",
             "hermosis_server.logs",
             "hermosis_server.rpc",
@@ -98,8 +103,10 @@ HOUSE = {
         {
             "hermosis_client",
             "hermosis_server",
+            "hermosis_server.access",
             "hermosis_server.app",
             "hermosis_server.demo",
+            "hermosis_server.errors",
             "hermosis_server.processes",
             "hermosis_server.settings",
             "hermosis_sidecar",

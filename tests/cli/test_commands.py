@@ -16,7 +16,7 @@ from hermosis_client.local_server import LocalServer
 from hermosis_server.cli import text
 from hermosis_server.cli.root import app
 
-COMMANDS = ["up", "serve", "sidecar", "health", "demo", "sessions"]
+COMMANDS = ["up", "serve", "sidecar", "health", "demo", "sessions", "token"]
 SESSIONS = ["list", "show", "create", "pause", "resume", "close", "watch"]
 
 

@@ -1,6 +1,7 @@
 """A real server on a real socket, its event loop in a thread of this process so that tests can look inside."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -225,6 +226,22 @@ def server() -> Iterator[Any]:
     hosted = _Hosted(Settings(port=0, grace_s=1.0))
     yield hosted.start()
     hosted.stop()
+
+
+@contextlib.contextmanager
+def _hosting(**settings: Any) -> Iterator[Service]:
+    hosted = _Hosted(Settings(**{"port": 0, "grace_s": 1.0} | settings))
+    server = hosted.start()
+    try:
+        yield server
+    finally:
+        hosted.stop()
+
+
+@pytest.fixture(scope="session")
+def hosting() -> Callable[..., Any]:
+    """Servers with settings of their own, as context managers, for fixtures of a wider scope."""
+    return _hosting
 
 
 @pytest.fixture

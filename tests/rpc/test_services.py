@@ -179,8 +179,9 @@ def test_a_bad_recipe_names_its_field(server: Any, tools: Any, optimizer: Any, f
 
 @pytest.mark.parametrize("call", ["SnapshotSession", "RestoreSession"])
 def test_a_server_without_a_disk_says_so_and_what_else_there_is(server: Any, tools: Any, call: str) -> None:
+    request = getattr(session_pb2, f"{call}Request")(session_id=server.create(5).session_id)
     with pytest.raises(grpc.RpcError) as caught:
-        getattr(server.sessions, call)(getattr(session_pb2, f"{call}Request")(session_id="x"), timeout=10)
+        getattr(server.sessions, call)(request, timeout=10)
     assert tools.reason_of(caught.value) == "InvalidRequest"
     assert "export" in caught.value.details()
 

@@ -9,6 +9,8 @@ _EXTRAS = {
     "pydantic": "server",
     "pydantic_settings": "server",
     "structlog": "server",
+    "jwt": "server",
+    "cryptography": "server",
     "grpc_health": "server",
     "grpc_reflection": "server",
     "fastapi": "sidecar",

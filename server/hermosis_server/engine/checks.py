@@ -56,6 +56,12 @@ def _check_consistency(spec: SessionSpec, limits: Limits) -> None:
         )
 
 
+def check_interval(seconds: float, *, field: str) -> None:
+    """Raises InvalidRequest for what is no time to wait."""
+    if not seconds >= 0:
+        raise InvalidRequest(f"{field} is {seconds}; wanted zero or more seconds", field=field)
+
+
 def checked_session_id(session_id: str) -> str:
     """A session id that may be a file name and a label too."""
     if not SESSION_ID.match(session_id):

@@ -45,6 +45,7 @@ from hermosis_server.errors import (
     StaleGradient,
 )
 from hermosis_server.failpoints import reach
+from hermosis_server.identity import DEFAULT_TENANT, full_name, parted, shown_id
 from hermosis_server.records import (
     Durability,
     ExportedState,
@@ -60,6 +61,10 @@ RETRY_RECOVERING_S = 0.5
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+
+def _everything(session_id: str) -> bool:
+    return True
 
 
 @dataclass(slots=True)
@@ -120,24 +125,34 @@ class Engine:
     # Sessions
 
     async def create_session(
-        self, spec: SessionSpec, *, session_id: str = "", request_id: str = "", request_fingerprint: bytes = b""
+        self,
+        spec: SessionSpec,
+        *,
+        session_id: str = "",
+        tenant: str = DEFAULT_TENANT,
+        request: tuple[str, bytes] = ("", b""),
     ) -> Session:
         """Resolves the optimizer, reserves device memory; the session waits for its parameters.
 
+        Its name in here is made of both ids; two tenants may call theirs alike and never hear of it.
+
         Where workers hold the parameters there is nothing to wait for, and it is READY at once. A request that comes
         again under its id, after a restart too, gives the session that it made.
+
+        Args:
+          request: its id, and the fingerprint of what it asks.
         """
+        request_id, request_fingerprint = request
         self.require_serving()
         if not session_id:
-            session_id = (
-                f"s-{hashlib.sha256(request_id.encode()).hexdigest()[:12] if request_id else uuid.uuid4().hex[:12]}"
-            )
-        known = self._sessions.get(checks.checked_session_id(session_id))
+            asked = hashlib.sha256(f"{tenant} {request_id}".encode()).hexdigest()
+            session_id = f"s-{(asked if request_id else uuid.uuid4().hex)[:12]}"
+        session_id = full_name(tenant, checks.checked_session_id(session_id))
+        known = self._sessions.get(session_id)
         if known is not None or session_id in self.quarantined:
-            asked = (request_id, request_fingerprint)
-            if known is not None and request_id and asked == (known.request_id, known.request_fingerprint):
+            if known is not None and request_id and request == (known.request_id, known.request_fingerprint):
                 return known
-            raise SessionExists(f"session {session_id} exists; choose another id or close it first")
+            raise SessionExists(f"session {shown_id(session_id)} exists; choose another id or close it first")
         if len(self._sessions) >= self.limits.max_sessions:
             raise QuotaExceeded(f"the server holds {len(self._sessions)} sessions, the most it may; close one first")
         session = self.begin_session(session_id, spec)
@@ -161,8 +176,9 @@ class Engine:
         """Takes the id, before anything is waited for, so that nobody else gets it."""
         session = self._sessions[session_id] = Session(
             session_id=session_id,
+            tenant=parted(session_id)[0],
             executor=max(self._executors, key=lambda executor: executor.free_bytes),
-            budget=Budget(self._session_bytes(spec), owner=f"session {session_id}", whole=self.budget),
+            budget=Budget(self._session_bytes(spec), owner=f"session {shown_id(session_id)}", whole=self.budget),
             spec=spec,
             telemetry=TelemetryRing(session_id, self._shelf),
             max_workers=self.limits.max_workers,
@@ -207,8 +223,8 @@ class Engine:
         if self.recovering:
             self.require_serving()
         if session_id in self.quarantined:
-            raise CorruptState(f"session {session_id} is set aside: {self.quarantined[session_id].problem}")
-        raise SessionNotFound(f"there is no session {session_id[:80]!r}; list the sessions or create it")
+            raise CorruptState(f"session {shown_id(session_id)} is set aside: {self.quarantined[session_id].problem}")
+        raise SessionNotFound(f"there is no session {shown_id(session_id)[:80]!r}; list the sessions or create it")
 
     def sessions(self) -> Iterator[Session]:
         """All sessions in order of creation."""
@@ -390,7 +406,8 @@ class Engine:
         Raises:
           InvalidRequest: it has durability NONE.
         """
-        return await self._require_keeper().snapshot(self._initialised(session_id))
+        session = self._initialised(session_id)
+        return await self._require_keeper().snapshot(session)
 
     async def restore_session(self, session_id: str, snapshot_id: str = "") -> Session:
         """Goes back to a snapshot, the newest if none is named; one that was set aside as damaged comes back so.
@@ -399,9 +416,9 @@ class Engine:
           InvalidRequest: there is no such snapshot.
           CorruptState:   that one is damaged too.
         """
-        keeper = self._require_keeper()
         if session_id not in self.quarantined:
             self.session(session_id)
+        keeper = self._require_keeper()
         stored = await keeper.load(session_id, snapshot_id)
         await asyncio.to_thread(on_device.check_digest, stored.state)
         session = self._sessions.get(session_id)
@@ -438,9 +455,7 @@ class Engine:
         parent = self._initialised(session_id)
         spec = parent.spec if optimizer is None else replace(parent.spec, optimizer=optimizer)
         state = await self._on_device(parent, on_device.copy_out)
-        session = await self.create_session(
-            spec, session_id=fork_id, request_id=request[0], request_fingerprint=request[1]
-        )
+        session = await self.create_session(spec, session_id=fork_id, tenant=parent.tenant, request=request)
         if set(session.on_device.slot.spans) != set(state.buffers):
             await self.close_session(session.session_id)
             raise InvalidRequest(
@@ -476,11 +491,15 @@ class Engine:
 
     # Telemetry
 
-    def watch(self, session_ids: tuple[str, ...], *, min_interval_s: float) -> Watch:
-        """Readings as they come; give it back to `unwatch`."""
+    def watch(
+        self, session_ids: tuple[str, ...], *, min_interval_s: float, sees: Callable[[str], bool] = _everything
+    ) -> Watch:
+        """Readings as they come, of these sessions or of all that `sees` is true for; give it back to `unwatch`."""
         for session_id in session_ids:
             self.session(session_id)
-        return self._watchers.add(Watch(session_ids, min_interval_s=min_interval_s, capacity=self.limits.max_readings))
+        checks.check_interval(min_interval_s, field="min_interval_s")
+        capacity = self.limits.max_readings
+        return self._watchers.add(Watch(session_ids, min_interval_s=min_interval_s, capacity=capacity, sees=sees))
 
     def unwatch(self, watch: Watch) -> None:
         self._watchers.remove(watch)

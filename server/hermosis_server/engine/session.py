@@ -25,6 +25,7 @@ from hermosis_server.errors import (
     StaleGeneration,
     StaleGradient,
 )
+from hermosis_server.identity import DEFAULT_TENANT
 from hermosis_server.records import (
     Commit,
     Consistency,
@@ -62,6 +63,8 @@ class Session:
     """Life cycle, workers and the round in the making.
 
     Attributes:
+      session_id:   its name inside the server; callers of another tenant than the default know it by the last part.
+      tenant:       whose it is.
       executor:     of the device that it lives on.
       budget:       host memory of its gradients and answers on their way, over all streams.
       resident:     the device thread's part; None until memory is reserved.
@@ -78,6 +81,7 @@ class Session:
     """
 
     session_id: str
+    tenant: str = field(default=DEFAULT_TENANT, kw_only=True)
     spec: SessionSpec
     executor: Executor
     budget: Budget

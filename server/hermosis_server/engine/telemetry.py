@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from hermosis_server.errors import QuotaExceeded
@@ -97,10 +97,23 @@ def thinned(readings: Sequence[TelemetryReading], at_most: int) -> list[Telemetr
 
 
 class Watch:
-    """One watcher's readings: a bounded queue that drops its oldest reading rather than delay a step."""
+    """One watcher's readings: a bounded queue that drops its oldest reading rather than delay a step.
 
-    def __init__(self, session_ids: Iterable[str], *, min_interval_s: float, capacity: int) -> None:
+    Args:
+      session_ids: to watch; empty means all.
+      sees:        whether the watcher may see a session.
+    """
+
+    def __init__(
+        self,
+        session_ids: Iterable[str],
+        *,
+        min_interval_s: float,
+        capacity: int,
+        sees: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         self._session_ids = frozenset(session_ids)
+        self._sees = sees
         self._min_interval_s = min_interval_s
         self._last_s: dict[str, float] = {}
         self._readings: deque[TelemetryReading] = deque(maxlen=capacity)
@@ -109,6 +122,8 @@ class Watch:
 
     def offer(self, reading: TelemetryReading) -> None:
         if self._session_ids and reading.session_id not in self._session_ids:
+            return
+        if not self._sees(reading.session_id):
             return
         if reading.time_s - self._last_s.get(reading.session_id, float("-inf")) < self._min_interval_s:
             return

@@ -26,6 +26,7 @@ from hermosis_server.rpc.interceptor import no_message
 from hermosis_server.rpc.links import Link, open_link
 from hermosis_server.rpc.outbox import Outbox
 from hermosis_server.rpc.packed import PackedDesk
+from hermosis_server.rpc.reach import Reach
 from hermosis_server.rpc.segments import Segments, StreamSegments
 from hermosis_server.rpc.turns import HEAVY_BYTES, Turns
 
@@ -44,14 +45,18 @@ class ExchangeStream:
 
     Args:
       engine:       takes the contributions.
+      reach:        sessions that the worker can name.
       segments:     of all workers that share memory with this server.
       turns:        of large messages, all streams together.
       context:      of the call; serialized messages are read from it and written to it.
       window_bytes: unanswered payload at which reading pauses.
     """
 
-    def __init__(self, engine: Engine, segments: Segments, turns: Turns, context: Any, *, window_bytes: int) -> None:
+    def __init__(
+        self, engine: Engine, reach: Reach, segments: Segments, turns: Turns, context: Any, *, window_bytes: int
+    ) -> None:
         self._engine = engine
+        self._reach = reach
         self._turns = turns
         self._segments = StreamSegments(segments)
         self._context = context
@@ -200,7 +205,7 @@ class ExchangeStream:
         try:
             link = open_link(
                 self._engine,
-                session_id=message.session_id,
+                session_id=self._reach.name(message.session_id),
                 worker_id=message.worker_id,
                 generation=message.generation,
                 layout_digest=message.layout_digest,

@@ -13,6 +13,7 @@ from hermosis_server.rpc.codec import enums
 from hermosis_server.rpc.codec import gradient as gradient_codec
 from hermosis_server.rpc.exchange import ExchangeStream
 from hermosis_server.rpc.links import Link, link_for_call
+from hermosis_server.rpc.reach import Reach
 from hermosis_server.rpc.segments import Segments
 from hermosis_server.rpc.streams import Streams
 from hermosis_server.rpc.turns import Turns
@@ -36,8 +37,8 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
 
     # Reads and writes bytes by itself, which the generated base class does not know.
     async def Exchange(self, requests: object, context: Any) -> None:  # type: ignore[override]
-        window_bytes = self._engine.limits.window_bytes
-        stream = ExchangeStream(self._engine, self._segments, self._turns, context, window_bytes=window_bytes)
+        reach, window_bytes = Reach(self._engine, context.identity), self._engine.limits.window_bytes
+        stream = ExchangeStream(self._engine, reach, self._segments, self._turns, context, window_bytes=window_bytes)
         self.streams.enter(stream)
         try:
             await stream.run()
@@ -45,18 +46,19 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
             self.streams.leave(stream)
 
     async def Push(self, request: gradient_pb2.PushRequest, context: Any) -> gradient_pb2.PushResponse:
-        with closing(link_for_call(self._engine, request, reply=Reply.NONE)) as link:
+        name = Reach(self._engine, context.identity).name(request.session_id)
+        with closing(link_for_call(self._engine, name, request, reply=Reply.NONE)) as link:
             answer = await self._contribute(link, request.gradient)
         return gradient_pb2.PushResponse(result=gradient_codec.step_result(answer.result))
 
     async def Pull(self, request: gradient_pb2.PullRequest, context: Any) -> gradient_pb2.PullResponse:
-        session = self._engine.session(request.session_id)
+        session = Reach(self._engine, context.identity).session(request.session_id)
         dtype = enums.dtype(request.dtype, field="dtype")
         size = session.spec.layout.parameter_count * dtype.itemsize
         gradient_codec.require_fits(size, self._limit_bytes)
         session.budget.take(size)
         _give_when_sent(context, session, size)
-        vector = await self._engine.pull(request.session_id, dtype)
+        vector = await self._engine.pull(session.session_id, dtype)
         fields = gradient_codec.whole_vector(vector, limit_bytes=self._limit_bytes)
         del fields["reply"]
         known = session.workers.get(request.worker_id)
@@ -70,8 +72,9 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
         )
 
     async def Step(self, request: gradient_pb2.StepRequest, context: Any) -> gradient_pb2.StepResponse:
+        name = Reach(self._engine, context.identity).name(request.push.session_id)
         wish = {"reply": request.reply, "reply_dtype": request.reply_dtype}
-        with closing(link_for_call(self._engine, request.push, **wish)) as link:
+        with closing(link_for_call(self._engine, name, request.push, **wish)) as link:
             if link.wish.reply is not Reply.NONE:
                 size = link.session.spec.layout.parameter_count * link.wish.dtype.itemsize
                 gradient_codec.require_fits(size, self._limit_bytes)

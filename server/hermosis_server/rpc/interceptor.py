@@ -1,4 +1,4 @@
-"""Interceptor: every error leaves a call as a typed status, whichever method it comes from."""
+"""Interceptor: every call comes in past the gate, and every error leaves it as a typed status."""
 
 # grpcio's own classes are generic in its type stubs only; unevaluated annotations let both be right.
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -13,10 +14,21 @@ from google.protobuf.message import DecodeError
 
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc import status
+from hermosis_server.rpc.gate import Call, Gate
+from hermosis_server.rpc.permissions import OPEN_PREFIX
+
+Method = Callable[[Any, Any], Any]
 
 
-class TypedErrors(grpc.aio.ServerInterceptor):
-    """Wraps each handler; those that answer once and those that answer with a stream."""
+class Door(grpc.aio.ServerInterceptor):
+    """Wraps each handler: nobody comes in past the gate, and every error leaves as a typed status.
+
+    Args:
+      gate: lets calls in.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def intercept_service(
         self,
@@ -24,24 +36,37 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith("/grpc."):
-            return handler  # Health and reflection speak in statuses of their own.
+        name = handler_call_details.method
+        if handler is None or name.startswith(OPEN_PREFIX):
+            return handler
         if inspect.iscoroutinefunction(handler.stream_stream):
             # Such a method reads and writes bytes by itself.
-            return grpc.stream_stream_rpc_method_handler(_conversation(handler.stream_stream), None, None)
+            return grpc.stream_stream_rpc_method_handler(self._guarded(name, handler.stream_stream), None, None)
         # Bytes reach the handler unparsed: what is no message is refused like any other bad input.
         parse = _parser(handler.request_deserializer)
         if handler.request_streaming:
             parse = functools.partial(_parsed_stream, parse)
-        kind = "stream" if handler.request_streaming else "unary"
-        if handler.response_streaming:
-            behaviour: Any = _stream(getattr(handler, f"{kind}_stream"), parse)
-            make = getattr(grpc, f"{kind}_stream_rpc_method_handler")
-        else:
-            behaviour = _unary(getattr(handler, f"{kind}_unary"), parse)
-            make = getattr(grpc, f"{kind}_unary_rpc_method_handler")
+        kind = f"{_kind(handler.request_streaming)}_{_kind(handler.response_streaming)}"
+        method = getattr(handler, kind)
+        behaviour = self._guarded(name, (_written if handler.response_streaming else _answered)(method, parse))
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(behaviour, None, handler.response_serializer)
         return wrapped
+
+    def _guarded(self, name: str, method: Method) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def handler(request: Any, context: Any) -> Any:
+            try:
+                async with self._gate.admitted(name, context) as call:
+                    return await method(request, call)
+            except Exception as error:
+                await _abort(context, error)
+                raise
+
+        return handler
+
+
+def _kind(streaming: bool) -> str:
+    return "stream" if streaming else "unary"
 
 
 def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
@@ -66,38 +91,22 @@ async def _parsed_stream(parse: Callable[[bytes], Any], raw: AsyncIterator[bytes
         yield parse(message)
 
 
-def _unary(method: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[Any], Any]) -> Callable[..., Awaitable[Any]]:
-    async def handler(request: Any, context: Any) -> Any:
-        try:
-            return await method(parse(request), context)
-        except Exception as error:
-            await _abort(context, error)
-            raise
+def _answered(method: Method, parse: Callable[[Any], Any]) -> Method:
+    async def behaviour(request: Any, call: Call) -> Any:
+        return await method(parse(request), call)
 
-    return handler
+    return behaviour
 
 
-def _stream(
-    method: Callable[[Any, Any], AsyncIterator[Any]], parse: Callable[[Any], Any]
-) -> Callable[..., AsyncIterator[Any]]:
-    async def handler(request: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            async for response in method(parse(request), context):
-                yield response
-        except Exception as error:
-            await _abort(context, error)
+def _written(method: Method, parse: Callable[[Any], Any]) -> Method:
+    """Writes what a method yields. In the task of the call, so that the gate can end it wherever it waits."""
 
-    return handler
+    async def behaviour(request: Any, call: Call) -> None:
+        async with aclosing(method(parse(request), call)) as responses:
+            async for response in responses:
+                await call.write(response)
 
-
-def _conversation(method: Callable[[Any, Any], Awaitable[None]]) -> Callable[[Any, Any], Awaitable[None]]:
-    async def handler(requests: Any, context: Any) -> None:
-        try:
-            await method(requests, context)
-        except Exception as error:
-            await _abort(context, error)
-
-    return handler
+    return behaviour
 
 
 async def _abort(context: Any, error: Exception) -> None:

@@ -155,6 +155,9 @@ def open_link(
 ) -> Link:
     """Checks what a worker asks for; the numbers are those of the wire. The caller closes the link.
 
+    Args:
+      session_id: as the engine knows it: the caller has seen to it that it is the worker's.
+
     Raises:
       SessionNotFound, StaleGeneration, LayoutMismatch, InvalidRequest, QuotaExceeded.
     """
@@ -192,11 +195,13 @@ def open_link(
     )
 
 
-def link_for_call(engine: Engine, request: gradient_pb2.PushRequest, *, reply: int, reply_dtype: int = 0) -> Link:
-    """The link of a unary call, which lasts as long as the call."""
+def link_for_call(
+    engine: Engine, name: str, request: gradient_pb2.PushRequest, *, reply: int, reply_dtype: int = 0
+) -> Link:
+    """The link of a unary call to the session of a name, which lasts as long as the call."""
     return open_link(
         engine,
-        session_id=request.session_id,
+        session_id=name,
         worker_id=request.worker_id,
         generation=request.generation,
         layout_digest=request.layout_digest,

@@ -37,10 +37,15 @@ class AnsweredRequests:
         self._capacity_bytes = capacity_bytes
         self._size_bytes = 0
         self._under_way = 0
-        self._known: OrderedDict[str, _Answered] = OrderedDict()
+        self._known: OrderedDict[tuple[str, ...], _Answered] = OrderedDict()
 
-    async def once(self, request_id: str, fingerprint: bytes, make: Callable[[], Awaitable[T]]) -> T:
+    async def once(
+        self, request_id: str, fingerprint: bytes, make: Callable[[], Awaitable[T]], *, owner: tuple[str, ...] = ()
+    ) -> T:
         """Makes the answer, or waits for the one that is being made, or gives the one that was.
+
+        Args:
+          owner: whose request it is; ids of different owners have nothing to do with each other.
 
         Raises:
           PayloadMismatch: the id came before with another request.
@@ -53,7 +58,8 @@ class AnsweredRequests:
                 f"request_id has {len(request_id)} characters; at most {MAX_REQUEST_ID_BYTES} are kept",
                 field="request_id",
             )
-        known = self._known.get(request_id)
+        key = *owner, request_id
+        known = self._known.get(key)
         if known is None:
             if self._under_way >= MAX_UNDER_WAY:
                 raise Overloaded(
@@ -62,8 +68,8 @@ class AnsweredRequests:
                 )
             self._under_way += 1
             known = _Answered(fingerprint, asyncio.ensure_future(make()))
-            self._known[request_id] = known
-            known.answer.add_done_callback(lambda done: self._settle(request_id, done))
+            self._known[key] = known
+            known.answer.add_done_callback(lambda done: self._settle(key, done))
         elif known.fingerprint != fingerprint:
             raise PayloadMismatch(
                 f"request_id {request_id!r} came before with another request; give each request an id of its own",
@@ -73,12 +79,12 @@ class AnsweredRequests:
         answer: T = await asyncio.shield(known.answer)
         return answer
 
-    def _settle(self, request_id: str, done: "asyncio.Future[Any]") -> None:
+    def _settle(self, key: tuple[str, ...], done: "asyncio.Future[Any]") -> None:
         self._under_way -= 1
         if done.cancelled() or done.exception() is not None:
-            self._known.pop(request_id, None)
+            self._known.pop(key, None)
             return
-        if (known := self._known.get(request_id)) is not None:
+        if (known := self._known.get(key)) is not None:
             known.size_bytes = done.result().ByteSize()
             self._size_bytes += known.size_bytes
         while len(self._known) > self._capacity or self._size_bytes > self._capacity_bytes:

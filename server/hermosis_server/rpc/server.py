@@ -14,9 +14,11 @@ from hermosis.v1 import (
     telemetry_pb2,
     telemetry_pb2_grpc,
 )
+from hermosis_server.access.gatekeeper import Gatekeeper
 from hermosis_server.engine.engine import Engine
+from hermosis_server.rpc.gate import Gate
 from hermosis_server.rpc.gradient_servicer import GradientServicer
-from hermosis_server.rpc.interceptor import TypedErrors
+from hermosis_server.rpc.interceptor import Door
 from hermosis_server.rpc.session_servicer import SessionServicer
 from hermosis_server.rpc.telemetry_servicer import TelemetryServicer
 
@@ -33,14 +35,16 @@ class RpcServer:
 
     Args:
       engine:      what the services talk to.
+      gatekeeper:  knows who somebody is.
       device_name: told in GetCapabilities.
       address:     host:port; port 0 takes a free one.
     """
 
-    def __init__(self, engine: Engine, *, device_name: str, address: str) -> None:
+    def __init__(self, engine: Engine, gatekeeper: Gatekeeper, *, device_name: str, address: str) -> None:
         self._address = address
+        self._gate = Gate(gatekeeper)
         self._server = grpc.aio.server(
-            interceptors=[TypedErrors()],
+            interceptors=[Door(self._gate)],
             options=[
                 ("grpc.max_receive_message_length", engine.limits.max_message_bytes),
                 # One process, one port: two servers that share it without knowing would split their workers.
@@ -67,6 +71,7 @@ class RpcServer:
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         self._watch = asyncio.ensure_future(self._streams.watch())
+        self._gate.start()
         return int(port)
 
     async def serve(self) -> None:
@@ -82,6 +87,7 @@ class RpcServer:
         if self._watch is not None:
             self._watch.cancel()
         await self._server.stop(grace_s)
+        self._gate.stop()
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *SERVICES):

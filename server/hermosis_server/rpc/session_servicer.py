@@ -18,6 +18,8 @@ from hermosis_server.records import SessionStatus, StateBuffer
 from hermosis_server.rpc.codec import enums, optimizer
 from hermosis_server.rpc.codec import session as session_codec
 from hermosis_server.rpc.codec import telemetry as telemetry_codec
+from hermosis_server.rpc.gate import Call
+from hermosis_server.rpc.reach import Reach
 from hermosis_server.rpc.requests import AnsweredRequests
 from hermosis_server.rpc.streams import stalled
 
@@ -40,26 +42,22 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.CreateSessionResponse:
         async def create() -> session_pb2.CreateSessionResponse:
             spec = session_codec.spec(request.spec, self._engine.limits, self._engine.durability)
-            session = await self._engine.create_session(
-                spec,
-                session_id=request.session_id,
-                request_id=request.request_id,
-                request_fingerprint=session_codec.fingerprint(request),
-            )
+            made_by = request.request_id, session_codec.fingerprint(request)
+            session = await self._reach(context).create(spec, request.session_id, request=made_by)
             return session_pb2.CreateSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, create)
+        return await self._once(context, request, create)
 
     async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> session_pb2.GetSessionResponse:
-        session = self._engine.session(request.session_id)
-        digest = await self._engine.state_digest(request.session_id) if request.want_digest else b""
+        session = self._reach(context).session(request.session_id)
+        digest = await self._engine.state_digest(session.session_id) if request.want_digest else b""
         return session_pb2.GetSessionResponse(session=session_codec.session(session), state_digest=digest)
 
     async def ListSessions(
         self, request: session_pb2.ListSessionsRequest, context: Any
     ) -> session_pb2.ListSessionsResponse:
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        wanted = [session for session in self._engine.sessions() if _matches(session, request)]
+        wanted = [session for session in self._reach(context).sessions() if _matches(session, request)]
         # A page begins after the creation time and id of the page before: sessions that close in between shift nothing.
         after = _page_start(request.page_token)
         wanted = sorted((s for s in wanted if (s.created_s, s.session_id) > after), key=_order)
@@ -68,48 +66,53 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         messages = [session_codec.session(session) for session in page]
         if not token and not request.labels and request.status in (0, int(SessionStatus.FAILED)):
             # Those that were found damaged have nothing to sort or filter by; they end the last page.
-            messages += [
-                session_codec.set_aside(session_id, reason.problem)
-                for session_id, reason in sorted(self._engine.quarantined.items())
-            ]
+            messages += [session_codec.set_aside(*found) for found in self._reach(context).set_aside()]
         return session_pb2.ListSessionsResponse(sessions=messages, next_page_token=token)
 
     async def UpdateSession(
         self, request: session_pb2.UpdateSessionRequest, context: Any
     ) -> session_pb2.UpdateSessionResponse:
+        name = self._reach(context).name(request.session_id)
+
         async def update() -> session_pb2.UpdateSessionResponse:
             edit = session_codec.edit(request)
-            session = await self._engine.update_session(request.session_id, edit, etag=request.etag)
+            session = await self._engine.update_session(name, edit, etag=request.etag)
             return session_pb2.UpdateSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, update)
+        return await self._once(context, request, update)
 
     async def PauseSession(
         self, request: session_pb2.PauseSessionRequest, context: Any
     ) -> session_pb2.PauseSessionResponse:
+        name = self._reach(context).name(request.session_id)
+
         async def pause() -> session_pb2.PauseSessionResponse:
-            session = await self._engine.pause_session(request.session_id)
+            session = await self._engine.pause_session(name)
             return session_pb2.PauseSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, pause)
+        return await self._once(context, request, pause)
 
     async def ResumeSession(
         self, request: session_pb2.ResumeSessionRequest, context: Any
     ) -> session_pb2.ResumeSessionResponse:
+        name = self._reach(context).name(request.session_id)
+
         async def resume() -> session_pb2.ResumeSessionResponse:
-            session = await self._engine.resume_session(request.session_id)
+            session = await self._engine.resume_session(name)
             return session_pb2.ResumeSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, resume)
+        return await self._once(context, request, resume)
 
     async def CloseSession(
         self, request: session_pb2.CloseSessionRequest, context: Any
     ) -> session_pb2.CloseSessionResponse:
+        name = self._reach(context).name(request.session_id)
+
         async def close() -> session_pb2.CloseSessionResponse:
-            session = await self._engine.close_session(request.session_id)
+            session = await self._engine.close_session(name)
             return session_pb2.CloseSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, close)
+        return await self._once(context, request, close)
 
     async def InitialiseParameters(
         self, requests: AsyncIterator[session_pb2.InitialiseParametersRequest], context: Any
@@ -121,7 +124,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 async for request in requests:
                     dtype = enums.dtype(request.dtype, field="dtype")
                     if assembler is None:
-                        session_id = request.session_id
+                        session_id = self._reach(context).name(request.session_id)
                         assembler = self._engine.begin_parameters(session_id, dtype)
                     payload = request.payload
                     assembler.add(offset=request.offset, dtype=dtype, crc32=request.crc32, payload=payload)
@@ -137,9 +140,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def ExportSession(
         self, request: session_pb2.ExportSessionRequest, context: Any
     ) -> AsyncIterator[session_pb2.ExportSessionResponse]:
-        session = self._engine.session(request.session_id)
+        session = self._reach(context).session(request.session_id)
         with self._engine.room_for_state(session):
-            state = await self._engine.export_session(request.session_id)
+            state = await self._engine.export_session(session.session_id)
             sent = 0
             async with self._progress() as progress:
                 for response in session_codec.exported(session, state, self._engine.limits.chunk_bytes):
@@ -152,8 +155,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         head = await anext(requests, None)
         if head is None or not head.HasField("state"):
             raise InvalidRequest("an import begins with session_id and the state", field="state")
-        session = self._engine.session(head.session_id)
-        assemblers = self._engine.begin_import(head.session_id)
+        session = self._reach(context).session(head.session_id)
+        assemblers = self._engine.begin_import(session.session_id)
         try:
             async with self._progress() as progress:
                 async for request in requests:
@@ -165,7 +168,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 assert assembler.staging is not None, "an import is always kept"
                 buffers[buffer] = assembler.staging.memory
             state = session_codec.imported(head.state, session, buffers, self._engine.limits)
-            session = await self._engine.import_session(head.session_id, state)
+            session = await self._engine.import_session(session.session_id, state)
             return session_pb2.ImportSessionResponse(session=session_codec.session(session))
         finally:
             for assembler in assemblers.values():
@@ -174,40 +177,42 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def SnapshotSession(
         self, request: session_pb2.SnapshotSessionRequest, context: Any
     ) -> session_pb2.SnapshotSessionResponse:
+        name = self._reach(context).name(request.session_id)
+
         async def snapshot() -> session_pb2.SnapshotSessionResponse:
-            info, digest = await self._engine.snapshot_session(request.session_id)
+            info, digest = await self._engine.snapshot_session(name)
             return session_pb2.SnapshotSessionResponse(snapshot_id=name_of(info), step=info.step, state_digest=digest)
 
-        return await self._once(request, snapshot)
+        return await self._once(context, request, snapshot)
 
     async def RestoreSession(
         self, request: session_pb2.RestoreSessionRequest, context: Any
     ) -> session_pb2.RestoreSessionResponse:
+        name = self._reach(context).name(request.session_id)
+
         async def restore() -> session_pb2.RestoreSessionResponse:
-            session = await self._engine.restore_session(request.session_id, request.snapshot_id)
+            session = await self._engine.restore_session(name, request.snapshot_id)
             return session_pb2.RestoreSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, restore)
+        return await self._once(context, request, restore)
 
     async def ForkSession(
         self, request: session_pb2.ForkSessionRequest, context: Any
     ) -> session_pb2.ForkSessionResponse:
+        parent = self._reach(context).heir(request.session_id, request.fork_session_id)
+
         async def fork() -> session_pb2.ForkSessionResponse:
             other = optimizer.from_message(request.optimizer) if request.HasField("optimizer") else None
-            session = await self._engine.fork_session(
-                request.session_id,
-                request.fork_session_id,
-                other,
-                request=(request.request_id, session_codec.fingerprint(request)),
-            )
+            made_by = request.request_id, session_codec.fingerprint(request)
+            session = await self._engine.fork_session(parent, request.fork_session_id, other, request=made_by)
             return session_pb2.ForkSessionResponse(session=session_codec.session(session))
 
-        return await self._once(request, fork)
+        return await self._once(context, request, fork)
 
     async def ListWorkers(
         self, request: session_pb2.ListWorkersRequest, context: Any
     ) -> session_pb2.ListWorkersResponse:
-        session = self._engine.session(request.session_id)
+        session = self._reach(context).session(request.session_id)
         workers = [
             session_pb2.Worker(
                 worker_id=record.worker_id,
@@ -255,8 +260,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         except TimeoutError:
             raise stalled(idle_s) from None
 
-    async def _once(self, request: Any, make: Callable[[], Awaitable[T]]) -> T:
-        return await self._answered.once(request.request_id, session_codec.fingerprint(request), make)
+    def _reach(self, call: Call) -> Reach:
+        return Reach(self._engine, call.identity)
+
+    async def _once(self, call: Call, request: Any, make: Callable[[], Awaitable[T]]) -> T:
+        fingerprint = session_codec.fingerprint(request)
+        owner = call.identity.tenant, call.identity.sessions
+        return await self._answered.once(request.request_id, fingerprint, make, owner=owner)
 
 
 def _matches(session: Session, request: session_pb2.ListSessionsRequest) -> bool:

@@ -5,8 +5,8 @@ from typing import Any
 
 from hermosis.v1 import telemetry_pb2, telemetry_pb2_grpc
 from hermosis_server.engine.engine import Engine
-from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc.codec import telemetry as telemetry_codec
+from hermosis_server.rpc.reach import Reach
 
 DEFAULT_READINGS = 1000
 MAX_READINGS = 10_000
@@ -21,13 +21,13 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
     async def GetTelemetry(
         self, request: telemetry_pb2.GetTelemetryRequest, context: Any
     ) -> telemetry_pb2.GetTelemetryResponse:
-        latest = self._engine.session(request.session_id).telemetry.latest
+        latest = Reach(self._engine, context.identity).session(request.session_id).telemetry.latest
         return telemetry_pb2.GetTelemetryResponse(reading=telemetry_codec.reading(latest) if latest else None)
 
     async def ListTelemetry(
         self, request: telemetry_pb2.ListTelemetryRequest, context: Any
     ) -> telemetry_pb2.ListTelemetryResponse:
-        ring = self._engine.session(request.session_id).telemetry
+        ring = Reach(self._engine, context.identity).session(request.session_id).telemetry
         wanted = min(request.max_readings or DEFAULT_READINGS, MAX_READINGS)
         history = ring.history(after_step=request.after_step, max_readings=wanted)
         return telemetry_pb2.ListTelemetryResponse(
@@ -37,11 +37,8 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
     async def WatchTelemetry(
         self, request: telemetry_pb2.WatchTelemetryRequest, context: Any
     ) -> AsyncIterator[telemetry_pb2.WatchTelemetryResponse]:
-        if not request.min_interval_s >= 0:
-            raise InvalidRequest(
-                f"min_interval_s is {request.min_interval_s}; wanted zero or more seconds", field="min_interval_s"
-            )
-        watch = self._engine.watch(tuple(request.session_ids), min_interval_s=request.min_interval_s)
+        reach = Reach(self._engine, context.identity)
+        watch = reach.watch(request.session_ids, min_interval_s=request.min_interval_s)
         try:
             # At once, so that the watcher knows that nothing will be missed from here on.
             await context.send_initial_metadata(())

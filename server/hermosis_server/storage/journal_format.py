@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from hermosis import wire
 
-_HEADER = struct.Struct("<4sIIB3xQQQQQQ8s64s")
+_HEADER = struct.Struct("<4sIIB3xQQQQQQ8s128s")
 _MAGIC, _FOOT = b"HJe1", b"HJf1"
 _CHECKED_FROM = 8  # the magic word and the checksum itself are not under the checksum
 SIZE = _HEADER.size

@@ -30,7 +30,8 @@ KEPT_SNAPSHOTS = 2
 _RECORD = "session.json"
 _REMOVED = ".removed-"  # before the name of a folder that is going
 _NAME = re.compile(r"(\d{10})-(\d{20})\.safetensors")
-_SESSION_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+# With the tenant before it, where it has one.
+_SESSION_ID = re.compile(r"([a-z0-9][a-z0-9-]{0,62}\.)?[a-z0-9][a-z0-9-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,6 @@ class SessionRecord:
     lr_scale: float
     created_s: float
     document: bytes
-    tenant: str = ""
     request_id: str = ""
     request_fingerprint: bytes = b""
 
@@ -213,7 +213,6 @@ def read_record(folder: Path) -> SessionRecord:
             lr_scale=said["lr_scale"],
             created_s=said["created_s"],
             document=base64.b64decode(said["document"], validate=True),
-            tenant=said["tenant"],
             request_id=said["request_id"],
             request_fingerprint=bytes.fromhex(said["request_fingerprint"]),
         )
@@ -235,7 +234,6 @@ def _record_bytes(record: SessionRecord) -> bytes:
         "lr_scale": record.lr_scale,
         "created_s": record.created_s,
         "document": base64.b64encode(record.document).decode(),
-        "tenant": record.tenant,
         "request_id": record.request_id,
         "request_fingerprint": record.request_fingerprint.hex(),
     }

@@ -16,6 +16,7 @@ from hermosis_server.engine.checks import CONSISTENCY_MODES, MAX_NAME_BYTES, MAX
 from hermosis_server.engine.engine import SessionEdit
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.errors import CorruptState, HermosisError, InvalidRequest, LayoutMismatch, QuotaExceeded
+from hermosis_server.identity import shown_id
 from hermosis_server.records import (
     Consistency,
     ConsistencyMode,
@@ -157,7 +158,7 @@ def from_document(raw: bytes, limits: Limits) -> SessionSpec:
 def session(record: Session) -> session_pb2.Session:
     parameters = record.spec.layout
     return session_pb2.Session(
-        session_id=record.session_id,
+        session_id=shown_id(record.session_id),
         spec=_spec_message(record.spec),
         status=int(record.status),  # type: ignore[arg-type]
         step=record.step,
@@ -295,8 +296,9 @@ def imported(
     """
     if message.layout_digest != record.spec.layout.digest:
         raise LayoutMismatch(
-            f"the state is of a layout with digest {message.layout_digest[:32].hex()}, session {record.session_id} has "
-            f"{record.spec.layout.digest.hex()}; make a session with the layout of the export",
+            f"the state is of a layout with digest {message.layout_digest[:32].hex()}, session "
+            f"{shown_id(record.session_id)} has {record.spec.layout.digest.hex()}; make a session with the layout of "
+            "the export",
             field="state.layout_digest",
         )
     if len(message.workers) > limits.max_workers:
@@ -307,7 +309,7 @@ def imported(
     _check_counts(message)
     if sorted(message.buffers) != sorted(int(buffer) for buffer in buffers):
         raise LayoutMismatch(
-            f"the state holds buffers {sorted(message.buffers)}, session {record.session_id} keeps "
+            f"the state holds buffers {sorted(message.buffers)}, session {shown_id(record.session_id)} keeps "
             f"{sorted(int(buffer) for buffer in buffers)}; make a session with the optimizer of the export",
             field="state.buffers",
         )

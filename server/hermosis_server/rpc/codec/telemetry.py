@@ -3,6 +3,7 @@
 from google.protobuf import timestamp_pb2
 
 from hermosis.v1 import telemetry_pb2
+from hermosis_server.identity import shown_id
 from hermosis_server.records import TelemetryReading
 from hermosis_server.rpc.codec.gradient import energies
 
@@ -15,7 +16,7 @@ def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
 
 def reading(record: TelemetryReading) -> telemetry_pb2.TelemetryReading:
     return telemetry_pb2.TelemetryReading(
-        session_id=record.session_id,
+        session_id=shown_id(record.session_id),
         step=record.step,
         time=timestamp(record.time_s),
         energies=energies(record.energies),

@@ -1,0 +1,81 @@
+"""Gatekeeper: from what a call brings with it to who makes it."""
+
+import logging
+
+from hermosis_server.access.admission import Admission
+from hermosis_server.access.tokens import PREFIX, TokenFile
+from hermosis_server.errors import InvalidRequest, Unauthenticated
+from hermosis_server.identity import LOCAL_OPERATOR
+
+logger = logging.getLogger(__name__)
+
+# Longer ones are not looked at; identity providers stay well below.
+MAX_TOKEN_BYTES = 8192
+_SCHEME = "bearer "
+
+
+class Gatekeeper:
+    """Knows who somebody is.
+
+    Without anything configured everybody is the local operator. That ends for good with the first token in the file.
+
+    Args:
+      tokens:        of the data folder; None where there is none.
+      require_token: asks for a token even where there is none yet.
+    """
+
+    def __init__(self, tokens: TokenFile | None = None, *, require_token: bool = False) -> None:
+        self._tokens = tokens
+        self._asks_for_token = require_token or bool(tokens and tokens.records)
+
+    @property
+    def asks(self) -> bool:
+        """Whether anybody has to prove who they are."""
+        return self._asks_for_token
+
+    async def admit(self, authorization: str) -> Admission:
+        """Who makes a call.
+
+        Args:
+          authorization: the call's metadata of that name, "Bearer …"; or empty.
+
+        Raises:
+          Unauthenticated: the proof is missing or does not hold.
+        """
+        self.refresh()  # A look at the file's date: who was revoked a moment ago is out.
+        if not authorization:
+            if self._asks_for_token:
+                raise Unauthenticated("this server asks for a token; send it as 'authorization: Bearer …'")
+            return Admission(identity=LOCAL_OPERATOR)
+        if not self.asks:
+            # What is not asked for is not looked at: a client keeps its settings when a server is opened up.
+            return Admission(identity=LOCAL_OPERATOR)
+        token = _bearer(authorization)
+        if token.startswith(PREFIX) and self._tokens is not None:
+            return self._tokens.admit(token)
+        raise Unauthenticated("the token is of no kind that this server takes")
+
+    def refresh(self) -> bool:
+        """Hears of tokens that were made or revoked; whether there were any. Never opens the server up."""
+        if self._tokens is None:
+            return False
+        try:
+            changed = self._tokens.refresh()
+        except InvalidRequest as error:
+            logger.error("event=tokens_unreadable reason=%r", str(error))
+            return False
+        self._asks_for_token = self._asks_for_token or bool(self._tokens.records)
+        return changed
+
+    def require_still(self, admission: Admission) -> None:
+        """Raises Unauthenticated when the proof of somebody who is inside already no longer holds."""
+        if admission.fingerprint and self._tokens is not None:
+            self._tokens.admission(admission.fingerprint)
+        elif self._asks_for_token and admission.identity is LOCAL_OPERATOR:
+            raise Unauthenticated("this server asks for a token since the call began; send one")
+
+
+def _bearer(authorization: str) -> str:
+    if len(authorization) > MAX_TOKEN_BYTES or not authorization.lower().startswith(_SCHEME):
+        raise Unauthenticated("authorization is not written 'Bearer …', or is too long")
+    return authorization[len(_SCHEME) :].strip()
