@@ -19,7 +19,7 @@ from hermosis_server.rpc import exchange
 from hermosis_server.rpc.outbox import MAX_ANSWERS, Outbox
 from hermosis_server.rpc.requests import MAX_UNDER_WAY, AnsweredRequests
 from hermosis_server.rpc.streams import Streams
-from hermosis_server.rpc.turns import Turns
+from hermosis_server.rpc.turns import LARGE, Turns
 
 Request = gradient_pb2.ExchangeRequest
 
@@ -274,24 +274,53 @@ def test_an_answer_that_comes_after_the_stream_has_gone_gives_its_memory_back() 
     asyncio.run(scenario())
 
 
-def test_large_messages_go_one_a_pass_and_small_ones_in_between() -> None:
+async def served(arrivals: list[Hashable]) -> list[list[Hashable]]:
+    """Whose messages are handled in each pass, if all are there at once."""
+    turns, passes, number = Turns(), list[list[Hashable]](), 0
+
+    async def message(who: Hashable) -> None:
+        if not turns.take(who):
+            await turns.wait(who)
+        passes.extend([] for _ in range(number + 1 - len(passes)))
+        passes[number].append(who)
+
+    waiting = [asyncio.ensure_future(message(who)) for who in arrivals]
+    while not all(each.done() for each in waiting):
+        await asyncio.sleep(0)
+        number += 1
+    await asyncio.wait_for(message("later"), 5)
+    return [each for each in passes if each and each != ["later"]]
+
+
+def test_one_session_alone_has_all_turns() -> None:
+    assert asyncio.run(served(["a"] * 5)) == [["a"] * 5]
+
+
+def test_a_session_that_floods_has_one_turn_a_pass_beside_others() -> None:
+    passes = asyncio.run(served(["victim", *["flood"] * 5]))
+    assert passes[0] == ["victim", "flood"]
+    assert sum(each.count("flood") for each in passes) == 5
+    assert len(passes) >= 3, "those of a flood that waited did not come all at once"
+
+
+def test_large_messages_go_one_a_pass_whoever_sends_them() -> None:
+    passes = asyncio.run(served([*[LARGE] * 4, "small"]))
+    assert passes[0] == [LARGE, "small"]
+    assert passes[1:] == [[LARGE]] * 3
+
+
+def test_who_goes_while_it_waits_takes_no_turn() -> None:
     async def scenario() -> None:
-        turns, order = Turns(), list[str]()
+        turns = Turns()
 
-        async def large(name: str) -> None:
-            await turns.mine()
-            order.append(name)
+        async def message() -> None:
+            if not turns.take(LARGE):
+                await turns.wait(LARGE)
 
-        waiting = [asyncio.ensure_future(large(f"large {n}")) for n in range(4)]
-        gone = asyncio.ensure_future(large("gone"))
-        small = asyncio.ensure_future(asyncio.sleep(0, order.append("-")))
+        _, gone, last = (asyncio.ensure_future(message()) for _ in range(3))
         await asyncio.sleep(0)
         gone.cancel()
-        asyncio.get_running_loop().call_soon(order.append, "small")
-        await asyncio.gather(*waiting, small)
-        assert [each for each in order if each.startswith("large")] == [f"large {n}" for n in range(4)]
-        assert order.index("small") < order.index("large 2")
-        await asyncio.wait_for(large("last"), 5)
+        await asyncio.wait_for(last, 5)
 
     asyncio.run(scenario())
 
