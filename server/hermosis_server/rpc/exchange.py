@@ -3,7 +3,7 @@
 One task reads, one writes; a contribution's answer is put into the outbox by whoever learns it. Reading pauses while
 more than the window of answers is under way, so that a worker that sends without reading meets HTTP/2's own flow
 control, and the server's memory stays as it is. A piece of work that is refused is answered by a refusal; the stream
-goes on. Large messages of all streams take turns.
+goes on. Streams take turns (turns.py).
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from hermosis_server.rpc.outbox import Outbox
 from hermosis_server.rpc.packed import PackedDesk
 from hermosis_server.rpc.reach import Reach
 from hermosis_server.rpc.segments import Segments, StreamSegments
-from hermosis_server.rpc.turns import HEAVY_BYTES, Turns
+from hermosis_server.rpc.turns import HEAVY_BYTES, LARGE, Turns
 
 Request = gradient_pb2.ExchangeRequest
 Response = gradient_pb2.ExchangeResponse
@@ -47,7 +47,7 @@ class ExchangeStream:
       engine:       takes the contributions.
       reach:        sessions that the worker can name.
       segments:     of all workers that share memory with this server.
-      turns:        of large messages, all streams together.
+      turns:        of all streams.
       context:      of the call; serialized messages are read from it and written to it.
       window_bytes: unanswered payload at which reading pauses.
     """
@@ -62,6 +62,7 @@ class ExchangeStream:
         self._context = context
         self._window_bytes = window_bytes
         self._links: dict[int, Link] = {}
+        self._who: Hashable = self  # of whom a turn is: the session, or a stream that carries several
         self._refused_handles: set[int] = set()
         self._outbox = Outbox(window_bytes)
         self._desk = PackedDesk(engine, self._links, later=self._answer_later)
@@ -128,22 +129,23 @@ class ExchangeStream:
             self._running.cancel()
 
     async def _write(self) -> None:
-        write, outbox = self._context.write, self._outbox
+        write, outbox, turns = self._context.write, self._outbox, self._turns
         while (messages := await outbox.next()) is not None:
             for message in messages:
                 await write(message)
                 outbox.written_messages += 1
-                if len(message) > HEAVY_BYTES:
-                    await self._turns.mine()  # before the next one is made
+                if len(message) > HEAVY_BYTES and not turns.take(LARGE):  # before the next one is made
+                    await turns.wait(LARGE)
             outbox.written()
 
     async def _read(self) -> None:
-        read, outbox, end = self._context.read, self._outbox, grpc.aio.EOF
+        read, outbox, turns, end = self._context.read, self._outbox, self._turns, grpc.aio.EOF
         while (raw := await read()) is not end:
             if outbox.full:
                 await outbox.room()
-            if len(raw) > HEAVY_BYTES:
-                await self._turns.mine()
+            who = LARGE if len(raw) > HEAVY_BYTES else self._who
+            if not turns.take(who):
+                await turns.wait(who)
             self._receive(raw)
 
     def _receive(self, raw: bytes) -> None:
@@ -222,6 +224,7 @@ class ExchangeStream:
             return _refusal(handle, 0, error)
         self._refused_handles.discard(handle)
         self._links[handle] = link
+        self._who = link.session.session_id if len(self._links) == 1 else self
         self._desk.forget()
         if message.HasField("segment"):
             link.attach(self._segments, codec.segment_offer(message.segment))
