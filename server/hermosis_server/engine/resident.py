@@ -6,6 +6,7 @@ Every function here runs as a job of the executor, between two steps.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hermosis.wire import Dtype
 from hermosis_server.dynamics import (
@@ -35,6 +36,7 @@ class Resident:
       line:        of its numbers in the cohort's tables.
       workers:     the last applied contribution of each worker, changed together with the rows.
       initialised: whether parameters have been set.
+      solo:        what the stepper has laid out for steps of this session alone.
     """
 
     slot: Slot
@@ -44,6 +46,7 @@ class Resident:
     line: int
     workers: dict[str, WorkerSequence] = field(default_factory=dict)
     initialised: bool = False
+    solo: Any = None
 
     @property
     def family(self) -> Family:
