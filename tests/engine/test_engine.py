@@ -547,6 +547,7 @@ def test_a_step_that_fails_leaves_the_session_and_frees_the_number(
         with monkeypatch.context() as patch:
             patch.setattr(step, "advance_", broken)
             patch.setattr(step.fused, "step", broken)
+            patch.setattr(step.Solo, "step", broken)
             patch.setattr(device.Copies, "gradients", broken)
             with pytest.raises(InternalError):
                 await bench.send(session, ONES, sequence=1)

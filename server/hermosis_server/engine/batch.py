@@ -45,7 +45,7 @@ class StepDone:
     step: int
     base_step: int  # step before; each contribution's staleness is counted from it
     energies: EnergySample
-    vectors: dict[ReplyWish, Vector]
+    vectors: Sequence[Vector | None]  # of each contribution, what it asked for
     state_digest: bytes
     launch: Launch
 
@@ -137,22 +137,33 @@ def _begin(stepper: Stepper, entries: list[Entry]) -> Callable[[], _Fates]:
             failed |= dict.fromkeys(indices, step_failed(error, len(indices)))
 
     def end() -> _Fates:
-        outcomes, replies = [Outcome.DROPPED] * count, list[memoryview | None]([None] * count)
-        before, after = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        samples = np.full((count, len(EnergySample._fields)), np.nan)
+        landed: list[tuple[list[int], Stepped]] = []
         for indices, finish in under_way:
             try:
-                stepped = finish()
+                landed.append((indices, finish()))
             except Exception as error:
                 failed.update(dict.fromkeys(indices, step_failed(error, len(indices))))
-                continue
-            before[indices], after[indices], samples[indices] = stepped.before, stepped.after, stepped.samples
-            for index, outcome, reply in zip(indices, stepped.outcomes, stepped.replies, strict=True):
-                outcomes[index], replies[index] = outcome, reply
         launch = Launch(started_s=started_s, device_s=time.monotonic() - started_s, sessions=count)
-        return _Fates(outcomes, before, after, samples, replies, launch, failed)
+        if len(landed) == 1 and not failed:  # as a rule: one launch of them all, in order
+            stepped = landed[0][1]
+            return _Fates(stepped.outcomes, stepped.before, stepped.after, stepped.samples, stepped.replies, launch)
+        return _joined(landed, count, launch, failed)
 
     return end
+
+
+def _joined(
+    landed: Sequence[tuple[list[int], Stepped]], count: int, launch: Launch, failed: dict[int, Exception]
+) -> _Fates:
+    """The fates that several launches led to, each at its place."""
+    outcomes, replies = [Outcome.DROPPED] * count, list[memoryview | None]([None] * count)
+    before, after = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    samples = np.full((count, len(EnergySample._fields)), np.nan)
+    for indices, stepped in landed:
+        before[indices], after[indices], samples[indices] = stepped.before, stepped.after, stepped.samples
+        for index, outcome, reply in zip(indices, stepped.outcomes, stepped.replies, strict=True):
+            outcomes[index], replies[index] = outcome, reply
+    return _Fates(outcomes, before, after, samples, replies, launch, failed)
 
 
 def _members(item: Ready) -> list[Entry]:
@@ -177,11 +188,13 @@ def _parts(contributions: list[Contribution]) -> list[Part]:
 
 def _launch_wish(contributions: list[Contribution]) -> ReplyWish | None:
     """The reply that a launch makes for a round; where workers want several, the rest follow from it or the rows."""
+    if len(contributions) == 1:
+        wish = contributions[0].wish
+        return None if wish.reply is Reply.NONE else wish
     wishes = {one.wish for one in contributions if one.wish.reply is not Reply.NONE}
     if len(wishes) <= 1:
-        wish = next(iter(wishes), None)
         # What several workers get may not lie in the memory of one, who could change it.
-        return replace(wish, place=None) if wish is not None and len(contributions) > 1 else wish
+        return next((replace(wish, place=None) for wish in wishes), None)
     if any(wish.reply is Reply.INCREMENT for wish in wishes):
         return ReplyWish(reply=Reply.INCREMENT, dtype=Dtype.FLOAT32)
     return None
@@ -213,21 +226,23 @@ def _round_done(arena: Arena, item: ReadyRound, fates: _Fates, index: int) -> St
     )
 
 
-def _vectors(item: ReadyRound, step: int, made: memoryview | None) -> dict[ReplyWish, Vector]:
-    """What the workers asked for, each kind made once however many want it."""
-    vectors: dict[ReplyWish, Vector] = {}
+def _vectors(item: ReadyRound, step: int, made: memoryview | None) -> list[Vector | None]:
+    """What each worker asked for, each kind made once however many want it."""
     launched = _launch_wish(item.contributions)
+    if len(item.contributions) == 1 and made is not None and launched is not None:
+        return [Vector(step=step, reply=launched.reply, dtype=launched.dtype, payload=made)]
+    vectors: dict[ReplyWish, Vector | None] = {}
     for wish in {one.wish for one in item.contributions}:
+        payload: memoryview | None = None
         if made is not None and wish == launched:
             payload = made
         elif wish.reply is Reply.PARAMETERS:
             payload = wire_bytes(item.resident.slot.read(StateBuffer.PARAMETERS), wish.dtype)
         elif wish.reply is Reply.INCREMENT and made is not None:
             payload = wire_bytes(from_wire(made, Dtype.FLOAT32), wish.dtype)
-        else:
-            continue
-        vectors[wish] = Vector(step=step, reply=wish.reply, dtype=wish.dtype, payload=payload)
-    return vectors
+        if payload is not None:
+            vectors[wish] = Vector(step=step, reply=wish.reply, dtype=wish.dtype, payload=payload)
+    return [vectors.get(one.wish) for one in item.contributions]
 
 
 def _fleet_done(item: ReadyFleet, fates: _Fates, first: int) -> FleetDone:

@@ -139,7 +139,7 @@ class LaunchTables:
         if kept is None:
             while len(self._kept) >= KEPT_LAUNCHES:
                 del self._kept[next(iter(self._kept))]
-            kept = self._kept[key] = _Joined(tables, *_join(tables))
+            kept = self._kept[key] = _Joined(tables, *join(tables))
         return kept.rows.copy(), kept.sessions.copy(), kept.spans, kept.elements.copy()
 
 
@@ -154,7 +154,7 @@ class _Joined(NamedTuple):
 KEPT_LAUNCHES = 64
 
 
-def _join(
+def join(
     tables: tuple[RowTable, ...],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     sessions = np.zeros((len(tables), len(fused.Whole)), np.int64)

@@ -164,8 +164,7 @@ class Intake:
         else:
             for contribution in contributions:
                 contribution.gradient.release()
-        for contribution in contributions:
-            vector = done.vectors.get(contribution.wish)
+        for contribution, vector in zip(contributions, done.vectors, strict=True):
             sent_bytes += len(vector.payload) if vector else 0
             contribution.worker.staleness = done.base_step - contribution.commit.base_step
             result = StepResult(

@@ -6,6 +6,7 @@ Every function here runs as a job of the executor, between two steps.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hermosis.wire import Dtype
 from hermosis_server.dynamics import (
@@ -36,6 +37,7 @@ class Resident:
       workers:     the last applied contribution of each worker, changed together with the rows.
       refused:     the last one of each worker that was tried and changed nothing; no part of the state digest.
       initialised: whether parameters have been set.
+      solo:        what the stepper has laid out for steps of this session alone.
     """
 
     slot: Slot
@@ -46,6 +48,7 @@ class Resident:
     workers: dict[str, WorkerSequence] = field(default_factory=dict)
     refused: dict[str, WorkerSequence] = field(default_factory=dict)
     initialised: bool = False
+    solo: Any = None
 
     @property
     def family(self) -> Family:

@@ -22,6 +22,8 @@ from hermosis_server.engine.arena import Arena, Slot, address_of, from_wire, unp
 from hermosis_server.engine.cohort import Cohort
 from hermosis_server.engine.device import DeviceSteps, Flight
 from hermosis_server.engine.entries import ALIGNMENT, Entry, LaunchTables, Part, mean_of, row_table
+from hermosis_server.engine.resident import Resident
+from hermosis_server.engine.solo import Solo
 from hermosis_server.records import Outcome, Reply, StateBuffer
 
 
@@ -81,6 +83,9 @@ class Stepper:
         A device works in between. Other sessions may begin meanwhile; these, their gradients and the tables of cohorts
         must be left alone.
         """
+        if len(entries) == 1 and self.steps_alone(entries[0].resident):
+            stepped = self._alone(entries[0])
+            return lambda: stepped
         slots = [entry.resident.slot for entry in entries]
         cohort = entries[0].resident.cohort
         lines = np.array([entry.resident.line for entry in entries])
@@ -109,6 +114,25 @@ class Stepper:
             )
 
         return end
+
+    def steps_alone(self, resident: Resident) -> bool:
+        """Whether a session by itself takes the short way of solo.py."""
+        if resident.solo is not None and resident.solo.knows(resident):
+            return True
+        if self._arena.device.type != "cpu" or not fused.covers(resident.family):
+            return False
+        return 0 < resident.slot.elements(StateBuffer.MOMENTUM) < fused.SHARED_ELEMENTS
+
+    def _alone(self, entry: Entry) -> Stepped:
+        resident = entry.resident
+        self._arena.fetch((resident.slot,))
+        if resident.solo is None or not resident.solo.knows(resident):
+            resident.solo = Solo(resident)
+        played = resident.solo.step(entry.parts[0] if len(entry.parts) == 1 else mean_of(entry.parts), entry)
+        result = _Result([_OUTCOMES[played.fate]], played.samples, [played.reply])
+        if played.fate == fused.Fate.UNPROVEN:
+            result = self._complete(resident.cohort, np.array([resident.line]), [entry], result, [0])
+        return Stepped(result.outcomes, np.array([played.before]), np.array([resident.step]), *result[1:])
 
     def _launch(self, cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry]) -> Callable[[], _Result]:
         """Launches, and gives how to wait for the result."""

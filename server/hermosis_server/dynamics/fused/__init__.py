@@ -4,8 +4,22 @@ The flows remain the definition. Compiled by Numba; a row is named by its addres
 """
 
 from hermosis_server.dynamics.fused.bounds import largest
-from hermosis_server.dynamics.fused.launch import Pool, Stepped, step, warm_up
+from hermosis_server.dynamics.fused.launch import SHARED_ELEMENTS, Alone, Pool, Stepped, step, warm_up
 from hermosis_server.dynamics.fused.tables import ABSENT, Fate, Number, Row, Whole
 from hermosis_server.dynamics.fused.traits import covers
 
-__all__ = ["ABSENT", "Fate", "Number", "Pool", "Row", "Stepped", "Whole", "covers", "largest", "step", "warm_up"]
+__all__ = [
+    "ABSENT",
+    "SHARED_ELEMENTS",
+    "Alone",
+    "Fate",
+    "Number",
+    "Pool",
+    "Row",
+    "Stepped",
+    "Whole",
+    "covers",
+    "largest",
+    "step",
+    "warm_up",
+]

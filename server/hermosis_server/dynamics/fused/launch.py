@@ -114,6 +114,32 @@ def step(
     return Stepped(batch.outcome, batch.samples)
 
 
+class Alone:
+    """A small batch that one thread steps again and again, as `step` does; its caller refills the tables in between.
+
+    Attributes:
+      outcome, samples: of the last step, as in `Stepped`; the next one writes over them.
+
+    Args:
+      As of `step`. The arrays themselves are read and changed at each step, so they must stay where they are.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        rows: Integers,
+        sessions: Integers,
+        spans: Integers,
+        numbers: Numbers,
+        coefficients: Numbers,
+        scalars: Numbers,
+    ) -> None:
+        batch = _Batch(family, rows, sessions, spans, numbers, coefficients, scalars)
+        self.outcome, self.samples = batch.outcome, batch.samples
+        self.step: Callable[[], None] = batch.prepared(np.arange(len(sessions)))
+
+
 class _Batch:
     """The tables of a batch, and what comes out."""
 
@@ -136,9 +162,14 @@ class _Batch:
 
     def step(self, which: Integers) -> None:
         """Steps some sessions, one after another."""
+        self.prepared(which)()
+
+    def prepared(self, which: Integers) -> Callable[[], None]:
+        """What `step` does, to be called as often as wanted, on one thread at a time."""
         # Enough for a session that has all rows; what is not needed is never touched.
         sums, pulls = np.empty((len(self.rows), SUMS)), np.empty((len(self.rows), PULLS))
-        self._kernel(_SESSIONS, which, 0, 0, *self._tables, sums, pulls, np.empty(SCRATCH), *self._results)
+        scratch = sums, pulls, np.empty(SCRATCH)
+        return functools.partial(self._kernel, _SESSIONS, which, 0, 0, *self._tables, *scratch, *self._results)
 
     def step_cut(self, session: int, pool: Pool) -> None:
         """Steps one session, its rows cut among all threads."""
