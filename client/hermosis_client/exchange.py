@@ -76,6 +76,7 @@ class Worker:
         self._generation = 0
         self._next_sequence = 1
         self._chunk_bytes = wire.DEFAULT_CHUNK_BYTES
+        self._resume_sequence = self._resume_offset = 0  # what the server has of a contribution whose stream broke
         self._closed = False
 
     def exchange(
@@ -185,14 +186,17 @@ class Worker:
     ) -> tuple[StepResult, Tensors]:
         flat = self._layout.flat(gradients)
         landing = Landing(self._layout if reply is not Reply.NONE else ParameterLayout(()), out)
-        sequence = 0
+        sequence, sent = 0, False
 
         def attempt() -> tuple[StepResult, Tensors]:
-            nonlocal sequence
+            nonlocal sequence, sent
             stream = self._open(reply, sequence)
             sequence = sequence or self._next_sequence  # A later attempt is about the same contribution.
             commit, dtype = self._commit(sequence, numbers), self._settings.gradient_dtype
-            gradient = OutgoingGradient(flat, dtype, self._chunk_bytes, commit, stream.segment)
+            begin = self._resume_offset if sent and self._resume_sequence == sequence else 0
+            self._resume_sequence = 0
+            gradient = OutgoingGradient(flat, dtype, self._chunk_bytes, commit, stream.segment, begin=begin)
+            sent = True
             stream.send(gradient)
             try:
                 result, chunk = wait_for_result(stream, sequence)
@@ -300,6 +304,7 @@ class Worker:
             self._stream.release_segment()
         self._next_sequence = opened.next_sequence
         self._chunk_bytes = opened.chunk_bytes or wire.DEFAULT_CHUNK_BYTES
+        self._resume_sequence, self._resume_offset = opened.resume_sequence, opened.resume_offset
         return self._stream, opened
 
     def _drop(self) -> None:

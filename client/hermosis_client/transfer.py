@@ -22,11 +22,22 @@ class OutgoingGradient:
     """Messages of one contribution, each encoded when the wire is ready for it; one message where one chunk is enough.
 
     The flat vector is read until the last message has been drawn, and may not change before.
+
+    Args:
+      begin: the first element that the server has not got yet.
     """
 
     def __init__(
-        self, flat: Float32, dtype: wire.Dtype, chunk_bytes: int, commit: hot.Commit, segment: Segment | None
+        self,
+        flat: Float32,
+        dtype: wire.Dtype,
+        chunk_bytes: int,
+        commit: hot.Commit,
+        segment: Segment | None,
+        *,
+        begin: int = 0,
     ) -> None:
+        self._begin = begin
         self.abandoned = False
         self._flat = flat
         self._dtype = dtype
@@ -43,9 +54,10 @@ class OutgoingGradient:
             yield hot.write_request(hot.WholeGradient(self._commit, self._dtype, wire.checksum(payload), payload))
             return
         sequence = self._commit.sequence
-        for offset, length in wire.spans(self._flat.size, self._dtype.itemsize, chunk_bytes):
+        for start, length in wire.spans(self._flat.size - self._begin, self._dtype.itemsize, chunk_bytes):
             if self.abandoned:
                 break
+            offset = self._begin + start
             payload = encode(self._flat[offset : offset + length], self._dtype)
             chunk = hot.GradientChunk(HANDLE, sequence, offset, self._dtype, wire.checksum(payload), payload)
             yield hot.write_request(chunk) if segment is None else segment.put(chunk)

@@ -164,6 +164,8 @@ class SessionOpened(_message.Message):
     WINDOW_BYTES_FIELD_NUMBER: _builtins.int
     REPLACED_GENERATION_FIELD_NUMBER: _builtins.int
     RECOVERED_STEPS_FIELD_NUMBER: _builtins.int
+    RESUME_SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESUME_OFFSET_FIELD_NUMBER: _builtins.int
     SEGMENT_ATTACHED_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """handle that was opened."""
@@ -189,6 +191,12 @@ class SessionOpened(_message.Message):
     """replaced_generation is the generation that began when the state was last replaced on purpose: created, imported,
     restored. Since then it has only gone on, and been recovered after crashes.
     """
+    resume_sequence: _builtins.int
+    """resume_sequence is the contribution whose chunks were on their way when this worker's last stream broke; zero means
+    none. A chunk of it that begins at resume_offset goes on with what came, any other begins it anew.
+    """
+    resume_offset: _builtins.int
+    """resume_offset is the first element that did not come."""
     segment_attached: _builtins.bool
     """segment_attached tells that the server took the offered segment: answers lie in it, gradients may."""
     @_builtins.property
@@ -212,11 +220,13 @@ class SessionOpened(_message.Message):
         window_bytes: _builtins.int = ...,
         replaced_generation: _builtins.int = ...,
         recovered_steps: _abc.Iterable[_builtins.int] | None = ...,
+        resume_sequence: _builtins.int = ...,
+        resume_offset: _builtins.int = ...,
         segment_attached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "durable_step", b"durable_step", "generation", b"generation", "handle", b"handle", "layout_digest", b"layout_digest", "next_sequence", b"next_sequence", "parameter_count", b"parameter_count", "recovered_steps", b"recovered_steps", "replaced_generation", b"replaced_generation", "segment_attached", b"segment_attached", "status", b"status", "step", b"step", "window_bytes", b"window_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "durable_step", b"durable_step", "generation", b"generation", "handle", b"handle", "layout_digest", b"layout_digest", "next_sequence", b"next_sequence", "parameter_count", b"parameter_count", "recovered_steps", b"recovered_steps", "replaced_generation", b"replaced_generation", "resume_offset", b"resume_offset", "resume_sequence", b"resume_sequence", "segment_attached", b"segment_attached", "status", b"status", "step", b"step", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

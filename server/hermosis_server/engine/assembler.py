@@ -105,6 +105,16 @@ class Assembler:
         return self.received == self.elements
 
     @property
+    def prefix(self) -> int:
+        """Elements that came without a gap from the first on."""
+        end = 0
+        for offset, length, _ in self._parts:
+            if offset != end:
+                break
+            end += length
+        return end
+
+    @property
     def size_bytes(self) -> int:
         return self.elements * self.dtype.itemsize
 

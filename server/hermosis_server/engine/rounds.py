@@ -67,6 +67,14 @@ class StepTicket:
             tell(answer)
 
 
+class Unfinished(NamedTuple):
+    """A gradient whose stream broke before all of it came; it waits a while for its worker to go on."""
+
+    sequence: int
+    generation: int
+    gradient: Assembler
+
+
 class Tickets(Protocol):
     """Tickets of one worker's contributions to many sessions, still in columns."""
 
@@ -79,6 +87,7 @@ class WorkerRecord:
 
     Attributes:
       recent:     the last contributions counted, by their numbers.
+      unfinished: what came of the next contribution before its stream broke.
       increments: answered since the last of them was counted; kept because nobody could compute them again.
     """
 
@@ -91,6 +100,7 @@ class WorkerRecord:
     received_bytes: int = 0
     last_seen_s: float = 0.0
     streams: int = 0
+    unfinished: Unfinished | None = None
 
     def remember(self, sequence: int, ticket: StepTicket | Tickets) -> None:
         if self.increments:
@@ -98,6 +108,12 @@ class WorkerRecord:
         self.sequence = sequence
         self.recent[sequence] = ticket
         self.recent.pop(sequence - RECENT_SEQUENCES, None)
+
+    def give_up(self, unfinished: Unfinished) -> None:
+        """Gives the memory of an unfinished gradient back, unless its worker has gone on with it."""
+        if self.unfinished is unfinished:
+            self.unfinished = None
+            unfinished.gradient.release()
 
     def forget(self, sequence: int) -> None:
         """Undoes `remember` for a contribution that was counted but never tried."""

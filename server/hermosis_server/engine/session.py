@@ -13,7 +13,16 @@ from hermosis_server.engine.assembler import Assembler
 from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.resident import Resident
-from hermosis_server.engine.rounds import Answer, Contribution, Round, StepTicket, Tell, Tickets, WorkerRecord
+from hermosis_server.engine.rounds import (
+    Answer,
+    Contribution,
+    Round,
+    StepTicket,
+    Tell,
+    Tickets,
+    Unfinished,
+    WorkerRecord,
+)
 from hermosis_server.engine.telemetry import TelemetryRing
 from hermosis_server.errors import (
     HermosisError,
@@ -43,6 +52,9 @@ from hermosis_server.records import (
 )
 
 MAX_KEPT_INCREMENTS = 4096
+
+
+RESUME_S = 30.0  # how long an unfinished gradient waits for its worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +152,31 @@ class Session:
     def leave(self, worker: WorkerRecord) -> None:
         """Forgets a worker that has gone and never contributed; one that did is remembered, for its repeats."""
         worker.streams -= 1
-        if not worker.streams and not worker.sequence and self.workers.get(worker.worker_id) is worker:
+        self._tidy(worker)
+
+    def keep(self, worker: WorkerRecord, sequence: int, gradient: Assembler, generation: int) -> None:
+        """Keeps what came of a gradient whose stream broke, for a while; the assembler is the record's from now on."""
+        if worker.unfinished is not None:
+            worker.give_up(worker.unfinished)
+        worker.unfinished = unfinished = Unfinished(sequence, generation, gradient)
+
+        def too_late() -> None:
+            worker.give_up(unfinished)
+            self._tidy(worker)
+
+        asyncio.get_running_loop().call_later(RESUME_S, too_late)
+
+    def resumable(self, worker: WorkerRecord, dtype: Dtype) -> Unfinished | None:
+        """What came of a worker's next gradient before its last stream broke, if it can go on with that."""
+        unfinished = worker.unfinished
+        if unfinished is None:
+            return None
+        fits = unfinished.sequence == worker.sequence + 1 and unfinished.gradient.dtype is dtype
+        return unfinished if fits and unfinished.generation == self.generation else None
+
+    def _tidy(self, worker: WorkerRecord) -> None:
+        idle = not worker.streams and not worker.sequence and worker.unfinished is None
+        if idle and self.workers.get(worker.worker_id) is worker:
             del self.workers[worker.worker_id]
 
     def require_ready(self) -> None:

@@ -229,6 +229,7 @@ class ExchangeStream:
         if message.HasField("segment"):
             link.attach(self._segments, codec.segment_offer(message.segment))
         session = link.session
+        unfinished = session.resumable(link.worker, link.gradient_dtype)
         return gradient_pb2.SessionOpened(
             handle=handle,
             step=session.step,
@@ -242,6 +243,8 @@ class ExchangeStream:
             parameter_count=session.spec.layout.parameter_count,
             chunk_bytes=self._engine.limits.chunk_bytes,
             window_bytes=self._window_bytes,
+            resume_sequence=unfinished.sequence if unfinished else 0,
+            resume_offset=unfinished.gradient.prefix if unfinished else 0,
             segment_attached=link.segment is not None,
         )
 

@@ -18,6 +18,7 @@ from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersO
 from hermosis_server.rpc.codec import enums
 from hermosis_server.rpc.segments import Segment, StreamSegments
 
+RESUME_BYTES = 4 << 20  # what came of a gradient is kept for a worker that comes back, where it is as much
 MAX_OPEN_GRADIENTS = 64  # begun, not yet committed
 
 
@@ -46,9 +47,13 @@ class Link:
     refused: set[int] = field(default_factory=set)
 
     def close(self) -> None:
-        """Forgets the gradients on their way: a worker that has gone leaves nothing behind. To be called once."""
-        for gradient in self.gradients.values():
-            gradient.release()
+        """Forgets the gradients on their way, but for a large one that the worker may come back to. Called once."""
+        for sequence, gradient in self.gradients.items():
+            begun = gradient.prefix * self.gradient_dtype.itemsize
+            if begun >= RESUME_BYTES and sequence == self.worker.sequence + 1 and gradient.staging is not None:
+                self.session.keep(self.worker, sequence, gradient, self.generation)
+            else:
+                gradient.release()
         self.gradients.clear()
         self.refused.clear()
         if self.segment is not None and self.segments is not None:
@@ -84,9 +89,23 @@ class Link:
                 raise InvalidRequest(f"{len(self.gradients)} gradients are begun and not committed; commit them first")
             if not self.session.answered_before(self.worker, chunk.sequence):
                 require_next(chunk.sequence, self.worker, begun=max(self.gradients, default=0))
-            gradient = engine.intake.begin_gradient(self.session, self.worker, chunk.sequence, self.gradient_dtype)
+            gradient = self._resumed(chunk)
+            if gradient is None:
+                gradient = engine.intake.begin_gradient(self.session, self.worker, chunk.sequence, self.gradient_dtype)
             self.gradients[chunk.sequence] = gradient
         gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
+
+    def _resumed(self, chunk: GradientChunk) -> Assembler | None:
+        """The unfinished gradient that a chunk goes on with. Any other chunk begins the gradient anew."""
+        unfinished = self.worker.unfinished
+        if unfinished is None or unfinished.sequence != chunk.sequence:
+            return None
+        going_on = self.session.resumable(self.worker, self.gradient_dtype)
+        if going_on is None or chunk.offset != going_on.gradient.prefix:
+            self.worker.give_up(unfinished)
+            return None
+        self.worker.unfinished = None
+        return going_on.gradient
 
     @property
     def gradient_place(self) -> memoryview:
