@@ -3,11 +3,12 @@
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.database import ExampleDatabase
+from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.stateful import run_state_machine_as_test
 from hypothesis.strategies import SearchStrategy
 from tests.fuzz.calls import METHODS, call, check_call
@@ -27,14 +28,14 @@ class Round(NamedTuple):
     """How much is tried.
 
     Attributes:
-      cases:    at most.
-      seed:     of the chance by which they are drawn; None draws the same ones every time.
-      database: of cases that failed, which come first; None remembers nothing.
+      cases:  at most.
+      seed:   of the chance by which they are drawn; None draws the same ones every time.
+      memory: folder of cases that failed, which come first; None remembers nothing.
     """
 
     cases: int
     seed: int | None = None
-    database: ExampleDatabase | None = None
+    memory: Path | None = None
 
 
 class Target(NamedTuple):
@@ -54,11 +55,12 @@ class Target(NamedTuple):
     run: Callable[[Any, Round], None]
 
 
-def _settings(chosen: Round) -> settings:
+def _settings(chosen: Round, name: str) -> settings:
+    """With a memory of its own for each name: what was drawn for one strategy means nothing to another."""
     return settings(
         max_examples=chosen.cases,
         derandomize=chosen.seed is None,
-        database=chosen.database,
+        database=None if chosen.memory is None else DirectoryBasedExampleDatabase(chosen.memory / name),
         deadline=None,  # the rig has one
         suppress_health_check=list(HealthCheck),
         phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink],
@@ -67,8 +69,8 @@ def _settings(chosen: Round) -> settings:
     )
 
 
-def _try(strategy: SearchStrategy[Any], check: Callable[[Any], None], chosen: Round) -> None:
-    @_settings(chosen)
+def _try(name: str, strategy: SearchStrategy[Any], check: Callable[[Any], None], chosen: Round) -> None:
+    @_settings(chosen, name)
     @hypothesis.given(strategy)
     def case(drawn: Any) -> None:
         check(drawn)
@@ -77,11 +79,11 @@ def _try(strategy: SearchStrategy[Any], check: Callable[[Any], None], chosen: Ro
 
 
 def _conversations(rig: Rig, chosen: Round) -> None:
-    _try(conversation(), functools.partial(check_conversation, rig), chosen)
+    _try("conversations", conversation(), functools.partial(check_conversation, rig), chosen)
 
 
 def _imports(rig: Rig, chosen: Round) -> None:
-    _try(imports(), functools.partial(check_import, rig), chosen)
+    _try("imports", imports(), functools.partial(check_import, rig), chosen)
 
 
 def _exactly_once(rig: Rig, chosen: Round) -> None:
@@ -89,7 +91,7 @@ def _exactly_once(rig: Rig, chosen: Round) -> None:
         return ExactlyOnce(rig)
 
     factory: Any = machine if chosen.seed is None else hypothesis.seed(chosen.seed)(machine)
-    run_state_machine_as_test(factory, settings=_settings(chosen))
+    run_state_machine_as_test(factory, settings=_settings(chosen, "exactly-once"))
 
 
 def _calls(service: str) -> Callable[[Rig, Round], None]:
@@ -97,7 +99,7 @@ def _calls(service: str) -> Callable[[Rig, Round], None]:
         methods = [method for method in METHODS if method.service.endswith(service)]
         for method in methods:
             part = chosen._replace(cases=-(-chosen.cases // len(methods)))
-            _try(call(method), functools.partial(check_call, rig), part)
+            _try(method.name, call(method), functools.partial(check_call, rig), part)
 
     return run
 
@@ -109,7 +111,7 @@ def _rest_house() -> Any:
 
 
 def _rest(hall: Any, chosen: Round) -> None:
-    _try(hall.requests(), hall.check, chosen)
+    _try("rest", hall.requests(), hall.check, chosen)
 
 
 TARGETS = (
