@@ -42,7 +42,9 @@ commands:
   gallery   draw pictures of the theory into docs/gallery, computed by the server's own steps
   bench     measure every goal of speed side by side with other systems, under 15 minutes; --gpu for CUDA
   test      run the test suite, a process a core; what follows is given to pytest (-n 0 for one process)
+  fuzz      ask a real server everything that it must refuse: --hours H, or --cases N; --help tells more
   check     formatting, lint, types, and that the generated protobuf code fits the .proto files
+  audit     known vulnerabilities in the versions of constraints.txt; needs a network, and says so without one
   setup     only make the environment, with everything for development
 
 examples:
@@ -54,7 +56,7 @@ examples:
 To start afresh, delete the folder .venv. pip reads its usual settings (PIP_INDEX_URL and the like).
 """
 
-COMMANDS = ["demo", "up", "gallery", "bench", "test", "check", "setup"]
+COMMANDS = ["demo", "up", "gallery", "bench", "test", "fuzz", "check", "audit", "setup"]
 EXTRAS = {"demo": "demo", "up": "demo", "gallery": "demo", "bench": "benchmark"}  # what a command needs; else dev
 
 CHECKS = [
@@ -79,11 +81,13 @@ def main() -> None:
         parser.print_help()
         sys.exit(2)
     arguments = parser.parse_args()
-    if arguments.rest and arguments.command in ("check", "setup"):
+    if arguments.rest and arguments.command in ("check", "audit", "setup"):
         parser.error(f"{arguments.command} takes no further words, got {' '.join(arguments.rest)}")
 
     if arguments.command == "bench" and "--gpu" in arguments.rest:
         bench_gpu([word for word in arguments.rest if word != "--gpu"])
+    if arguments.command == "audit":
+        sys.exit(subprocess.call([sys.executable, ROOT / ".ci" / "audit.py"], env=environment()))
     set_up(EXTRAS.get(arguments.command, "dev"))
     if arguments.command in ("demo", "up"):
         become(["hermosis_server", arguments.command, *arguments.rest])
@@ -94,6 +98,8 @@ def main() -> None:
     elif arguments.command == "test":
         # A process a core, four at most: each imports torch. `-n 0` among the rest is one process, for a debugger.
         become(["pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal", *arguments.rest])
+    elif arguments.command == "fuzz":
+        become(["tests.fuzz", *arguments.rest])
     elif arguments.command == "check":
         sys.exit(check())
     else:

@@ -193,7 +193,7 @@ def test_pip_speaks_plainly_and_a_failure_shows_its_words(tmp_path: Path, capsys
 
 def test_help_names_every_command() -> None:
     done = subprocess.run([sys.executable, SOURCE, "--help"], capture_output=True, text=True, check=True)
-    for command in ("demo", "up", "gallery", "bench", "test", "check", "setup"):
+    for command in ("demo", "up", "gallery", "bench", "test", "fuzz", "check", "audit", "setup"):
         assert f"\n  {command} " in done.stdout
 
 
