@@ -1,5 +1,7 @@
 """Client: the way to one server and its sessions."""
 
+import copy
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -10,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from hermosis.v1 import session_pb2, types_pb2
 from hermosis_client import codec, fleet_birth
+from hermosis_client.access import Access
 from hermosis_client.connection import Connection, new_request_id
 from hermosis_client.dtypes import Float32
 from hermosis_client.fleet import Fleet
@@ -38,10 +41,37 @@ class Client:
       address:   host:port of the server.
       timeout_s: the time one call may take up, its retries included. Waiting for other workers of a round is not
                  limited.
+      token, ca_file, certificate, key: what is shown to the server and asked of it; see `hermosis_client.access`. None
+                 takes HERMOSIS_TOKEN, HERMOSIS_CA, HERMOSIS_CERTIFICATE or HERMOSIS_KEY from the environment, "" none.
+
+    Raises:
+      ValueError: arguments that make no sense, such as a token that would travel in clear text.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 30.0) -> None:
-        self._connection = Connection(address, timeout_s)
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 30.0,
+        token: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        certificate: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
+    ) -> None:
+        access = Access.of(token=token, ca_file=ca_file, certificate=certificate, key=key)
+        self._connection = Connection(address, timeout_s, access)
+
+    def with_token(self, token: str) -> "Client":
+        """The same connection under another token, for who passes on what others ask; "" is none.
+
+        Closing it ends nothing.
+
+        Raises:
+          ValueError: what was given is no token, or would travel in clear text.
+        """
+        other = copy.copy(self)
+        other._connection = self._connection.sharing(token)
+        return other
 
     @property
     def address(self) -> str:

@@ -1,19 +1,22 @@
 """Connection: the channel to one server, its stubs, and how calls fail."""
 
+import copy
 import os
 import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar, cast
 
 import grpc
 
 from hermosis import allocator
 from hermosis.v1 import session_pb2_grpc, telemetry_pb2_grpc
-from hermosis_client.errors import HermosisError, error_from_call
+from hermosis_client.access import Access, is_loopback
+from hermosis_client.errors import ConnectionFailed, HermosisError, TlsFailed, error_from_call
 from hermosis_client.retry import Patience, patiently
+from hermosis_client.tls_trouble import tls_trouble
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -21,7 +24,6 @@ _Response = TypeVar("_Response")
 _Message = TypeVar("_Message", covariant=True)
 
 _JOIN_S = 2.0
-_LOOPBACK = ("localhost", "127.", "[::1]", "unix:")
 
 
 class Answers(Protocol[_Message]):
@@ -74,28 +76,43 @@ class Connection:
     Args:
       address:   host:port.
       timeout_s: the time one call may take up, its retries included.
+      access:    what is shown to the server, and asked of it.
     """
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, timeout_s: float, access: Access | None = None) -> None:
         if "://" in address or ":" not in address:
             raise ValueError(f"address is {address!r}; it is written host:port, as in 127.0.0.1:50051")
         if not timeout_s > 0:
             raise ValueError(f"timeout_s is {timeout_s}; it is a positive number of seconds")
         self.address = address
         self.timeout_s = timeout_s
-        self.shares_memory = address.startswith(_LOOPBACK) and os.environ.get("HERMOSIS_SHARED_MEMORY") != "0"
+        self.access = access or Access()
+        self.metadata = self.access.metadata(address)
+        self.shares_memory = is_loopback(address) and os.environ.get("HERMOSIS_SHARED_MEMORY") != "0"
         allocator.keep_memory()
-        self._channel = grpc.insecure_channel(address, options=_options(address))
+        self._channel = self.access.channel(address, _options(address))
         self._closed = False
+        self._lender: Connection | None = None
         self._calls: list[CallThreads] = []
         # Also when it is forgotten, at the latest at exit, and before a server that was started before it.
         self._end = weakref.finalize(self, _close, self._channel, self._calls)
-        # Its messages are serialized by whoever sends and parsed by whoever receives: see hot.py.
-        self.exchange: Callable[[Iterator[bytes]], Answers[bytes]] = cast(
-            Any, self._channel.stream_stream("/hermosis.v1.GradientService/Exchange")
+        self._exchange: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
+            "/hermosis.v1.GradientService/Exchange"
         )
         self.sessions = session_pb2_grpc.SessionServiceStub(self._channel)
         self.telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._channel)
+
+    def sharing(self, token: str) -> "Connection":
+        """The same connection, which this one does not end, under another token; empty for none."""
+        other = copy.copy(self)
+        other.access = replace(self.access, token=token)
+        other.metadata = other.access.metadata(self.address)
+        other._lender = self
+        return other
+
+    def exchange(self, requests: Iterator[bytes]) -> Answers[bytes]:
+        """Opens a worker's stream. Its messages are serialized by whoever sends and parsed by whoever receives."""
+        return cast(Answers[bytes], self._exchange(requests, metadata=self.metadata))
 
     def call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
         """The answer of a unary call that is safe to repeat: a reading, or one with a request_id."""
@@ -103,7 +120,7 @@ class Connection:
         def attempt(timeout_s: float) -> _Response:
             self.check_open()
             try:
-                return method(request, timeout=timeout_s)
+                return method(request, timeout=timeout_s, metadata=self.metadata)
             except grpc.RpcError as error:
                 raise self.typed(error) from None
 
@@ -121,17 +138,24 @@ class Connection:
 
     def typed(self, error: grpc.RpcError) -> HermosisError:
         """The typed error of a failed call."""
-        return error_from_call(cast(grpc.Call, error), self.address)
+        call = cast(grpc.Call, error)
+        typed = error_from_call(call, self.address)
+        if isinstance(typed, ConnectionFailed) and call.code() is grpc.StatusCode.UNAVAILABLE:
+            trouble = tls_trouble(self.address, self.access, call.details() or "")
+            if trouble:
+                return TlsFailed(f"no connection to the server at {self.address}: {trouble}", metadata=typed.metadata)
+        return typed
 
     def check_open(self) -> None:
         """RuntimeError when the connection is closed."""
-        if self._closed:
+        if self._closed or (self._lender is not None and self._lender._closed):
             raise RuntimeError("the client is closed")
 
     def close(self) -> None:
-        """Ends all calls; further ones are refused. Harmless when repeated."""
+        """Ends all calls; further ones are refused. Harmless when repeated, and on one that was lent."""
         self._closed = True
-        self._end()
+        if self._lender is None:
+            self._end()
 
 
 def _close(channel: grpc.Channel, calls: list[CallThreads]) -> None:
@@ -160,6 +184,6 @@ def _options(address: str) -> list[tuple[str, int]]:
         # One place decides about retries: retry.py.
         ("grpc.enable_retries", 0),
     ]
-    if address.startswith(_LOOPBACK):
+    if is_loopback(address):
         options.append(("grpc.enable_http_proxy", 0))
     return options

@@ -2,6 +2,7 @@
 
 HermosisError
 ├── ConnectionFailed            no answer from the server in time; nothing is known of what was under way
+│   └── TlsFailed               … because the two ends do not agree about TLS: trying again cannot help
 ├── InvalidRequest              the request can never be right as it is
 │   ├── InvalidHyperparameter   … because of one setting of the optimizer
 │   ├── LayoutMismatch          … because it speaks of another parameter layout
@@ -69,6 +70,12 @@ class HermosisError(Exception):
 
 
 class ConnectionFailed(HermosisError): ...
+
+
+class TlsFailed(ConnectionFailed):
+    @property
+    def worth_another_attempt(self) -> bool:
+        return False
 
 
 class InvalidRequest(HermosisError): ...

@@ -95,7 +95,9 @@ class Session:
         def attempt(_: float) -> SessionInfo:
             nonlocal uncertain
             try:
-                response = self._connection.sessions.InitialiseParameters(self._upload(flat))
+                response = self._connection.sessions.InitialiseParameters(
+                    self._upload(flat), metadata=self._connection.metadata
+                )
             except grpc.RpcError as failure:
                 error = self._connection.typed(failure)
             else:
@@ -319,7 +321,9 @@ class Session:
         def attempt(_: float) -> ExportedState:
             request = session_pb2.ExportSessionRequest(session_id=self.session_id)
             try:
-                return state.received(self._connection.sessions.ExportSession(request))
+                return state.received(
+                    self._connection.sessions.ExportSession(request, metadata=self._connection.metadata)
+                )
             except grpc.RpcError as error:
                 raise self._connection.typed(error) from None
 
@@ -335,7 +339,7 @@ class Session:
         def attempt(_: float) -> SessionInfo:
             messages = state.sent(exported, self.session_id, wire.DEFAULT_CHUNK_BYTES)
             try:
-                response = self._connection.sessions.ImportSession(messages)
+                response = self._connection.sessions.ImportSession(messages, metadata=self._connection.metadata)
             except grpc.RpcError as error:
                 raise self._connection.typed(error) from None
             return codec.session_info(response.session)

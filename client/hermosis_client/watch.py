@@ -68,7 +68,9 @@ class Watch(Iterator[TelemetryReading]):
                 return None
             if self._call is None:
                 self._connection.check_open()
-                self._call = self._connection.telemetry.WatchTelemetry(self._request)
+                self._call = self._connection.telemetry.WatchTelemetry(
+                    self._request, metadata=self._connection.metadata
+                )
                 self._connection.watch_over(self._call, CallThreads())
             return self._call
 

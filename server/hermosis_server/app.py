@@ -16,6 +16,7 @@ import torch
 
 from hermosis import allocator
 from hermosis_server import __version__
+from hermosis_server.access.certificates import CertificateFiles
 from hermosis_server.access.gatekeeper import Gatekeeper
 from hermosis_server.access.tokens import TokenFile
 from hermosis_server.engine.arena import Arena, staging_buffer
@@ -27,6 +28,7 @@ from hermosis_server.engine.scheduler import StepQueue
 from hermosis_server.errors import HermosisError, InvalidRequest
 from hermosis_server.rpc.codec import session as session_codec
 from hermosis_server.rpc.server import RpcServer
+from hermosis_server.rpc.tls import server_credentials
 from hermosis_server.settings import Settings
 from hermosis_server.storage.disk import Disk
 from hermosis_server.storage.folder import DataFolder
@@ -73,16 +75,24 @@ def device_name(device: torch.device) -> str:
     return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 
-def check_host(host: str, *, allow_insecure: bool) -> None:
-    """Raises InvalidRequest when the server would be open to others in clear text without anybody having said so."""
+def check_host(host: str, *, allow_insecure: bool, tls: bool = False, asks: bool = False) -> None:
+    """Raises InvalidRequest when the server would be open to others without anybody having said so.
+
+    Args:
+      tls:  whether what is said is hidden from others.
+      asks: whether callers must prove who they are.
+    """
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = host == "localhost"
-    if not (loopback or allow_insecure):
+    missing = [] if tls else ["speaks clear text (give --tls-certificate and --tls-key)"]
+    if not asks:
+        missing.append("asks nobody who they are (make a token with 'hermosis token create', or give --tls-client-ca)")
+    if missing and not (loopback or allow_insecure):
         raise InvalidRequest(
-            f"host {host} is reachable from other machines, and this server speaks clear text without tokens; "
-            "listen on 127.0.0.1, or pass --allow-insecure inside a network you trust",
+            f"host {host} is reachable from other machines, and this server {' and '.join(missing)}; "
+            "mend that, listen on 127.0.0.1, or pass --allow-insecure inside a network you trust",
             field="host",
         )
 
@@ -99,7 +109,14 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
     Stopping says NOT_SERVING, refuses new work, finishes rounds that are complete, writes what is not on disk, and
     then ends the calls.
     """
-    check_host(settings.host, allow_insecure=settings.allow_insecure)
+    certificates = _certificates(settings)
+    asks_certificates = certificates is not None and certificates.current.client_ca is not None
+    gatekeeper = Gatekeeper(
+        TokenFile(settings.data_folder), require_token=settings.require_token, takes_certificates=asks_certificates
+    )
+    check_host(
+        settings.host, allow_insecure=settings.allow_insecure, tls=certificates is not None, asks=gatekeeper.asks
+    )
     devices = choose_devices(settings.device)
     torch.set_num_threads(settings.threads)
     limits = settings.limits()
@@ -118,8 +135,13 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
     engine.recovering = keeper is not None
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     names = ", ".join(map(device_name, devices))
-    gatekeeper = Gatekeeper(TokenFile(settings.data_folder), require_token=settings.require_token)
-    rpc = RpcServer(engine, gatekeeper, device_name=names, address=f"{host}:{settings.port}")
+    rpc = RpcServer(
+        engine,
+        gatekeeper,
+        device_name=names,
+        address=f"{host}:{settings.port}",
+        credentials=None if certificates is None else server_credentials(certificates),
+    )
     try:
         port = await rpc.start()
     except RuntimeError as error:
@@ -143,6 +165,12 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
         await engine.stop()
         await rpc.stop(settings.grace_s)
         logger.info("event=stopped")
+
+
+def _certificates(settings: Settings) -> CertificateFiles | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return CertificateFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 def _executor(device: torch.device, settings: Settings) -> Executor:

@@ -4,9 +4,9 @@ Each description says the unit, and what a different value trades; the command l
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hermosis_server.records import Durability, DurabilityMode, Limits
@@ -19,11 +19,22 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HERMOSIS_", frozen=True, extra="ignore")
 
-    host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback asks for --allow-insecure.")
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. Beyond loopback the server asks for TLS and for tokens."
+    )
     port: int = Field(50051, ge=0, le=65535, description="TCP port; 0 takes a free one and prints it.")
     allow_insecure: bool = Field(
         False,
-        description="Listen beyond loopback without TLS: whoever reaches the port can read and change every session.",
+        description="Listen beyond loopback without TLS, or without asking who calls: whoever reaches the port can "
+        "then read what is said, or read and change every session.",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the server's certificate chain; with --tls-key the server speaks TLS only."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's key, without a password.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="PEM file of the CA of client certificates. Every client must then show one, and is known by it.",
     )
     require_token: bool = Field(
         False,
@@ -138,6 +149,14 @@ class Settings(BaseSettings):
             snapshot_every_steps=self.snapshot_every_steps,
             snapshot_every_s=self.snapshot_every_s,
         )
+
+    @model_validator(mode="after")
+    def _whole_pairs(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together; give both or none")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key: without TLS nobody shows a certificate")
+        return self
 
     def limits(self) -> Limits:
         """The limits that the engine keeps."""

@@ -21,7 +21,8 @@ def main(
     host: Annotated[
         str | None,
         typer.Option(
-            help="Address to listen on. The sidecar asks for no password, so anything but loopback lets others in.",
+            help="Address to listen on. The server judges callers by the tokens that they bring. The sidecar speaks "
+            "clear text: beyond loopback put a proxy with TLS in front.",
             show_default=_default("host"),
         ),
     ] = None,

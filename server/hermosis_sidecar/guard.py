@@ -1,8 +1,8 @@
 """What every request passes: who may ask, how much may be sent, and what a browser is told to allow.
 
-The sidecar listens on loopback and asks nobody for a password, so the danger is a foreign web page in the browser of
-somebody who can reach it. Such a page is kept out by the Host header (a name of its own that resolves to our address)
-and by Sec-Fetch-Site and Origin (a request sent across sites).
+The server judges callers by the tokens that they bring. Where it asks for none, the danger is a foreign web page in the
+browser of somebody who can reach the sidecar. Such a page is kept out by the Host header (a name of its own that
+resolves to our address) and by Sec-Fetch-Site and Origin (a request sent across sites).
 """
 
 from collections.abc import MutableMapping

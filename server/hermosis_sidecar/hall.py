@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from hermosis_client import Client
+from hermosis_client import Client, errors
+from hermosis_sidecar.caller import token_of, under_token
+from hermosis_sidecar.following import Following, Followings
 from hermosis_sidecar.live import Live
 from hermosis_sidecar.newest import NewestReadings
 from hermosis_sidecar.settings import Settings
@@ -15,46 +17,78 @@ from hermosis_sidecar.settings import Settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hall:
-    """Parts of a sidecar.
+    """Parts of a sidecar, as one caller may use them.
 
     Attributes:
-      client: for what people and programs ask.
-      probe:  for questions that need an answer at once: is the server there?
+      client:     for what people and programs ask, with what they bring to show who they are and nothing of our own.
+      probe:      with the sidecar's own token: is the server there, and what do the metrics say?
+      token:      of the caller.
+      newest:     readings that the caller may see.
     """
 
     settings: Settings
     client: Client
     probe: Client
+    followings: Followings
+    token: str
     newest: NewestReadings
-    live: Live
 
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Hall]:
     """The parts, from first to last. Entered on the event loop that serves the viewers."""
-    newest = NewestReadings()
+    own_token = settings.token.get_secret_value()
+    access = {"ca_file": settings.ca_file, "certificate": settings.certificate, "key": settings.key}
     with (
-        Client(settings.server, timeout_s=settings.timeout_s) as client,
-        Client(settings.server, timeout_s=settings.ready_timeout_s) as probe,
+        # Nothing of the environment: a token that happens to be there must not speak for those who have none.
+        Client(settings.server, timeout_s=settings.timeout_s, token="", **access) as client,
+        Client(settings.server, timeout_s=settings.ready_timeout_s, token=own_token, **access) as probe,
     ):
-        live = Live(
-            probe,
-            newest,
-            interval_s=settings.live_interval_s,
-            retry_s=settings.retry_s,
-            capacity=settings.viewer_readings,
-            max_viewers=settings.max_viewers,
-        )
-        live.start()
+
+        def follow(token: str) -> Following:
+            newest = NewestReadings()
+            live = Live(
+                under_token(probe, token),
+                newest,
+                interval_s=settings.live_interval_s,
+                retry_s=settings.retry_s,
+                capacity=settings.viewer_readings,
+            )
+            return Following(live, newest)
+
+        followings = Followings(follow, own_token=own_token, max_viewers=settings.max_viewers)
+        followings.start()
         try:
-            yield Hall(settings=settings, client=client, probe=probe, newest=newest, live=live)
+            yield Hall(
+                settings=settings,
+                client=client,
+                probe=probe,
+                followings=followings,
+                token=own_token,
+                newest=followings.own.newest,
+            )
         finally:
-            live.close()
+            followings.close()
 
 
 def _hall(request: Request) -> Hall:
+    """For one request."""
+    hall: Hall = request.app.state.hall
+    token = token_of(request)
+    if not token and hall.settings.certificate:
+        # The server would take our certificate for the caller's.
+        raise errors.Unauthenticated("this sidecar asks for a token; send it as 'Authorization: Bearer …'")
+    client = under_token(hall.client, token)
+    return replace(hall, client=client, token=token, newest=hall.followings.newest(token))
+
+
+HallOf = Annotated[Hall, Depends(_hall)]
+
+
+def _own_hall(request: Request) -> Hall:
+    """The sidecar itself, for questions that are answered to anybody."""
     hall: Hall = request.app.state.hall
     return hall
 
 
-HallOf = Annotated[Hall, Depends(_hall)]
+OwnHall = Annotated[Hall, Depends(_own_hall)]

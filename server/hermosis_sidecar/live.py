@@ -74,7 +74,6 @@ class Live:
       interval_s:  least time between two readings of one session.
       retry_s:     between attempts to follow a server that is away.
       capacity:    readings kept for a slow viewer.
-      max_viewers: at a time.
     """
 
     def __init__(
@@ -85,14 +84,12 @@ class Live:
         interval_s: float,
         retry_s: float,
         capacity: int,
-        max_viewers: int,
     ) -> None:
         self._client = client
         self._newest = newest
         self._interval_s = interval_s
         self._retry_s = retry_s
         self._capacity = capacity
-        self._max_viewers = max_viewers
         self._viewers: set[Viewer] = set()
         self._loop = asyncio.get_running_loop()
         self._stopping = threading.Event()
@@ -112,15 +109,7 @@ class Live:
         return len(self._viewers)
 
     def view(self, session_ids: frozenset[str]) -> Viewer:
-        """A new viewer; `leave` ends it.
-
-        Raises:
-          Overloaded: there are as many as are allowed.
-        """
-        if self._stopping.is_set():
-            raise errors.ServerStopping("the sidecar is stopping", retry_after_s=1)
-        if len(self._viewers) >= self._max_viewers:
-            raise errors.Overloaded(f"{self._max_viewers} live streams are open, the most allowed", retry_after_s=5)
+        """A new viewer; `leave` ends it."""
         viewer = Viewer(session_ids, self._capacity, self._reachable)
         self._viewers.add(viewer)
         return viewer
@@ -139,12 +128,16 @@ class Live:
         """Begins to follow the server."""
         self._thread.start()
 
-    def close(self) -> None:
-        """Ends viewers and thread; waits for the thread as long as one call to the server may take."""
+    def end(self) -> None:
+        """Ends viewers, and the thread when it can. Does not wait."""
         self.end_viewers()
         with self._lock:
             if self._watch is not None:
                 self._watch.close()
+
+    def close(self) -> None:
+        """Ends viewers and thread; waits for the thread as long as one call to the server may take."""
+        self.end()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -155,6 +148,8 @@ class Live:
             try:
                 self._follow()
             except errors.HermosisError as error:
+                if isinstance(error, errors.Unauthenticated | errors.PermissionDenied):
+                    self._on_loop(self._end_present, None)  # They come again, and are told why they may not.
                 if self._reachable:
                     _log.warning("server=%s away: %s", self._client.address, error)
             self._tell(False)
@@ -182,6 +177,10 @@ class Live:
     def _publish(self, reading: TelemetryReading) -> None:
         for viewer in self._viewers:
             viewer.take(reading)
+
+    def _end_present(self, _: None) -> None:
+        for viewer in self._viewers:
+            viewer.end()
 
     def _publish_reachable(self, reachable: bool) -> None:
         for viewer in self._viewers:

@@ -58,16 +58,16 @@ class _Sidecar(Collector):
         self._hall = hall
 
     def collect(self) -> Iterator[Metric]:
-        newest, live = self._hall.newest, self._hall.live
+        newest, followings = self._hall.newest, self._hall.followings
         counts = newest.counts()
         yield CounterMetricFamily("hermosis_readings", "Readings taken from the live stream.", counts.readings)
         yield CounterMetricFamily("hermosis_steps", "Steps of all sessions that the readings told of.", counts.steps)
-        yield GaugeMetricFamily("hermosis_viewers", "Live streams to viewers that are open.", live.viewers)
+        yield GaugeMetricFamily("hermosis_viewers", "Live streams to viewers that are open.", followings.viewers)
         known: deque[SessionInfo] = deque(maxlen=self._hall.settings.metrics_sessions)
         statuses: Counter[SessionStatus] = Counter()
         reachable = 1.0
         try:
-            for info in self._hall.client.sessions():
+            for info in self._hall.probe.sessions():
                 known.append(info)
                 statuses[info.status] += 1
         except errors.HermosisError:

@@ -100,6 +100,8 @@ def _answer(
     headers = dict(headers or {})
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(problem.retry_after_s))
+    if status == http.HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(jsonable_encoder(problem), status, headers, MEDIA_TYPE)
 
 

@@ -58,7 +58,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # uvicorn waits for open responses before it ends the app, and a live stream has no end of its own.
-        self._app.state.hall.live.end_viewers()
+        self._app.state.hall.followings.end_viewers()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -14,6 +14,23 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HERMOSIS_SIDECAR_", frozen=True, extra="forbid")
 
     server: str = Field(default="127.0.0.1:50051", description="host:port of the optimization server")
+    token: SecretStr = Field(
+        default=SecretStr(""),
+        description="the sidecar's own token for the server, of a viewer; for /metrics and /healthz alone: whatever "
+        "callers ask is asked with what they bring",
+    )
+    ca_file: str = Field(
+        default="", description="PEM file of the CA of the server's certificate, or system; empty speaks clear text"
+    )
+    certificate: str = Field(
+        default="",
+        description="PEM file of the sidecar's certificate for a server that asks for one; callers then need a token",
+    )
+    key: str = Field(default="", description="PEM file of the certificate's key")
+    open_metrics: bool = Field(
+        default=False,
+        description="answer /metrics to anybody, though the sidecar has a token; else it asks for the very same one",
+    )
     host: str = Field(
         default="127.0.0.1", description="address to listen on; anything but loopback opens the door to others"
     )

@@ -107,6 +107,7 @@ HOUSE = {
             "hermosis_server.app",
             "hermosis_server.demo",
             "hermosis_server.errors",
+            "hermosis_server.identity",
             "hermosis_server.processes",
             "hermosis_server.settings",
             "hermosis_sidecar",

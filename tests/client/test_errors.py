@@ -17,8 +17,8 @@ def family(module) -> dict[str, str]:
     return {kind.__name__: kind.__base__.__name__ for kind in kinds}
 
 
-def test_error_tree_is_the_servers_and_two_of_our_own() -> None:
-    own = {"ConnectionFailed": "HermosisError", "UnrecognisedError": "HermosisError"}
+def test_error_tree_is_the_servers_and_three_of_our_own() -> None:
+    own = {"ConnectionFailed": "HermosisError", "TlsFailed": "ConnectionFailed", "UnrecognisedError": "HermosisError"}
     assert family(errors) == family(server_errors) | own
 
 

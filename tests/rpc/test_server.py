@@ -67,6 +67,16 @@ def test_clear_text_beyond_loopback_needs_a_word(host: str) -> None:
     check_host(host, allow_insecure=True)
 
 
+@pytest.mark.parametrize(
+    ("tls", "asks", "told"),
+    [(False, False, "clear text.* and asks nobody"), (True, False, "asks nobody"), (False, True, "clear text")],
+)
+def test_beyond_loopback_a_server_hides_what_is_said_and_asks_who_calls(tls: bool, asks: bool, told: str) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        check_host("0.0.0.0", allow_insecure=False, tls=tls, asks=asks)
+    check_host("0.0.0.0", allow_insecure=False, tls=True, asks=True)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_is_open_to_this_machine_only(host: str) -> None:
     check_host(host, allow_insecure=False)

@@ -68,9 +68,10 @@ class Sidecar:
 class Events:
     """A live stream, read on a thread of its own."""
 
-    def __init__(self, sidecar: Sidecar, query: str = "") -> None:
+    def __init__(self, sidecar: Sidecar, query: str = "", token: str = "") -> None:
         self._connection = http.client.HTTPConnection(sidecar.address.removeprefix("http://"))
-        self._connection.request("GET", f"/v1/live{query}")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._connection.request("GET", f"/v1/live{query}", headers=headers)
         self._socket = self._connection.sock
         self.response = self._connection.getresponse()
         self.ended = threading.Event()

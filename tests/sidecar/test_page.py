@@ -148,3 +148,71 @@ console.log(JSON.stringify([
         *["–", "–", "0", "0.1235", "1.50e-7", "1.23e+8", "12,345"],
         *["–", "1", "10^-1000", "adamw", "lr 0.001, nesterov true", "hamiltonian"],
     ]
+
+
+def test_events_are_read_out_of_bytes_however_they_are_cut(run_script: Any) -> None:
+    told = run_script("""
+import { events } from "./page/events.js";
+const raw = new TextEncoder().encode(
+  'event: server\\ndata: {"reachable": true}\\n\\n: ping\\n\\n' +
+  'event: reading\\ndata: "ä€"\\ndata: 2\\n\\ndata: x\\n\\ndata: cut');
+const told = [];
+for (const size of [1, 2, 7, 1000]) {
+  const stream = new ReadableStream({ start(controller) {
+    for (let at = 0; at < raw.length; at += size) controller.enqueue(raw.slice(at, at + size));
+    controller.close();
+  } });
+  const found = [];
+  for await (const { event, data } of events(stream)) found.push([event, data]);
+  told.push(found);
+}
+console.log(JSON.stringify(told));
+""")
+    assert told == [[["server", '{"reachable": true}'], ["reading", '"ä€"\n2'], ["message", "x"]]] * 4
+
+
+API = """
+const kept = new Map();
+globalThis.sessionStorage = { getItem: (key) => kept.get(key) ?? null, setItem: (key, value) => kept.set(key, value) };
+const asked = [];
+let status = 200;
+globalThis.fetch = async (path, { headers, signal }) => {
+  asked.push([path, headers.authorization ?? null]);
+  const body = status === 200 ? 'event: server\\ndata: {"reachable": true}\\n\\n' : '{"detail": "who are you?"}';
+  return new Response(body, { status });
+};
+const { follow, get, remember } = await import("./page/api.js");
+"""
+
+
+def test_a_token_goes_with_each_request_as_a_header_and_in_no_address(run_script: Any) -> None:
+    told = run_script(
+        API
+        + """
+await get("v1/sessions").catch(() => {});
+remember("hmt_x");
+await get("v1/sessions").catch(() => {});
+await new Promise((done) => { const stop = follow("a", { reading() {}, server() { stop(); done(); }, lost() {} }); });
+console.log(JSON.stringify(asked));
+"""
+    )
+    assert told == [
+        ["v1/sessions", None],
+        ["v1/sessions", "Bearer hmt_x"],
+        ["v1/live?session_id=a", "Bearer hmt_x"],
+    ]
+
+
+def test_a_stream_that_is_refused_says_so(run_script: Any) -> None:
+    told = run_script(
+        API
+        + """
+status = 401;
+const error = await new Promise((done) => {
+  const stop = follow("a", { reading() {}, server() {}, lost(error) { stop(); done(error); } });
+});
+console.log(JSON.stringify([error.status, error.message]));
+process.exit();
+"""
+    )
+    assert told == [401, "who are you?"]

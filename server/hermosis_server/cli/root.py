@@ -1,5 +1,6 @@
 """The commands and their help; what they do is in the files beside this one."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -89,13 +90,45 @@ def health(
         str, typer.Option(envvar="HERMOSIS_ADDRESS", help="host:port of the server.")
     ] = sessions.DEFAULT_ADDRESS,
     timeout_s: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 3.0,
+    ca: Annotated[
+        str | None, typer.Option(help="PEM file of the CA of the server's certificate, or 'system'; also HERMOSIS_CA.")
+    ] = None,
 ) -> None:
     """Ask a server whether it serves; the exit status is 0 when it does, 1 when not."""
     from hermosis_server.cli.serve import health_of
 
-    status = health_of(address, timeout_s=timeout_s)
+    status = health_of(address, timeout_s=timeout_s, ca_file=ca)
     typer.echo(status)
     raise typer.Exit(0 if status == "SERVING" else 1)
+
+
+@app.command()
+def certificates(
+    folder: Annotated[Path, typer.Argument(help="Folder for the files; made if missing.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or address by which clients call the server. Several times.", show_default="localhost"),
+    ] = None,
+    client: Annotated[str, typer.Option(help="Whom the client certificate is for.")] = "developer",
+    role: Annotated[str, typer.Option(help="Its role: operator, worker or viewer.")] = "operator",
+    tenant: Annotated[str, typer.Option(help="Its tenant.")] = "default",
+) -> None:
+    """Make a certificate authority for development, and a server's and a client's certificate.
+
+    A folder that has an authority already gets new certificates of the same one.
+    """
+    from hermosis_server.access.development import make_certificates
+    from hermosis_server.errors import HermosisError
+    from hermosis_server.identity import checked_identity
+
+    try:
+        identity = checked_identity(subject=client, tenant=tenant, role=role, sessions="*")
+        written = make_certificates(folder, hosts=host or ("localhost", "127.0.0.1", "::1"), client=identity)
+    except (HermosisError, OSError, ValueError) as error:
+        typer.echo(f"hermosis: {error}", err=True)
+        raise typer.Exit(1) from None
+    for path in written:
+        typer.echo(path)
 
 
 @app.command()

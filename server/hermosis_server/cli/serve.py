@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from hermosis_client.access import Access
 from hermosis_server.settings import Settings
 
 
@@ -27,7 +28,8 @@ def command() -> typer.Typer:
             settings = Settings(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
             first = error.errors()[0]
-            raise typer.BadParameter(f"{_flag(str(first['loc'][0]))}: {first['msg']}") from None
+            named = f"{_flag(str(first['loc'][0]))}: " if first["loc"] else ""
+            raise typer.BadParameter(f"{named}{first['msg']}") from None
         from hermosis_server.app import serve
 
         raise typer.Exit(serve(settings))
@@ -55,9 +57,10 @@ def _flag(name: str) -> str:
 def _option(name: str, field: FieldInfo) -> Any:
     kind = field.annotation
     known = kind if kind in (bool, int, float) or typing.get_origin(kind) is typing.Literal else str
+    default = "none" if field.default is None else field.default
     option = typer.Option(
         _flag(name),
-        help=field.description if kind is bool else f"{field.description}  [default: {field.default}]",
+        help=field.description if kind is bool else f"{field.description}  [default: {default}]",
         envvar=f"HERMOSIS_{name.upper()}",
         show_envvar=False,
         show_default=False,
@@ -65,9 +68,14 @@ def _option(name: str, field: FieldInfo) -> Any:
     return Annotated[known | None, option]  # type: ignore[operator]
 
 
-def health_of(address: str, *, timeout_s: float) -> str:
+def health_of(address: str, *, timeout_s: float, ca_file: str | None = None) -> str:
     """What the server's health service says: SERVING, NOT_SERVING, or why it cannot be asked."""
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    # It asks for no token; over TLS it must see a certificate that it knows, as everybody must.
+    try:
+        channel = Access.of(token="", ca_file=ca_file).channel(address, [("grpc.enable_http_proxy", 0)])
+    except ValueError as error:
+        return f"UNREACHABLE: {error}"
+    with channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)

@@ -23,13 +23,31 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def options(
+    context: typer.Context,
+    token: Annotated[
+        str | None,
+        typer.Option(help="Token to show. Others on this machine can read a command line; HERMOSIS_TOKEN hides it."),
+    ] = None,
+    ca: Annotated[
+        str | None,
+        typer.Option(
+            help="PEM file of the CA of the server's certificate, or 'system'; also HERMOSIS_CA. HERMOSIS_CERTIFICATE "
+            "and HERMOSIS_KEY name a certificate of your own."
+        ),
+    ] = None,
+) -> None:
+    context.obj = {"token": token, "ca_file": ca}
+
+
 @contextlib.contextmanager
-def connected(address: str) -> "Iterator[Client]":
+def connected(context: typer.Context, address: str) -> "Iterator[Client]":
     """A client of the server; its errors end the command with one line that names them."""
     from hermosis_client import Client, HermosisError
 
     try:
-        with Client(address, timeout_s=10.0) as client:
+        with Client(address, timeout_s=10.0, **context.obj) as client:
             yield client
     except HermosisError as error:
         typer.echo(f"hermosis: {type(error).__name__}: {error}", err=True)
@@ -48,11 +66,11 @@ def show_session(info: "SessionInfo", *, as_json: bool) -> None:
 
 
 @app.command("list")
-def list_sessions(address: Address = DEFAULT_ADDRESS, json: Json = False) -> None:
+def list_sessions(context: typer.Context, address: Address = DEFAULT_ADDRESS, json: Json = False) -> None:
     """List the sessions, oldest first."""
     from hermosis_server.cli import text
 
-    with connected(address) as client:
+    with connected(context, address) as client:
         sessions = list(client.sessions())
     if json:
         text.print_json([text.session_facts(info) for info in sessions])
@@ -62,6 +80,7 @@ def list_sessions(address: Address = DEFAULT_ADDRESS, json: Json = False) -> Non
 
 @app.command()
 def show(
+    context: typer.Context,
     session_id: SessionId,
     digest: Annotated[bool, typer.Option("--digest", help="Also the digest of its state, read in full.")] = False,
     address: Address = DEFAULT_ADDRESS,
@@ -70,7 +89,7 @@ def show(
     """Show one session: its optimizer, its tensors and its newest reading."""
     from hermosis_server.cli import text
 
-    with connected(address) as client:
+    with connected(context, address) as client:
         session = client.session(session_id)
         info, reading = session.info(), session.telemetry()
         state_digest = session.digest().hex() if digest else None
@@ -93,6 +112,7 @@ def show(
 
 @app.command()
 def create(
+    context: typer.Context,
     optimizer: Annotated[str, typer.Option(help="Recipe, such as adamw; the server lists them when it is unknown.")],
     shape: Annotated[
         list[str] | None, typer.Option(help="NAME=3x4: one tensor; NAME= is a scalar. May be given several times.")
@@ -132,7 +152,7 @@ def create(
         arrays = dict(np.load(source, allow_pickle=False)) if source else None
     except (OSError, ValueError, TypeError) as error:
         raise typer.BadParameter(f"--from {source}: not a readable .npz file ({error})") from None
-    with connected(address) as client:
+    with connected(context, address) as client:
         session = client.create_session(
             arrays or dict(_shape(one) for one in shape or ()),
             Recipe(optimizer, **dict(_setting(one) for one in setting or ())),
@@ -169,31 +189,38 @@ def _setting(text: str) -> "tuple[str, RecipeValue]":
 
 
 @app.command()
-def pause(session_id: SessionId, address: Address = DEFAULT_ADDRESS, json: Json = False) -> None:
+def pause(
+    context: typer.Context, session_id: SessionId, address: Address = DEFAULT_ADDRESS, json: Json = False
+) -> None:
     """Refuse further gradients from the next step boundary on; reads still work."""
-    with connected(address) as client:
+    with connected(context, address) as client:
         info = client.session(session_id).pause()
     show_session(info, as_json=json)
 
 
 @app.command()
-def resume(session_id: SessionId, address: Address = DEFAULT_ADDRESS, json: Json = False) -> None:
+def resume(
+    context: typer.Context, session_id: SessionId, address: Address = DEFAULT_ADDRESS, json: Json = False
+) -> None:
     """Take gradients again."""
-    with connected(address) as client:
+    with connected(context, address) as client:
         info = client.session(session_id).resume()
     show_session(info, as_json=json)
 
 
 @app.command()
-def close(session_id: SessionId, address: Address = DEFAULT_ADDRESS, json: Json = False) -> None:
+def close(
+    context: typer.Context, session_id: SessionId, address: Address = DEFAULT_ADDRESS, json: Json = False
+) -> None:
     """Close a session for good: its weights and its optimizer state are gone."""
-    with connected(address) as client:
+    with connected(context, address) as client:
         info = client.session(session_id).close()
     show_session(info, as_json=json)
 
 
 @app.command()
 def watch(
+    context: typer.Context,
     session_ids: Annotated[list[str] | None, typer.Argument(help="Sessions to watch; all when left out.")] = None,
     interval_s: Annotated[
         float, typer.Option(min=0, help="Least seconds between two readings of one session; 0 shows every step.")
@@ -210,7 +237,7 @@ def watch(
     def line(cells: "list[str] | tuple[str, ...]") -> str:
         return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
-    with connected(address) as client, client.watch(session_ids or (), min_interval_s=interval_s) as readings:
+    with connected(context, address) as client, client.watch(session_ids or (), min_interval_s=interval_s) as readings:
         if not json:
             typer.echo(line(text.READING_COLUMNS))
         try:

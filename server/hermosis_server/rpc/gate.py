@@ -57,7 +57,7 @@ class Gate:
           Unauthenticated:  nobody that is known, or no longer.
           PermissionDenied: somebody who may not do this.
         """
-        admission = await self._gatekeeper.admit(_authorization(context))
+        admission = await self._gatekeeper.admit(_authorization(context), _certificate(context))
         require_permission(method, admission.identity)
         left_s = None if admission.expires_s is None else admission.expires_s - self._clock()
         limit = asyncio.timeout(left_s)
@@ -102,3 +102,9 @@ def _authorization(context: Any) -> str:
     """What the caller sends as proof; of several, none, since it is not for us to choose."""
     found = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
     return found[0] if len(found) == 1 and isinstance(found[0], str) else " " if found else ""
+
+
+def _certificate(context: Any) -> bytes:
+    """The client's certificate; TLS has verified it, or it would not be here."""
+    shown = context.auth_context().get("x509_pem_cert", ())
+    return bytes(shown[0]) if shown else b""

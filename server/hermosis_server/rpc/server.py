@@ -38,10 +38,20 @@ class RpcServer:
       gatekeeper:  knows who somebody is.
       device_name: told in GetCapabilities.
       address:     host:port; port 0 takes a free one.
+      credentials: for TLS; None speaks clear text.
     """
 
-    def __init__(self, engine: Engine, gatekeeper: Gatekeeper, *, device_name: str, address: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        gatekeeper: Gatekeeper,
+        *,
+        device_name: str,
+        address: str,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self._address = address
+        self._credentials = credentials
         self._gate = Gate(gatekeeper)
         self._server = grpc.aio.server(
             interceptors=[Door(self._gate)],
@@ -67,7 +77,10 @@ class RpcServer:
 
     async def start(self) -> int:
         """Begins to listen, NOT_SERVING; returns the port. Raises RuntimeError when the address is taken."""
-        port = self._server.add_insecure_port(self._address)
+        if self._credentials is None:
+            port = self._server.add_insecure_port(self._address)
+        else:
+            port = self._server.add_secure_port(self._address, self._credentials)
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         self._watch = asyncio.ensure_future(self._streams.watch())

@@ -1,6 +1,6 @@
 // The page: which session is chosen, what is known of it, and when to ask again.
 
-import { follow, get, sessionPath } from "./api.js";
+import { follow, get, remember, sessionPath } from "./api.js";
 import { Charts } from "./charts.js";
 import { count, number, optimizer, settings, temperature } from "./format.js";
 import { SessionList } from "./list.js";
@@ -37,6 +37,19 @@ const serverIs = (reachable) =>
   reachable ? tell("live", "Connected") : tell("lost", "Server away, trying again …");
 const sidecarLost = () => tell("lost", "Sidecar away, trying again …");
 
+// The server asks who we are, or no longer believes it.
+function askForToken(error) {
+  tell("lost", "Token needed");
+  byId("login-note").textContent = error.message;
+  byId("login").hidden = false;
+}
+
+byId("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  remember(byId("token").value.trim());
+  location.reload();
+});
+
 function describeServer(capabilities) {
   byId("device").textContent = `${capabilities.device} · server ${capabilities.server_version}`;
 }
@@ -64,7 +77,7 @@ function choose(id) {
       serverIs(reachable);
       if (reachable) loadHistory(id);
     },
-    lost: sidecarLost,
+    lost: (error) => (error?.status === 401 ? askForToken(error) : sidecarLost()),
   });
 }
 
@@ -165,6 +178,7 @@ async function refresh() {
     drawSoon();
   } catch (error) {
     if (error.status === undefined) sidecarLost();
+    else if (error.status === 401) askForToken(error);
     else serverIs(false);
   }
 }

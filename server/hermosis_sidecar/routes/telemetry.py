@@ -4,10 +4,13 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
+from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from hermosis_client import errors
 from hermosis_sidecar import schemas, translate
-from hermosis_sidecar.hall import HallOf
+from hermosis_sidecar.caller import under_token
+from hermosis_sidecar.hall import Hall, HallOf
 from hermosis_sidecar.live import Viewer
 from hermosis_sidecar.problems import documented
 from hermosis_sidecar.routes.sessions import SessionId
@@ -42,11 +45,22 @@ async def _viewer(
         frozenset[str] | None, Query(description="Sessions to see; may be given several times; none means all.")
     ] = None,
 ) -> AsyncIterator[Viewer]:
-    viewer = hall.live.view(session_id or frozenset())
+    await run_in_threadpool(_require_permission, hall)
+    viewer = hall.followings.view(hall.token, session_id or frozenset())
     try:
         yield viewer
     finally:
-        hall.live.leave(viewer)
+        hall.followings.leave(hall.token, viewer)
+
+
+def _require_permission(hall: Hall) -> None:
+    """Raises where the server refuses the caller, as it would the stream later. One that is away is waited for."""
+    try:
+        under_token(hall.probe, hall.token).capabilities()
+    except (errors.Unauthenticated, errors.PermissionDenied):
+        raise
+    except errors.HermosisError:
+        return
 
 
 @router.get("/live", response_class=EventSourceResponse, responses=documented())
