@@ -15,12 +15,15 @@ import torch
 
 from hermosis import allocator
 from hermosis_server import __version__
+from hermosis_server.access.audit import AuditLog
 from hermosis_server.access.certificates import CertificateFiles
 from hermosis_server.access.gatekeeper import Gatekeeper
+from hermosis_server.access.issuer import Issuer
 from hermosis_server.access.tokens import TokenFile
 from hermosis_server.engine.arena import Arena, staging_buffer
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.executor import Executor, warm_up
+from hermosis_server.engine.quotas import Quotas, TenantLimits, read_overrides
 from hermosis_server.engine.scheduler import StepQueue
 from hermosis_server.errors import HermosisError, InvalidRequest
 from hermosis_server.rpc.server import RpcServer
@@ -99,11 +102,15 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     certificates = _certificates(settings)
     asks_certificates = certificates is not None and certificates.current.client_ca is not None
     gatekeeper = Gatekeeper(
-        TokenFile(settings.data_folder), require_token=settings.require_token, takes_certificates=asks_certificates
+        TokenFile(settings.data_folder),
+        require_token=settings.require_token,
+        issuer=_issuer(settings),
+        takes_certificates=asks_certificates,
     )
     check_host(
         settings.host, allow_insecure=settings.allow_insecure, tls=certificates is not None, asks=gatekeeper.asks
     )
+    quotas = _quotas(settings)
     devices = choose_devices(settings.device)
     torch.set_num_threads(settings.threads)
     limits = settings.limits()
@@ -111,7 +118,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         warm_up()
     executors = [_executor(device, settings) for device in devices]
     pinned = any(device.type == "cuda" for device in devices)
-    engine = Engine(executors, limits=limits, allocate=lambda size: staging_buffer(size, pinned=pinned))
+    engine = Engine(executors, limits=limits, allocate=lambda size: staging_buffer(size, pinned=pinned), quotas=quotas)
+    audit = AuditLog(settings.data_folder)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     names = ", ".join(map(device_name, devices))
     rpc = RpcServer(
@@ -119,6 +127,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         gatekeeper,
         device_name=names,
         address=f"{host}:{settings.port}",
+        audit=audit,
         credentials=None if certificates is None else server_credentials(certificates),
     )
     try:
@@ -138,6 +147,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         await rpc.refuse()
         await engine.stop()
         await rpc.stop(settings.grace_s)
+        audit.close()
         logger.info("event=stopped")
 
 
@@ -145,6 +155,21 @@ def _certificates(settings: Settings) -> CertificateFiles | None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     return CertificateFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+
+def _issuer(settings: Settings) -> Issuer | None:
+    if not settings.oidc_issuer:
+        return None
+    return Issuer(settings.oidc_issuer, settings.oidc_audience, keys_url=settings.oidc_keys_url)
+
+
+def _quotas(settings: Settings) -> Quotas:
+    limits = TenantLimits(
+        sessions=settings.tenant_sessions,
+        device_bytes=settings.tenant_device_bytes,
+        bytes_per_s=settings.tenant_bytes_per_s,
+    )
+    return Quotas(limits, read_overrides(settings.tenants, limits) if settings.tenants else None)
 
 
 def _executor(device: torch.device, settings: Settings) -> Executor:

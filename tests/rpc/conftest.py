@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -109,6 +111,9 @@ class _Hosted:
     """Runs `running` in a thread until told to stop."""
 
     def __init__(self, settings: Settings) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="hermosis-")
+        if "data_folder" not in settings.model_fields_set:
+            settings = settings.model_copy(update={"data_folder": Path(self._folder.name)})
         self._settings = settings
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -119,6 +124,7 @@ class _Hosted:
         self._thread.start()
         assert self._ready.wait(DEADLINE_S)
         if self._failure:
+            self._folder.cleanup()
             raise self._failure
         return self.server
 
@@ -127,6 +133,7 @@ class _Hosted:
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive(), "the server did not stop"
         self.server.channel.close()
+        self._folder.cleanup()
 
     def _run(self) -> None:
         async def whole() -> None:

@@ -23,6 +23,7 @@ from hermosis_server.engine.arena import Arena
 from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
+from hermosis_server.engine.quotas import Quotas
 from hermosis_server.engine.resident import ExportedState
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.engine.telemetry import TelemetryRing, Watch, Watchers
@@ -71,10 +72,19 @@ class Engine:
       executors: one a device of this host; a session is placed on the one with the most free memory, for good.
       limits:   checked before anything is taken.
       allocate: host memory for gradients on their way.
+      quotas:   of tenants; None limits none of them.
     """
 
-    def __init__(self, executors: Sequence[Executor], *, limits: Limits, allocate: Callable[[int], memoryview]) -> None:
+    def __init__(
+        self,
+        executors: Sequence[Executor],
+        *,
+        limits: Limits,
+        allocate: Callable[[int], memoryview],
+        quotas: Quotas | None = None,
+    ) -> None:
         self.limits = limits
+        self.quotas = quotas or Quotas()
         self._executors = tuple(executors)
         self.budget = StagingBudget(limits.staging_bytes, allocate)
         self._sessions: dict[str, Session] = {}
@@ -99,6 +109,7 @@ class Engine:
             raise SessionExists(f"session {shown_id(session_id)} exists; choose another id or close it first")
         if len(self._sessions) >= self.limits.max_sessions:
             raise QuotaExceeded(f"the server holds {len(self._sessions)} sessions, the most it may; close one first")
+        self.quotas.require_sessions(tenant, 1 + sum(1 for _ in self._of(tenant)))
         session = Session(
             session_id=session_id,
             tenant=tenant,
@@ -114,6 +125,7 @@ class Engine:
             session.resident = await session.executor.run(
                 lambda arena: on_device.reserve(arena, hamiltonian, shapes=shapes, holds_parameters=on_server)
             )
+            await self._require_device_bytes(session)
         except BaseException:
             del self._sessions[session_id]
             raise
@@ -311,6 +323,21 @@ class Engine:
         await asyncio.sleep(0)  # Lets the last answers of the device thread arrive.
 
     # Inside
+
+    def _of(self, tenant: str) -> Iterator[Session]:
+        return (session for session in self._sessions.values() if session.tenant == tenant)
+
+    async def _require_device_bytes(self, session: Session) -> None:
+        """Gives the memory of a new session back, and raises, when its tenant holds more than it may.
+
+        Only now is it known how much that is; of several that were made at once the last one sees them all.
+        """
+        held = sum(other.resident.slot.size_bytes for other in self._of(session.tenant) if other.resident)
+        try:
+            self.quotas.require_device_bytes(session.tenant, held)
+        except QuotaExceeded:
+            await self._on_device(session, on_device.release)
+            raise
 
     def _resident_session(self, session_id: str) -> Session:
         session = self.session(session_id)
