@@ -16,13 +16,16 @@ import torch
 
 from hermosis import allocator
 from hermosis_server import __version__
+from hermosis_server.access.audit import AuditLog
 from hermosis_server.access.certificates import CertificateFiles
 from hermosis_server.access.gatekeeper import Gatekeeper
+from hermosis_server.access.issuer import Issuer
 from hermosis_server.access.tokens import TokenFile
 from hermosis_server.engine.arena import Arena, staging_buffer
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.executor import Executor, warm_up
 from hermosis_server.engine.keeper import Keeper
+from hermosis_server.engine.quotas import Quotas, TenantLimits, read_overrides
 from hermosis_server.engine.recovery import recover
 from hermosis_server.engine.scheduler import StepQueue
 from hermosis_server.errors import HermosisError, InvalidRequest
@@ -112,11 +115,15 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
     certificates = _certificates(settings)
     asks_certificates = certificates is not None and certificates.current.client_ca is not None
     gatekeeper = Gatekeeper(
-        TokenFile(settings.data_folder), require_token=settings.require_token, takes_certificates=asks_certificates
+        TokenFile(settings.data_folder),
+        require_token=settings.require_token,
+        issuer=_issuer(settings),
+        takes_certificates=asks_certificates,
     )
     check_host(
         settings.host, allow_insecure=settings.allow_insecure, tls=certificates is not None, asks=gatekeeper.asks
     )
+    quotas = _quotas(settings)
     devices = choose_devices(settings.device)
     torch.set_num_threads(settings.threads)
     limits = settings.limits()
@@ -131,8 +138,10 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
         allocate=lambda size: staging_buffer(size, pinned=pinned),
         keeper=keeper,
         durability=settings.default_durability(),
+        quotas=quotas,
     )
     engine.recovering = keeper is not None
+    audit = AuditLog(settings.data_folder)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     names = ", ".join(map(device_name, devices))
     rpc = RpcServer(
@@ -140,6 +149,7 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
         gatekeeper,
         device_name=names,
         address=f"{host}:{settings.port}",
+        audit=audit,
         credentials=None if certificates is None else server_credentials(certificates),
     )
     try:
@@ -164,6 +174,7 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
         await rpc.refuse()
         await engine.stop()
         await rpc.stop(settings.grace_s)
+        audit.close()
         logger.info("event=stopped")
 
 
@@ -171,6 +182,21 @@ def _certificates(settings: Settings) -> CertificateFiles | None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     return CertificateFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+
+def _issuer(settings: Settings) -> Issuer | None:
+    if not settings.oidc_issuer:
+        return None
+    return Issuer(settings.oidc_issuer, settings.oidc_audience, keys_url=settings.oidc_keys_url)
+
+
+def _quotas(settings: Settings) -> Quotas:
+    limits = TenantLimits(
+        sessions=settings.tenant_sessions,
+        device_bytes=settings.tenant_device_bytes,
+        bytes_per_s=settings.tenant_bytes_per_s,
+    )
+    return Quotas(limits, read_overrides(settings.tenants, limits) if settings.tenants else None)
 
 
 def _executor(device: torch.device, settings: Settings) -> Executor:

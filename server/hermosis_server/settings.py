@@ -41,6 +41,13 @@ class Settings(BaseSettings):
         description="Ask everybody for a token, even while 'hermosis token create' has made none; with the first one "
         "the server asks anyway.",
     )
+    oidc_issuer: str = Field(
+        "", description="Address of an OpenID Connect provider whose tokens are taken, as its tokens write it."
+    )
+    oidc_audience: str = Field("", description="What the provider's tokens must be for: this server's name there.")
+    oidc_keys_url: str = Field(
+        "", description="Where the provider's keys are, if its discovery document is not to be asked."
+    )
     data_folder: Path = Field(
         Path("hermosis-data"), description="Folder for what must outlive the process; made if missing."
     )
@@ -130,6 +137,21 @@ class Settings(BaseSettings):
     )
     max_sessions: int = Field(_DEFAULTS.max_sessions, ge=1, description="Most sessions at a time.")
     max_parameters: int = Field(_DEFAULTS.max_parameters, ge=1, description="Most elements in one session.")
+    tenant_sessions: int = Field(0, ge=0, description="Most sessions of one tenant at a time; 0 leaves it open.")
+    tenant_device_bytes: int = Field(
+        0, ge=0, description="Most bytes of memory that the sessions of one tenant may hold; 0 leaves it open."
+    )
+    tenant_bytes_per_s: int = Field(
+        0,
+        ge=0,
+        description="Most bytes a second that one tenant may send, its streams together. Beyond them streams are read "
+        "more slowly and single calls are told to come later; 0 leaves it open.",
+    )
+    tenants: Path | None = Field(
+        None,
+        description="TOML file with a table for each tenant that has limits of its own: sessions, device_bytes, "
+        "bytes_per_s.",
+    )
     max_readings: int = Field(
         _DEFAULTS.max_readings, ge=1, description="Telemetry readings kept for each session, in memory."
     )
@@ -156,6 +178,8 @@ class Settings(BaseSettings):
             raise ValueError("tls_certificate and tls_key belong together; give both or none")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate and tls_key: without TLS nobody shows a certificate")
+        if bool(self.oidc_issuer) != bool(self.oidc_audience):
+            raise ValueError("oidc_issuer and oidc_audience belong together: a token for others is none for us")
         return self
 
     def limits(self) -> Limits:

@@ -14,6 +14,7 @@ from hermosis import hot, packed, wire
 from hermosis.v1 import gradient_pb2, session_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_server.engine.assembler import Assembler
+from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.checks import checked_hamiltonian
 from hermosis_server.errors import HermosisError, InternalError
 from hermosis_server.records import Limits
@@ -155,7 +156,7 @@ def _codec(kind: type[Message], translate: Callable[[Any], Any]) -> Callable[[by
 
 
 def _create(request: session_pb2.CreateSessionRequest) -> None:
-    spec = session_codec.spec(request.spec, LIMITS)
+    spec = session_codec.spec(request.spec, LIMITS, None)
     hamiltonian = checked_hamiltonian(spec, LIMITS)
     hamiltonian.family([tensor.shape for tensor in spec.layout.tensors])
     hamiltonian.numbers()
@@ -163,7 +164,7 @@ def _create(request: session_pb2.CreateSessionRequest) -> None:
 
 def _chunk(request: gradient_pb2.ExchangeRequest) -> None:
     """A chunk and a segment's into the place of a session of ten elements."""
-    staged = Assembler(10, Dtype.FLOAT32, LIMITS.max_chunk_bytes, None)
+    staged = Assembler(10, Dtype.FLOAT32, LIMITS.max_chunk_bytes, None, Budget(LIMITS.staging_bytes))
     parsed = hot.parse_request(request.SerializeToString(), Request.FromString)
     if isinstance(parsed, hot.GradientChunk):
         chunk = gradient_codec.chunk(parsed, Dtype.FLOAT32)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -118,6 +119,9 @@ class _Hosted:
     """Runs `running` in a thread until told to stop."""
 
     def __init__(self, settings: Settings, folder: Path | None = None) -> None:
+        self._scrap = tempfile.TemporaryDirectory(prefix="hermosis-")
+        if "data_folder" not in settings.model_fields_set:
+            settings = settings.model_copy(update={"data_folder": folder or Path(self._scrap.name)})
         self._settings = settings
         self._folder = folder
         self._ready = threading.Event()
@@ -129,6 +133,7 @@ class _Hosted:
         self._thread.start()
         assert self._ready.wait(DEADLINE_S)
         if self._failure:
+            self._scrap.cleanup()
             raise self._failure
         return self.server
 
@@ -137,6 +142,7 @@ class _Hosted:
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive(), "the server did not stop"
         self.server.channel.close()
+        self._scrap.cleanup()
 
     def _run(self) -> None:
         async def whole() -> None:

@@ -161,9 +161,7 @@ def test_a_sidecar_with_a_certificate_does_not_lend_it(tmp_path: Path) -> None:
     pair = {"certificate": files["client.pem"], "key": files["client.key"]}
     with (
         LocalServer(arguments=[*flags, "--tls-client-ca", files["ca.pem"]]) as server,
-        Sidecar(
-            server.address, ca_file=files["ca.pem"], certificate=files["client.pem"], key=files["client.key"]
-        ) as hall,
+        Sidecar(server.address, **pair, ca_file=files["ca.pem"]) as hall,
     ):
         assert hall.http.get("/healthz/ready").status_code == 200
         for path in GUARDED:

@@ -4,6 +4,7 @@ import logging
 
 from hermosis_server.access.admission import Admission
 from hermosis_server.access.certificates import admission_of
+from hermosis_server.access.issuer import Issuer
 from hermosis_server.access.tokens import PREFIX, TokenFile
 from hermosis_server.errors import InvalidRequest, Unauthenticated
 from hermosis_server.identity import LOCAL_OPERATOR
@@ -23,16 +24,23 @@ class Gatekeeper:
     Args:
       tokens:             of the data folder; None where there is none.
       require_token:      asks for a token even where there is none yet, and of those who show a certificate too.
+      issuer:             of JSON Web Tokens; None takes none.
       takes_certificates: whether TLS has asked for a client certificate and verified it.
     """
 
     def __init__(
-        self, tokens: TokenFile | None = None, *, require_token: bool = False, takes_certificates: bool = False
+        self,
+        tokens: TokenFile | None = None,
+        *,
+        require_token: bool = False,
+        issuer: Issuer | None = None,
+        takes_certificates: bool = False,
     ) -> None:
         self._tokens = tokens
         self._require_token = require_token
         self._takes_certificates = takes_certificates
-        self._asks_for_token = require_token or bool(tokens and tokens.records)
+        self._issuer = issuer
+        self._asks_for_token = require_token or issuer is not None or bool(tokens and tokens.records)
 
     @property
     def asks(self) -> bool:
@@ -65,6 +73,8 @@ class Gatekeeper:
         token = authorization[len(_SCHEME) :].strip()
         if token.startswith(PREFIX) and self._tokens is not None:
             return self._tokens.admit(token)
+        if self._issuer is not None:
+            return await self._issuer.admit(token)
         raise Unauthenticated("the token is of no kind that this server takes")
 
     def refresh(self) -> bool:

@@ -27,6 +27,7 @@ from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
 from hermosis_server.engine.keeper import Keeper, Written
+from hermosis_server.engine.quotas import Quotas
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.engine.telemetry import Shelf, TelemetryRing, Watch, Watchers
 from hermosis_server.engine.volley import Volleys
@@ -98,6 +99,7 @@ class Engine:
       allocate: host memory for gradients on their way.
       keeper:   puts sessions on disk; None keeps them in memory only.
       durability: of sessions that ask for none in particular; None where nothing can be kept.
+      quotas:   of tenants; None limits none of them.
     """
 
     def __init__(
@@ -108,8 +110,10 @@ class Engine:
         allocate: Callable[[int], memoryview],
         keeper: Keeper | None = None,
         durability: Durability | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self.limits = limits
+        self.quotas = quotas or Quotas()
         self.durability = durability if keeper is not None else None
         self.keeper = keeper
         self.recovering = False
@@ -155,10 +159,12 @@ class Engine:
             raise SessionExists(f"session {shown_id(session_id)} exists; choose another id or close it first")
         if len(self._sessions) >= self.limits.max_sessions:
             raise QuotaExceeded(f"the server holds {len(self._sessions)} sessions, the most it may; close one first")
+        self.quotas.require_sessions(tenant, 1 + sum(1 for _ in self._of(tenant)))
         session = self.begin_session(session_id, spec)
         session.request_id, session.request_fingerprint = request_id, request_fingerprint
         try:
             await self.reserve(session)
+            self._require_device_bytes(session)
             if spec.parameters_on is ParametersOn.WORKER:
                 session.status = SessionStatus.READY
             reach("create.reserved")
@@ -542,6 +548,17 @@ class Engine:
         """
         exchange = spec.layout.parameter_count * 2 * Dtype.FLOAT32.itemsize
         return max(self.limits.session_bytes, 2 * max(1, spec.consistency.workers) * exchange)
+
+    def _of(self, tenant: str) -> Iterator[Session]:
+        return (session for session in self._sessions.values() if session.tenant == tenant)
+
+    def _require_device_bytes(self, session: Session) -> None:
+        """Raises QuotaExceeded when a tenant holds more than it may, with a session that was just made.
+
+        Only now is it known how much that is; of several that were made at once the last one sees them all.
+        """
+        held = sum(other.resident.slot.size_bytes for other in self._of(session.tenant) if other.resident)
+        self.quotas.require_device_bytes(session.tenant, held)
 
     def _resident_session(self, session_id: str) -> Session:
         session = self.session(session_id)

@@ -257,6 +257,7 @@ class ExchangeStream:
                 chunk = codec.chunk(message, link.gradient_dtype)
             else:
                 chunk = codec.segment_chunk(message, link.gradient_place, link.gradient_dtype)
+                self._context.owe(len(chunk.payload))
             link.receive(self._engine, chunk)
         except Exception as error:
             link.refuse(message.sequence)

@@ -10,26 +10,63 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
+
 from hermosis_server.access.admission import Admission
+from hermosis_server.access.audit import AuditEntry, AuditLog
 from hermosis_server.access.gatekeeper import Gatekeeper
-from hermosis_server.errors import Unauthenticated
+from hermosis_server.engine.quotas import Meter, Quotas
+from hermosis_server.errors import HermosisError, InternalError, Unauthenticated
 from hermosis_server.identity import Identity
-from hermosis_server.rpc.permissions import require_permission
+from hermosis_server.rpc.permissions import MANAGEMENT, require_permission
 
 # How long somebody whose token was revoked may still be inside.
 RECHECK_S = 1.0
+MAX_NOTED = 128  # characters of what a caller wrote
 
 
 class Call:
     """gRPC's context of a call, and who makes it.
 
     Attributes:
-      identity: of the caller.
+      identity:   of the caller.
+      session_id: that the call is about, as the caller wrote it; for the audit.
+      request_id: by which it may be repeated; for the audit.
     """
 
-    def __init__(self, context: Any, identity: Identity) -> None:
+    def __init__(self, context: Any, identity: Identity, meter: Meter | None = None) -> None:
         self._context = context
+        self._meter = meter
         self.identity = identity
+        self.session_id = ""
+        self.request_id = ""
+
+    def note(self, message: Any) -> None:
+        """Keeps what a message says about the call itself: the first that says so, a session's answer last."""
+        self.session_id = self.session_id or str(getattr(message, "session_id", ""))
+        self.request_id = self.request_id or str(getattr(message, "request_id", ""))
+
+    async def read(self) -> Any:
+        """The next message, in bytes; it comes no faster than the tenant may send."""
+        raw = await self._context.read()
+        if raw is not grpc.aio.EOF:
+            await self.pace(len(raw))
+        return raw
+
+    async def pace(self, size_bytes: int) -> None:
+        """Counts bytes that came on a stream, and waits until more may: HTTP/2 then holds the sender up."""
+        if self._meter is not None and (wait_s := self._meter.take(size_bytes)):
+            await asyncio.sleep(wait_s)
+
+    def charge(self, size_bytes: int) -> None:
+        """Counts the bytes of a call that is made at once; QuotaExceeded where they are too many."""
+        if self._meter is not None:
+            self._meter.require(size_bytes)
+
+    def owe(self, size_bytes: int) -> None:
+        """Counts bytes that came by another way than the stream, which then waits for them."""
+        if self._meter is not None:
+            self._meter.take(size_bytes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
@@ -40,11 +77,22 @@ class Gate:
 
     Args:
       gatekeeper: knows who somebody is.
+      audit:      notes management calls; None where nobody wants to know.
+      quotas:     measure what tenants send.
       clock:      seconds since 1970, for the expiry of tokens.
     """
 
-    def __init__(self, gatekeeper: Gatekeeper, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        gatekeeper: Gatekeeper,
+        *,
+        audit: AuditLog | None,
+        quotas: Quotas,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._gatekeeper = gatekeeper
+        self._quotas = quotas
+        self._audit = audit
         self._clock = clock
         self._inside: dict[asyncio.Timeout, Admission] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -58,13 +106,29 @@ class Gate:
           PermissionDenied: somebody who may not do this.
         """
         admission = await self._gatekeeper.admit(_authorization(context), _certificate(context))
-        require_permission(method, admission.identity)
+        call = Call(context, admission.identity, self._quotas.meter(admission.identity.tenant))
+        outcome = "Cancelled"
+        try:
+            require_permission(method, admission.identity)
+            async with self._while_valid(admission):
+                yield call
+            outcome = "OK"
+        except Exception as error:
+            outcome = type(error).__name__ if isinstance(error, HermosisError) else InternalError.__name__
+            raise
+        finally:
+            if self._audit is not None and method in MANAGEMENT:
+                self._audit.write(_entry(call, method, outcome))
+
+    @asynccontextmanager
+    async def _while_valid(self, admission: Admission) -> AsyncIterator[None]:
+        """Ends what is done in here when the proof of who does it ends."""
         left_s = None if admission.expires_s is None else admission.expires_s - self._clock()
         limit = asyncio.timeout(left_s)
         try:
             async with limit:
                 self._inside[limit] = admission
-                yield Call(context, admission.identity)
+                yield
         except TimeoutError:
             if limit.expired():
                 self._gatekeeper.require_still(admission)  # says why, where it knows
@@ -96,6 +160,19 @@ class Gate:
         """Looks no longer."""
         if self._watching is not None:
             self._watching.cancel()
+
+
+def _entry(call: Call, method: str, outcome: str) -> AuditEntry:
+    identity = call.identity
+    return AuditEntry(
+        subject=identity.subject,
+        tenant=identity.tenant,
+        role=identity.role.name.lower(),
+        method=method.rpartition("/")[2],
+        session=call.session_id[:MAX_NOTED],
+        request_id=call.request_id[:MAX_NOTED],
+        outcome=outcome,
+    )
 
 
 def _authorization(context: Any) -> str:

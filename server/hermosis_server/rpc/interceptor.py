@@ -43,9 +43,9 @@ class Door(grpc.aio.ServerInterceptor):
             # Such a method reads and writes bytes by itself.
             return grpc.stream_stream_rpc_method_handler(self._guarded(name, handler.stream_stream), None, None)
         # Bytes reach the handler unparsed: what is no message is refused like any other bad input.
-        parse = _parser(handler.request_deserializer)
-        if handler.request_streaming:
-            parse = functools.partial(_parsed_stream, parse)
+        parse = functools.partial(
+            _parsed_stream if handler.request_streaming else _parsed, _parser(handler.request_deserializer)
+        )
         kind = f"{_kind(handler.request_streaming)}_{_kind(handler.response_streaming)}"
         method = getattr(handler, kind)
         behaviour = self._guarded(name, (_written if handler.response_streaming else _answered)(method, parse))
@@ -69,12 +69,14 @@ def _kind(streaming: bool) -> str:
     return "stream" if streaming else "unary"
 
 
-def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    def parse(raw: bytes) -> Any:
+def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes, Call], Any]:
+    def parse(raw: bytes, call: Call) -> Any:
         try:
-            return deserialize(raw) if deserialize else raw
+            message = deserialize(raw) if deserialize else raw
         except DecodeError:
             raise no_message() from None
+        call.note(message)
+        return message
 
     return parse
 
@@ -86,23 +88,33 @@ def no_message() -> InvalidRequest:
     )
 
 
-async def _parsed_stream(parse: Callable[[bytes], Any], raw: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+async def _parsed_stream(
+    parse: Callable[[bytes, Call], Any], raw: AsyncIterator[bytes], call: Call
+) -> AsyncIterator[Any]:
     async for message in raw:
-        yield parse(message)
+        await call.pace(len(message))
+        yield parse(message, call)
 
 
-def _answered(method: Method, parse: Callable[[Any], Any]) -> Method:
+def _parsed(parse: Callable[[bytes, Call], Any], raw: bytes, call: Call) -> Any:
+    call.charge(len(raw))
+    return parse(raw, call)
+
+
+def _answered(method: Method, parse: Callable[[Any, Call], Any]) -> Method:
     async def behaviour(request: Any, call: Call) -> Any:
-        return await method(parse(request), call)
+        answer = await method(parse(request, call), call)
+        call.note(getattr(answer, "session", None))
+        return answer
 
     return behaviour
 
 
-def _written(method: Method, parse: Callable[[Any], Any]) -> Method:
+def _written(method: Method, parse: Callable[[Any, Call], Any]) -> Method:
     """Writes what a method yields. In the task of the call, so that the gate can end it wherever it waits."""
 
     async def behaviour(request: Any, call: Call) -> None:
-        async with aclosing(method(parse(request), call)) as responses:
+        async with aclosing(method(parse(request, call), call)) as responses:
             async for response in responses:
                 await call.write(response)
 

@@ -14,6 +14,7 @@ from hermosis.v1 import (
     telemetry_pb2,
     telemetry_pb2_grpc,
 )
+from hermosis_server.access.audit import AuditLog
 from hermosis_server.access.gatekeeper import Gatekeeper
 from hermosis_server.engine.engine import Engine
 from hermosis_server.rpc.gate import Gate
@@ -28,6 +29,7 @@ SERVICES = (
     telemetry_pb2.DESCRIPTOR.services_by_name["TelemetryService"].full_name,
 )
 MIN_PING_INTERVAL_MS = 30_000
+MAX_METADATA_BYTES = 16 << 10  # a token of an identity provider takes up to 8 KiB
 
 
 class RpcServer:
@@ -39,6 +41,7 @@ class RpcServer:
       device_name: told in GetCapabilities.
       address:     host:port; port 0 takes a free one.
       credentials: for TLS; None speaks clear text.
+      audit:       notes management calls.
     """
 
     def __init__(
@@ -49,10 +52,11 @@ class RpcServer:
         device_name: str,
         address: str,
         credentials: grpc.ServerCredentials | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
         self._address = address
         self._credentials = credentials
-        self._gate = Gate(gatekeeper)
+        self._gate = Gate(gatekeeper, audit=audit, quotas=engine.quotas)
         self._server = grpc.aio.server(
             interceptors=[Door(self._gate)],
             options=[
@@ -61,6 +65,11 @@ class RpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # Both, or gRPC refuses ever more of what lies between them.
+                ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+                # Tensors do not get shorter, and what unfolds in memory before it is measured is a way in.
+                ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
             ],
         )
         self._health = health.aio.HealthServicer()

@@ -84,13 +84,14 @@ def to_status(error: HermosisError) -> status_pb2.Status:
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(
+        fault = error_details_pb2.BadRequest.FieldViolation(
             field=_cut(error.field, MAX_FIELD_BYTES), description=message
         )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+        details.append(error_details_pb2.BadRequest(field_violations=[fault]))
     if isinstance(error, errors.QuotaExceeded | errors.OutOfDeviceMemory):
-        subject = error_details_pb2.QuotaFailure.Violation(subject="server", description=message)
-        details.append(error_details_pb2.QuotaFailure(violations=[subject]))
+        subject = f"tenant:{error.metadata['tenant']}" if "tenant" in error.metadata else "server"
+        violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)
+        details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     status = status_pb2.Status(code=CODES[type(error)].value[0], message=message)
     for detail in details:
         packed = any_pb2.Any()
