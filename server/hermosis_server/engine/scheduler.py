@@ -89,6 +89,11 @@ class StepQueue:
     def put(self, item: Ready | Job) -> None:
         self._items.put(item)
 
+    @property
+    def lingers(self) -> bool:
+        """Whether a batch waits for others."""
+        return self._linger_s > 0
+
     def stop(self) -> None:
         """Lets `next` return None once everything before is done."""
         self._items.put(None)
