@@ -1,4 +1,9 @@
-"""Executor: the one thread that owns the device."""
+"""Executor: the device has one owner at a time: its thread or, for a small step while that has nothing, the event loop.
+
+The thread takes nothing but what the event loop hands it, and the loop counts what it has not heard the end of. While
+that is nothing, the thread waits for its queue and touches nothing, so the loop itself may step; and what is asked for
+after such a step is handed over after it.
+"""
 
 import asyncio
 import contextlib
@@ -7,18 +12,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from hermosis_server.dynamics import fused
 from hermosis_server.engine.arena import Arena
-from hermosis_server.engine.batch import FleetDone, Results, StepDone, begin_batch, step_failed
+from hermosis_server.engine.batch import FleetDone, Results, StepDone, begin_batch, step_batch, step_failed
 from hermosis_server.engine.resident import Resident
-from hermosis_server.engine.scheduler import Job, Ready, StepQueue
+from hermosis_server.engine.scheduler import Job, Ready, ReadyRound, StepQueue
 from hermosis_server.engine.step import Stepper
 from hermosis_server.errors import ServerStopping
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+# Gradients of a step on the event loop, together: it takes less than two hand-overs between threads.
+HERE_BYTES = 64 << 10
 
 
 class Executor:
@@ -40,6 +48,8 @@ class Executor:
         self._light_stepper = Stepper(arena, fused.Pool(1))
         self._stepping: set[int] = set()  # the sessions of the batch that goes in slices
         self._loop = asyncio.get_running_loop()
+        self._handed_over = 0  # to the thread, and not heard of again
+        self._here: dict[int, ReadyRound] = {}  # to be stepped on the event loop; by the session
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="hermosis-device", daemon=True)
         self._thread.start()
@@ -59,11 +69,11 @@ class Executor:
             try:
                 result = job(self._arena)
             except Exception as error:
-                self._tell(_settle, future, None, error)
+                self._tell(1, _settle, future, None, error)
             else:
-                self._tell(_settle, future, result, None)
+                self._tell(1, _settle, future, result, None)
 
-        self._queue.put(Job(work, of))
+        self._hand_over(Job(work, of))
         # A caller that goes away does not undo what the device does; it only no longer hears of it.
         return await asyncio.shield(future)
 
@@ -75,13 +85,47 @@ class Executor:
     def submit(self, ready: Ready) -> None:
         """Queues a round or a fleet's; its `done` is called on the event loop with a StepDone or FleetDone, or with
         the exception."""
-        self._queue.put(ready)
+        if not self._may_step_here(ready):
+            self._hand_over(ready)
+            return
+        if not self._here:
+            # Not at once, so that what has come at the same moment is stepped together.
+            self._loop.call_soon(self._step_here)
+        self._here[id(ready.residents[0])] = ready
 
     async def stop(self) -> None:
         """Finishes what is queued and ends the thread."""
         self._stopped = True
         self._queue.stop()
         await asyncio.to_thread(self._thread.join)
+
+    def _hand_over(self, item: Ready | Job) -> None:
+        """Lets the device thread do it, and before it what would have been stepped here."""
+        for each in (*self._here.values(), item):
+            self._handed_over += 1
+            self._queue.put(each)
+        self._here.clear()
+
+    def _may_step_here(self, ready: Ready) -> TypeGuard[ReadyRound]:
+        if self._handed_over or self._stopped or self._queue.lingers or not isinstance(ready, ReadyRound):
+            return False
+        size = ready.size_bytes + sum(other.size_bytes for other in self._here.values())
+        known: Resident = ready.resident
+        # A second step waits for the first; and to fetch a session from host memory may take long.
+        new_and_near = id(known) not in self._here and known.slot.resident
+        return size <= HERE_BYTES and new_and_near and self._stepper.takes_microseconds(known)
+
+    def _step_here(self) -> None:
+        """Steps what waits for that on the event loop, and tells everyone at once."""
+        batch = list(self._here.values())
+        self._here.clear()
+        if not batch:  # it was handed over
+            return
+        try:
+            results = step_batch(self._arena, self._stepper, batch)
+        except Exception as error:
+            results = [step_failed(error, len(batch))] * len(batch)
+        _deliver([(item.done, result) for item, result in zip(batch, results, strict=True)])
 
     def _work(self) -> None:
         flying: list[Ready] = []  # the batch that a device is at
@@ -140,17 +184,22 @@ class Executor:
             except Exception as error:
                 self._fail(batch, error)
             else:
-                self._tell(_deliver, news)
+                self._tell(len(news), _deliver, news)
 
         return end
 
     def _fail(self, batch: list[Ready], error: Exception) -> None:
         failure = step_failed(error, len(batch))
-        self._tell(_deliver, [(item.done, failure) for item in batch])
+        self._tell(len(batch), _deliver, [(item.done, failure) for item in batch])
 
-    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+    def _tell(self, items: int, function: Callable[..., None], *arguments: object) -> None:
+        """Lets the event loop hear the end of so many items. The last thing that this thread does with them."""
         with contextlib.suppress(RuntimeError):  # The loop has gone: nobody is left to hear.
-            self._loop.call_soon_threadsafe(functools.partial(function, *arguments))
+            self._loop.call_soon_threadsafe(functools.partial(self._hear, items, function, *arguments))
+
+    def _hear(self, items: int, function: Callable[..., None], *arguments: object) -> None:
+        self._handed_over -= items
+        function(*arguments)
 
 
 def _nothing() -> None:

@@ -113,6 +113,11 @@ class StepQueue:
     def put(self, item: Item) -> None:
         self._arrived.put(item)
 
+    @property
+    def lingers(self) -> bool:
+        """Whether a batch waits for others."""
+        return self._linger_s > 0
+
     def stop(self) -> None:
         """Lets `next` return None once everything before is done."""
         self._arrived.put(None)

@@ -15,7 +15,7 @@ from hermosis_server.records import Reply, ReplyWish
 Whole = fused.Whole
 # NumPy takes microseconds over a member of an enumeration.
 _GRADIENT, _REPLY, _LARGEST = int(fused.Row.GRADIENT), int(fused.Row.REPLY), int(fused.Number.LARGEST)
-_APPLIED = int(fused.Fate.APPLIED)
+_APPLIED, _UNPROVEN = int(fused.Fate.APPLIED), int(fused.Fate.UNPROVEN)
 
 
 class Played(NamedTuple):
@@ -39,9 +39,13 @@ class Solo:
 
     Args:
       resident: in device memory, of a family that the pass covers.
+
+    Attributes:
+      proven: whether the last step was taken here, or left to the flows, which take a hundred times as long.
     """
 
     def __init__(self, resident: Resident) -> None:
+        self.proven = True
         self._table, self._cohort, self._line = row_table(resident.slot), resident.cohort, resident.line
         self._numbers_of_all, line = resident.cohort.scalars, slice(resident.line, resident.line + 1)
         self._rows, self._sessions, spans, _ = join((self._table,))
@@ -84,6 +88,7 @@ class Solo:
         self._launch.step()
         self._largest[0] = self._numbers.item(_LARGEST)
         fate = self._launch.outcome.item(0)
+        self.proven = fate != _UNPROVEN
         samples = self._launch.samples.copy()
         return Played(fate, int(before), int(self._scalars.item(0)), samples, reply if fate == _APPLIED else None)
 

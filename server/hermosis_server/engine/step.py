@@ -83,7 +83,7 @@ class Stepper:
         A device works in between. Other sessions may begin meanwhile; these, their gradients and the tables of cohorts
         must be left alone.
         """
-        if len(entries) == 1 and self.steps_alone(entries[0].resident):
+        if len(entries) == 1 and self._steps_alone(entries[0].resident):
             stepped = self._alone(entries[0])
             return lambda: stepped
         slots = [entry.resident.slot for entry in entries]
@@ -115,7 +115,11 @@ class Stepper:
 
         return end
 
-    def steps_alone(self, resident: Resident) -> bool:
+    def takes_microseconds(self, resident: Resident) -> bool:
+        """Whether a step of a session by itself is as short as it was the last time; False before the first one."""
+        return resident.solo is not None and resident.solo.knows(resident) and resident.solo.proven
+
+    def _steps_alone(self, resident: Resident) -> bool:
         """Whether a session by itself takes the short way of solo.py."""
         if resident.solo is not None and resident.solo.knows(resident):
             return True
