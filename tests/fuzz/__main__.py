@@ -77,14 +77,14 @@ def _fuzz(target: Target, row: Row, chosen: argparse.Namespace, end: float, show
             cases = min(ROUND_CASES, chosen.cases - tried) if chosen.cases < math.inf else ROUND_CASES
             try:
                 target.run(opened, Round(cases=int(cases), seed=chosen.seed + tried, memory=MEMORY / "examples"))
-            except Exception as error:
+            except (Exception, BaseExceptionGroup) as error:  # schemathesis groups what it found under the latter
                 _keep(row, error)
             tried += int(cases)
             row.cases = opened.cases
             shown(tried)
 
 
-def _keep(row: Row, error: Exception) -> None:
+def _keep(row: Row, error: BaseException) -> None:
     """Writes down what was found."""
     found = error.exceptions if isinstance(error, ExceptionGroup) else [error]
     folder = MEMORY / "findings"

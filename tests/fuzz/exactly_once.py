@@ -24,6 +24,7 @@ from hermosis.v1 import gradient_pb2, session_pb2, types_pb2
 
 SIZE = 4
 MOST_SESSIONS = 3
+STREAM_S = 10.0  # a stream's whole life, which is some hundredths of a second
 Request = gradient_pb2.ExchangeRequest
 APPLIED, NON_FINITE = types_pb2.OUTCOME_APPLIED, types_pb2.OUTCOME_NON_FINITE_GRADIENT
 READY, PAUSED, CREATING = (
@@ -309,8 +310,9 @@ class ExactlyOnce(RuleBasedStateMachine):
         pulled = self._server.gradients.Pull(
             gradient_pb2.PullRequest(session_id=model.session_id, worker_id="a"), timeout=CALL_S
         )
-        assert (pulled.step, pulled.generation) == (model.step, model.generation)
-        assert pulled.next_sequence == model.following("a")
+        seen = (pulled.step, pulled.generation, pulled.next_sequence)
+        wanted = (model.step, model.generation, model.following("a"))
+        assert seen == wanted, f"step, generation and next sequence are {seen}, must be {wanted}"
         assert np.array_equal(np.frombuffer(pulled.payload, np.float32), model.weights), (
             "parameters are not the sum (P3)"
         )
@@ -320,14 +322,15 @@ class ExactlyOnce(RuleBasedStateMachine):
         request = session_pb2.GetSessionRequest(session_id=model.session_id)
         session = self._server.sessions.GetSession(request, timeout=CALL_S).session
         seen = (session.step, session.status, session.generation, session.lr_scale)
-        assert seen == (model.step, model.status, model.generation, model.lr_scale)
+        wanted = (model.step, model.status, model.generation, model.lr_scale)
+        assert seen == wanted, f"step, status, generation and lr_scale are {seen}, must be {wanted}"
         self.pull(model)
 
     def _stream(self, model: Model, worker: str) -> Dialogue:
         key = model.session_id, worker
         if key not in self._streams:
             opened = gradient_pb2.OpenSession(session_id=model.session_id, worker_id=worker)
-            stream = self._streams[key] = Dialogue(self._server, [Request(open=opened)])
+            stream = self._streams[key] = Dialogue(self._server, [Request(open=opened)], deadline_s=STREAM_S)
             told = stream.next().opened
             assert (told.step, told.generation, told.status) == (model.step, model.generation, model.status)
             assert told.next_sequence == model.following(worker)

@@ -166,13 +166,18 @@ class Dialogue:
     """An Exchange stream that a test speaks on line by line."""
 
     def __init__(
-        self, server: Any, opening: list[gradient_pb2.ExchangeRequest], channel: grpc.Channel | None = None
+        self,
+        server: Any,
+        opening: list[gradient_pb2.ExchangeRequest],
+        channel: grpc.Channel | None = None,
+        *,
+        deadline_s: float = 20,
     ) -> None:
         self._pending = opening
         self._more = threading.Condition()
         self._ended = False
         stub = server.gradients if channel is None else type(server.gradients)(channel)
-        self._call = stub.Exchange(self._requests(), timeout=20)
+        self._call = stub.Exchange(self._requests(), timeout=deadline_s)
 
     def send(self, *requests: gradient_pb2.ExchangeRequest) -> None:
         with self._more:
