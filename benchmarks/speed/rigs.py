@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.speed.children import ROOT, Child
 from benchmarks.speed.passes import Case, Part
-from hermosis_client import Client, Recipe, Session
+from hermosis_client import Client, Durability, Recipe, Session
 from hermosis_client.local_server import LocalServer
 
 PEER_ENVIRONMENT = ROOT / "build" / "peers" / "bin" / "python"
@@ -173,6 +173,7 @@ class Seat:
     worker_id: str
     dtype: str = "float32"
     shared_memory: bool = False
+    ack_level: str = "applied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +187,18 @@ class HermosisServer:
         return self.server.process_id
 
     def session(
-        self, parameters: int, recipe: Recipe = SGD, *, workers: int = 1, consistency: Any = "barrier"
+        self,
+        parameters: int,
+        recipe: Recipe = SGD,
+        *,
+        workers: int = 1,
+        consistency: Any = "barrier",
+        durability: Durability | None = None,
     ) -> Session:
-        """A session that is READY."""
-        session = self.client.create_session({"w": (parameters,)}, recipe, workers=workers, consistency=consistency)
+        """A session that is READY. Kept nowhere unless asked for, as the peers are."""
+        session = self.client.create_session(
+            {"w": (parameters,)}, recipe, workers=workers, consistency=consistency, durability=durability
+        )
         session.initialise(np.zeros(parameters, np.float32))
         return session
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.speed import bulk, growth, small, step
+from benchmarks.speed import bulk, growth, journal, small, step
 from benchmarks.speed.goals import Result
-from benchmarks.speed.lab import Lab, result
+from benchmarks.speed.lab import Lab
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,6 @@ class Row:
     measure: Callable[[Lab], list[Result]]
 
 
-def measure_journal(lab: Lab) -> list[Result]:
-    return [result("journal", failure="there is no journal yet")]
-
-
 ROWS = {
     row.name: row
     for row in (
@@ -38,6 +34,6 @@ ROWS = {
         Row("step", ("step-norm", "step-plain", "step-tiny", "step-small"), step.measure),
         Row("memory", ("memory", "memory-flat"), growth.measure_memory),
         Row("growth", ("growth-sessions", "growth-streams"), growth.measure_growth),
-        Row("journal", ("journal",), measure_journal),
+        Row("journal", ("journal",), journal.measure_journal),
     )
 }

@@ -35,6 +35,7 @@ def exchange(session: Session, seat: dict[str, str], place: int) -> Exchange:
         gradient_dtype=seat["dtype"],  # type: ignore[arg-type]
         reply_dtype=seat["dtype"],  # type: ignore[arg-type]
         **segment_option(bool(seat["shared_memory"])),  # type: ignore[arg-type]
+        ack_level=seat["ack_level"],  # type: ignore[arg-type]
     )
 
     def whole() -> None:
