@@ -34,6 +34,7 @@ class FleetResult:
       parameters:    (M, P) what came back, where all members have P elements; else M flat vectors. None after `push`.
       outcome:       (M,) numbers of `Outcome`; zero, which is UNKNOWN, where the contribution was refused.
       step:          (M,) steps applied so far, this one included if it was applied.
+      durable_step:  (M,) the last steps that survive a crash of the server.
       staleness:     (M,) how many steps the gradient was behind.
       contributions: (M,) that made the step.
       duplicate:     (M,) whether the contribution had been answered before.
@@ -45,6 +46,7 @@ class FleetResult:
     parameters: "Float32 | list[Float32] | None"
     outcome: NDArray[np.uint8]
     step: Ints
+    durable_step: Ints
     staleness: Ints
     contributions: Ints
     duplicate: NDArray[np.bool_]
@@ -273,6 +275,7 @@ class Fleet:
                 parameters=self._answer(work, out) if reply and work.landed is not None else None,
                 outcome=work.outcome,
                 step=work.step,
+                durable_step=work.durable_step,
                 staleness=work.staleness,
                 contributions=work.contributions,
                 duplicate=work.duplicate,

@@ -81,6 +81,7 @@ class Work:
     reply_step: Ints = field(init=False)
     staleness: Ints = field(init=False)
     contributions: Ints = field(init=False)
+    durable_step: Ints = field(init=False)
     duplicate: NDArray[np.bool_] = field(init=False)
     energies: Floats | None = None
     pending: NDArray[np.bool_] = field(init=False)
@@ -91,6 +92,7 @@ class Work:
         self.outcome = np.zeros(count, np.uint8)
         self.sequences, self.base_steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.contributions = np.zeros(count, np.int64)
+        self.durable_step = np.zeros(count, np.int64)
         self.step, self.reply_step, self.staleness = (np.zeros(count, np.int64) for _ in range(3))
         self.duplicate = np.zeros(count, bool)
         self.pending = np.ones(count, bool)
@@ -159,6 +161,8 @@ class Work:
         taken = places[known]
         if self.gradient is not None:
             self.outcome[taken] = _column(answer.outcomes, "u1", count)[known]
+            if len(answer.durable_steps):
+                self.durable_step[taken] = _column(answer.durable_steps, "<u8", count)[known]
             if len(answer.stalenesses):
                 self.staleness[taken] = _column(answer.stalenesses, "<u4", count)[known]
             made = _column(answer.contributions, "<u4", count)[known] if len(answer.contributions) else 1

@@ -45,6 +45,7 @@ class PackedResults(NamedTuple):
     refusal: Bytes | None = None  # a serialized Refusal
     crc32: int = 0
     payload: Bytes = _EMPTY
+    durable_steps: Bytes = _EMPTY  # uint64
 
 
 class _Field(NamedTuple):
@@ -85,6 +86,7 @@ _RESULTS = {
     _tag(10, _LENGTH): _Field("refusal", 1),
     _tag(11, _FIXED32): _Field("crc32", 4),
     _tag(12, _LENGTH): _Field("payload", 1),
+    _tag(13, _LENGTH): _Field("durable_steps", 8),
 }
 
 

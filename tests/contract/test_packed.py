@@ -43,10 +43,12 @@ results = st.builds(
     refusal=st.one_of(st.none(), refusal),
     crc32=U32,
     payload=st.binary(max_size=20),
+    durable_steps=st.lists(U64, max_size=4),
 )
 FORMATS = {
     "handles": "I", "sequences": "Q", "base_steps": "Q", "losses": "d", "sample_counts": "Q", "lr_scales": "d",
-    "steps": "Q", "reply_steps": "Q", "stalenesses": "I", "contributions": "I", "duplicates": "I", "energies": "d",
+    "steps": "Q", "reply_steps": "Q", "durable_steps": "Q",
+    "stalenesses": "I", "contributions": "I", "duplicates": "I", "energies": "d",
     "outcomes": "B",
 }  # fmt: skip
 KINDS = {

@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
+from hermosis import wire
 from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, types_pb2
 from hermosis_server import failpoints
 from hermosis_server.dynamics import RECIPES
@@ -398,3 +399,38 @@ def test_stopping_in_good_order_loses_nothing_of_a_snapshot_session(folders: Any
     hosted.stop()
     second = folders.start(folders.root / "first")
     assert (get(second, session).step, second.digest(session)) == (5, before)
+
+
+def test_packed_answers_tell_what_is_durable(folders: Any, tools: Any) -> None:
+    first = folders.start()
+    modes = ("NONE", "SNAPSHOT", "JOURNAL")
+    sessions = [first.create(5, durability=kept(mode, steps=0 if mode == "NONE" else 1000)) for mode in modes]
+    opening = [
+        gradient_pb2.ExchangeRequest(
+            open=gradient_pb2.OpenSession(
+                handle=handle, session_id=session.session_id, worker_id="worker", reply=gradient_pb2.REPLY_NONE,
+                ack_level=DURABLE if modes[handle] == "JOURNAL" else types_pb2.ACK_LEVEL_APPLIED,
+            )
+        )
+        for handle, session in enumerate(sessions)
+    ]  # fmt: skip
+    with tools.Dialogue(first, opening) as dialogue:
+        assert all(dialogue.next().HasField("opened") for _ in modes)
+        for number in (1, 2):
+            payload = np.stack([GRADIENTS[number]] * 3).tobytes()
+            message = gradient_pb2.PackedGradients(
+                number=number,
+                handles=range(3),
+                sequences=[number] * 3,
+                base_steps=[number - 1] * 3,
+                crc32=wire.checksum(payload),
+                payload=payload,
+            )
+            dialogue.send(gradient_pb2.ExchangeRequest(packed=message))
+            answer = dialogue.next().packed
+            assert (list(answer.steps), list(answer.durable_steps)) == (
+                [number] * 3,
+                [0, 0, number],
+            )
+    second = folders.crashed(first)
+    assert second.digest(sessions[2]) == first.digest(sessions[2])

@@ -878,6 +878,7 @@ class PackedResults(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     CRC32_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    DURABLE_STEPS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number of the message that is answered."""
     crc32: _builtins.int
@@ -927,6 +928,10 @@ class PackedResults(_message.Message):
     def refusal(self) -> _types_pb2.Refusal:
         """refusal of the whole message, of which nothing was counted; then all columns are empty."""
 
+    @_builtins.property
+    def durable_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """durable_steps are the last steps that survive a crash; empty means that none of any of them does."""
+
     def __init__(
         self,
         *,
@@ -942,10 +947,11 @@ class PackedResults(_message.Message):
         refusal: _types_pb2.Refusal | None = ...,
         crc32: _builtins.int = ...,
         payload: _builtins.bytes = ...,
+        durable_steps: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributions", b"contributions", "crc32", b"crc32", "duplicates", b"duplicates", "energies", b"energies", "number", b"number", "outcomes", b"outcomes", "payload", b"payload", "refusal", b"refusal", "refusals", b"refusals", "reply_steps", b"reply_steps", "stalenesses", b"stalenesses", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributions", b"contributions", "crc32", b"crc32", "duplicates", b"duplicates", "durable_steps", b"durable_steps", "energies", b"energies", "number", b"number", "outcomes", b"outcomes", "payload", b"payload", "refusal", b"refusal", "refusals", b"refusals", "reply_steps", b"reply_steps", "stalenesses", b"stalenesses", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

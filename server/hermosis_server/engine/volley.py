@@ -113,6 +113,7 @@ class Fates:
 
     Attributes:
       known:   whether the columns below are.
+      durable_steps: empty where nothing is kept on disk.
       samples: (S, len(EnergySample._fields)); meaningless where nothing was applied.
     """
 
@@ -126,6 +127,7 @@ class Fates:
     outcomes: Sequence[Outcome] = ()
     steps: Sequence[int] = ()
     stalenesses: Sequence[int] = ()
+    durable_steps: Sequence[int] = ()
     samples: NDArray[np.float64] = field(default_factory=_no_samples)
     time_s: float = 0.0
     device_s: float = 0.0
@@ -149,6 +151,7 @@ class Fates:
             step=self.steps[place],
             generation=self.generations[place],
             staleness=self.stalenesses[place],
+            durable_step=self.durable_steps[place] if self.durable_steps else 0,
             contributions=1,
             energies=self._energies(place) if outcome is Outcome.APPLIED else None,
         )
@@ -302,6 +305,7 @@ class Volleys:
                     self._watchers.offer(fates.reading(session.session_id))
         if self._keeper is not None:
             self._keeper.counted(volley.sessions)
+            fates.durable_steps = [session.durable_step for session in volley.sessions]
         if volley.wish.reply is Reply.INCREMENT:
             _keep_increments(volley, fates, done.replies)
         fates.tell(failed)

@@ -48,6 +48,7 @@ class PackedAnswer:
         self._send = send
         self._outcomes = np.zeros(count, np.uint8)
         self._steps = np.zeros(count, np.uint64)
+        self._durable_steps = np.zeros(count, np.uint64)
         self._stalenesses = np.zeros(count, np.uint32)
         self._contributions = np.ones(count, np.uint32)
         self._energies = np.full((count, ENERGIES), np.nan) if energies else None
@@ -68,6 +69,7 @@ class PackedAnswer:
             result, vector = answer
             self._outcomes[place] = result.outcome
             self._steps[place] = result.step
+            self._durable_steps[place] = result.durable_step
             self._stalenesses[place] = result.staleness
             self._contributions[place] = result.contributions
             if result.duplicate:
@@ -87,6 +89,8 @@ class PackedAnswer:
             fates = landing.fates
             self._outcomes[rows] = fates.outcomes
             self._steps[rows] = fates.steps
+            if fates.durable_steps:
+                self._durable_steps[rows] = fates.durable_steps
             self._stalenesses[rows] = fates.stalenesses
             if self._energies is not None:
                 applied = np.array(fates.outcomes) == Outcome.APPLIED
@@ -118,6 +122,7 @@ class PackedAnswer:
             refusals=_written(self._refusals, self._refusal_bytes) if self._refusals else (),
             crc32=wire.checksum(payload),
             payload=payload,
+            durable_steps=self._durable_steps.astype("<u8").tobytes() if self._durable_steps.any() else b"",
         )
 
 
