@@ -19,7 +19,7 @@ class Budget:
     Args:
       limit_bytes: the most that is taken.
       owner:       whose bytes these are, for messages.
-      whole:       the budget that this one is a part of; what is used here is used there.
+      whole:       the budget that this one is a part of, and that is itself no part; what is used here is used there.
 
     Attributes:
       used_bytes: at present; may exceed the limit by what was held and not asked for.
@@ -46,17 +46,16 @@ class Budget:
         Raises:
           Overloaded: there is no room just now, here or in the whole; nothing was counted.
         """
-        budget: Budget | None = self
-        while budget is not None:
-            budget._require_room(size_bytes, awaited)
-            budget = budget._whole
+        self._require_room(size_bytes, awaited)
+        if self._whole is not None:
+            self._whole._require_room(size_bytes, awaited)
         self.hold(size_bytes)
 
     def hold(self, size_bytes: int) -> None:
         """Counts bytes that are there already, whatever the limit; `give` them back."""
         self.used_bytes += size_bytes
         if self._whole is not None:
-            self._whole.hold(size_bytes)
+            self._whole.used_bytes += size_bytes
 
     def give(self, size_bytes: int) -> None:
         """Bytes are no longer in use."""

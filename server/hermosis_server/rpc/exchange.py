@@ -36,6 +36,7 @@ Response = gradient_pb2.ExchangeResponse
 T = TypeVar("T")
 
 MAX_HANDLES = 65_536
+SMALL_BYTES = 16 << 10  # answers of at most this are bounded by their number, MAX_ANSWERS
 MAX_OPENINGS = 1024  # in one message; as many refusals fit an answer
 MAX_RECOVERIES_TOLD = 64
 
@@ -301,8 +302,10 @@ class ExchangeStream:
             return
         chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
         messages = codec.answer_messages(answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes, place=place)
-        budget, held_bytes = link.session.budget, 0 if answer.vector is None else len(answer.vector.payload)
-        budget.hold(held_bytes)
+        budget, held_bytes = None, 0 if answer.vector is None else len(answer.vector.payload)
+        if held_bytes > SMALL_BYTES:
+            budget = link.session.budget
+            budget.hold(held_bytes)
         self._outbox.put(_written(link, messages), window, sure=sure, budget=budget, held_bytes=held_bytes)
 
     def _open_many(self, message: gradient_pb2.OpenSessions) -> None:
