@@ -4,6 +4,7 @@ atheris is 100 MB and knows few versions of Python, so nothing else depends on i
 are left out by name.
 """
 
+import hashlib
 import importlib
 import math
 import os
@@ -71,7 +72,7 @@ def run(python: Path, name: str, memory: Path, *, seconds: float, cases: float, 
     tried = 0
     for known in sorted(crashes.glob(f"{name}-*")):
         tried += 1
-        if _child(python, name, [str(known)]).returncode:
+        if _child(python, name, crashes, [str(known)]).returncode:
             return tried, [known]
         known.unlink()  # it passes now, and belongs among those that cover something
     limits = [
@@ -81,7 +82,7 @@ def run(python: Path, name: str, memory: Path, *, seconds: float, cases: float, 
     ]
     if seconds < math.inf:
         limits.append(f"-max_total_time={max(1, round(seconds))}")
-    done = _child(python, name, [f"-artifact_prefix={crashes}/{name}-", *limits, str(corpus)])
+    done = _child(python, name, crashes, [f"-artifact_prefix={crashes}/{name}-", *limits, str(corpus)])
     counted = re.findall(r"^#(\d+)\s|Done (\d+) runs", done.stdout, re.MULTILINE)
     tried += max((int(first or last) for first, last in counted), default=0)
     found = sorted(crashes.glob(f"{name}-*"))
@@ -93,10 +94,10 @@ def run(python: Path, name: str, memory: Path, *, seconds: float, cases: float, 
     return tried, found
 
 
-def _child(python: Path, name: str, words: list[str]) -> "subprocess.CompletedProcess[str]":
+def _child(python: Path, name: str, crashes: Path, words: list[str]) -> "subprocess.CompletedProcess[str]":
     paths = [str(ROOT), *(str(ROOT / package) for package in ("proto", "server", "client"))]
     return subprocess.run(
-        [str(python), "-m", "tests.fuzz.guided", name, *words],
+        [str(python), "-m", "tests.fuzz.guided", name, str(crashes), *words],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stdin=subprocess.DEVNULL,
@@ -115,7 +116,7 @@ def _do(command: list[str]) -> None:
         raise Missing(f"atheris cannot be had: {lines[-1]}")
 
 
-def _fuzz(name: str, words: list[str]) -> None:
+def _fuzz(name: str, crashes: str, words: list[str]) -> None:
     """In the child: never returns when it fuzzes."""
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["hermosis", "hermosis_server"]):
@@ -124,9 +125,18 @@ def _fuzz(name: str, words: list[str]) -> None:
     if words and os.path.isdir(words[-1]):
         for place, message in enumerate(parser.seeds):
             Path(words[-1], f"seed-{place}").write_bytes(message.SerializeToString())
-    atheris.Setup([name, *words], parser.check)
+
+    def check(raw: bytes) -> None:
+        try:
+            parser.check(raw)
+        except Exception:
+            # atheris keeps what crashed the process, and not always what raised.
+            Path(crashes, f"{name}-{hashlib.sha256(raw).hexdigest()[:16]}").write_bytes(raw)
+            raise
+
+    atheris.Setup([name, *words], check)
     atheris.Fuzz()
 
 
 if __name__ == "__main__":
-    _fuzz(sys.argv[1], sys.argv[2:])
+    _fuzz(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -38,10 +38,11 @@ NUMBERS = (
 NAMES = (
     "", "w", "a", "worker", "s-0", "../../etc/passwd", "..", "/dev/zero", "C:\\con", "%00", "%s%n", "${HOME}", "a\x00b",
     "a\nb", "\x1b[2J", "\u202e", "\ufeff", "é", "e\u0301", "\U0001f9ca" * 60, "\U000e0001" * 90, "n" * 63, "n" * 64,
-    "n" * 257, "n" * 70_000, "\uffff" * 3000, "1.0 x", "nan x", "inf ", "-inf s", "1e999 s", "lr_scale", "labels",
-    "display_name", "thermal_profile", "edit.lr_scale", "sgd", "adamw", "rgd", "lr", "momentum", "hermosis", "null",
-    "session_id", "'; --", "<script>", "\U0001f9ca" * 2000,
+    "1.0 x", "nan x", "inf ", "-inf s", "1e999 s", "lr_scale", "labels", "display_name",
+    "thermal_profile", "edit.lr_scale", "sgd", "adamw", "rgd", "lr", "momentum", "hermosis",
+    "null", "session_id", "'; --", "<script>",
 )  # fmt: skip
+LONG = ("n" * 257, "n" * 70_000, "\uffff" * 3000, "\U0001f9ca" * 2000)
 
 
 def message(descriptor: Descriptor, sessions: Sequence[str] = (), *, most_fields: int = 5) -> "SearchStrategy[Message]":
@@ -195,5 +196,5 @@ _SCALARS: dict[int, SearchStrategy[Any]] = {
     Kind.CPPTYPE_BOOL: st.booleans(),
     Kind.CPPTYPE_DOUBLE: st.one_of(st.sampled_from(NUMBERS), st.floats()),
     Kind.CPPTYPE_FLOAT: st.floats(width=32),
-    Kind.CPPTYPE_STRING: st.one_of(st.sampled_from(NAMES), st.text(max_size=12)),
+    Kind.CPPTYPE_STRING: st.one_of(st.sampled_from(NAMES), st.text(max_size=12), st.sampled_from(LONG)),
 }

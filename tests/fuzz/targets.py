@@ -1,6 +1,7 @@
 """Targets: what can be fuzzed, by name, and how one round of it is run by hypothesis."""
 
 import functools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -95,11 +96,16 @@ def _exactly_once(rig: Rig, chosen: Round) -> None:
     run_state_machine_as_test(factory, settings=_settings(chosen, "exactly-once"))
 
 
+# Of all cases of a service, for methods that take more than a name.
+_WEIGHTS = {"CreateSession": 8, "UpdateSession": 4, "ImportSession": 2, "Exchange": 2, "Step": 2}
+
+
 def _calls(service: str) -> Callable[[Rig, Round], None]:
     def run(rig: Rig, chosen: Round) -> None:
         methods = [method for method in METHODS if method.service.endswith(service)]
-        for method in methods:
-            part = chosen._replace(cases=-(-chosen.cases // len(methods)))
+        weights = [_WEIGHTS.get(method.name, 1) for method in methods]
+        for method, weight in zip(methods, weights, strict=True):
+            part = chosen._replace(cases=math.ceil(chosen.cases * weight / sum(weights)))
             _try(method.name, call(method), functools.partial(check_call, rig), part)
 
     return run
