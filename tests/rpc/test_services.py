@@ -178,8 +178,9 @@ def test_a_bad_recipe_names_its_field(server: Any, tools: Any, optimizer: Any, f
 
 @pytest.mark.parametrize("call", ["SnapshotSession", "RestoreSession", "ForkSession"])
 def test_calls_to_come_are_unimplemented_with_a_reason(server: Any, tools: Any, call: str) -> None:
+    session_id = server.create().session_id
     with pytest.raises(grpc.RpcError) as caught:
-        getattr(server.sessions, call)(getattr(session_pb2, f"{call}Request")(session_id="x"), timeout=10)
+        getattr(server.sessions, call)(getattr(session_pb2, f"{call}Request")(session_id=session_id), timeout=10)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert tools.reason_of(caught.value) == "Unsupported"
     assert "Export" in caught.value.details() or "export" in caught.value.details()
