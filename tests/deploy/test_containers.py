@@ -219,6 +219,55 @@ def test_server_beyond_loopback_needs_the_flag_that_compose_gives(tmp_path: Path
     assert "insecure" in refused.stderr
 
 
+SECURE: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.secure.yml").read_text())["services"]
+
+
+def test_secure_server_starts_beyond_loopback_without_being_told_that_it_is_open(tmp_path: Path) -> None:
+    service, settings = SERVICES["server-cpu"], SECURE["server-cpu"]
+    assert settings == SECURE["server-gpu"]
+    plain, secure = service["command"], settings["command"]
+    check_flags(["python", "-m", "hermosis_server", *secure])
+    assert set(plain) - set(secure) == {"--allow-insecure"}
+    assert run("-m", "hermosis_server", "certificates", str(tmp_path), "--host", "127.0.0.1").returncode == 0
+    arguments = [
+        word.replace("/tls/", f"{tmp_path}/").replace("/var/lib/hermosis", f"{tmp_path}/data") for word in secure
+    ]
+    arguments = [re.sub("--port=.*", "--port=0", word) for word in arguments]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "hermosis_server", *arguments, "--until-stdin-closes"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with server:
+        assert server.stdout is not None
+        ready = server.stdout.readline()
+        assert ready.startswith("HERMOSIS READY")
+        port = ready.strip().rpartition(":")[2]
+        check = [word.replace("50051", port) for word in SERVICES[name]["healthcheck"]["test"][2:]]
+        environment = {
+            **os.environ,
+            "HERMOSIS_CA": SECURE[name]["environment"]["HERMOSIS_CA"].replace("/tls", str(tmp_path)),
+        }
+        healthy = subprocess.run([sys.executable, *check], env=environment, capture_output=True, text=True, check=False)
+        assert healthy.stdout.strip() == "SERVING", healthy.stderr
+        assert server.stdin is not None
+        server.stdin.close()
+
+
+def test_secure_compose_names_settings_that_exist() -> None:
+    from hermosis_sidecar.settings import Settings
+
+    prefix = "HERMOSIS_SIDECAR_"
+    for name in SECURE["sidecar"]["environment"]:
+        assert name.removeprefix(prefix).lower() in Settings.model_fields
+    mounted = {volume.split(":")[1] for volume in SECURE["server-cpu"]["volumes"]}
+    named = {word.partition("=")[2] for word in SECURE["server-cpu"]["command"] if word.startswith("--tls")}
+    assert named | {SECURE["server-cpu"]["environment"]["HERMOSIS_CA"]} == mounted
+    assert all(source.endswith(":ro") for source in SECURE["server-cpu"]["volumes"])
+
+
 def test_sidecar_and_prometheus_ask_their_neighbours_by_the_names_and_ports_they_have() -> None:
     assert "--server=server:50051" in SERVICES["sidecar"]["command"]
     assert "--port=50051" in SERVICES["server-cpu"]["command"]

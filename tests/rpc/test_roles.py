@@ -43,6 +43,15 @@ def test_every_method_has_a_least_role_and_no_other_is_named() -> None:
     assert set(LEAST_ROLE) == set(METHODS) | {REFLECTION}
 
 
+def test_viewers_read_and_workers_bring_gradients_and_all_else_is_for_operators() -> None:
+    roles: dict[Role, set[str]] = {role: set() for role in Role}
+    for path in METHODS:
+        roles[LEAST_ROLE[path]].add(path.rpartition("/")[2])
+    assert all(name.startswith(("Get", "List", "Watch")) for name in roles[Role.VIEWER])
+    assert roles[Role.WORKER] == {"InitialiseParameters", "Exchange", "Push", "Pull", "Step"}
+    assert not any(name.startswith(("Get", "List", "Watch")) for name in roles[Role.OPERATOR])
+
+
 def test_what_changes_or_takes_away_a_session_is_audited() -> None:
     readings = {method for method in METHODS if LEAST_ROLE[method] is Role.VIEWER}
     gradients = {method for method in METHODS if "GradientService" in method}
