@@ -8,14 +8,13 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hermosis_server.engine.rounds import Contribution
 from hermosis_server.records import ReplyWish
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyRound:
+class ReadyRound(NamedTuple):
     """Contributions of one session on their way to its next step, in the order of worker ids."""
 
     resident: Any  # the executor's Resident; the scheduler only tells one from another
