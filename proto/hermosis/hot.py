@@ -142,6 +142,10 @@ def varint(value: int) -> bytes:
     """A number of at least zero in protobuf's base 128."""
     if value < 128:
         return _SHORT[value]
+    if value < 1 << 14:
+        return bytes((value & 127 | 128, value >> 7))
+    if value < 1 << 21:
+        return bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14))
     made = bytearray()
     while value > 127:
         made.append(value & 127 | 128)
@@ -150,8 +154,12 @@ def varint(value: int) -> bytes:
     return bytes(made)
 
 
+# Small numbers behind their tags, by tag and number; zeros are left out.
+_TAGGED = {bytes([tag]): [b"", *(bytes((tag, value)) for value in range(1, 128))] for tag in range(8, 128, 8)}
+
+
 def _number(tag: bytes, value: int) -> bytes:
-    return tag + varint(value) if value else b""
+    return _TAGGED[tag][value] if value < 128 else tag + varint(value)
 
 
 _UINT32 = struct.Struct("<I")
@@ -322,6 +330,9 @@ def _parsed_alone(raw: bytes, forms: dict[int, _Form]) -> Any:
 def _long(raw: bytes, at: int, value: int) -> tuple[int, int]:
     """The rest of a number whose first byte says that more follow; and where it ends."""
     value &= 127
+    byte = raw[at]
+    if byte < 128:
+        return value | byte << 7, at + 1
     for shift in range(7, 63, 7):
         byte = raw[at]
         at += 1
@@ -336,17 +347,16 @@ def _message(form: _Form, raw: bytes, at: int, end: int) -> Any:
     values = list(empty)
     while at < end:
         place, kind, limit, inner = fields[raw[at]]
-        at += 1
         if kind == _FIXED32:
-            (values[place],) = _UINT32.unpack_from(raw, at)
-            at += 4
+            (values[place],) = _UINT32.unpack_from(raw, at + 1)
+            at += 5
             continue
         if kind == _DOUBLE:
-            (values[place],) = _FLOAT64.unpack_from(raw, at)
-            at += 8
+            (values[place],) = _FLOAT64.unpack_from(raw, at + 1)
+            at += 9
             continue
-        number = raw[at]
-        at += 1
+        number = raw[at + 1]
+        at += 2
         if number > 127:
             number, at = _long(raw, at, number)
         if kind == _NUMBER:

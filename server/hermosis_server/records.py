@@ -139,8 +139,7 @@ class Durability:
     snapshot_every_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GradientChunk:
+class GradientChunk(NamedTuple):
     """A piece of one worker's gradient, still in wire bytes."""
 
     sequence: int
@@ -158,8 +157,7 @@ class SegmentOffer(NamedTuple):
     token: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
+class Commit(NamedTuple):
     """The end of one worker's gradient, with the numbers that belong to it."""
 
     sequence: int
@@ -199,8 +197,7 @@ class StepResult:
     state_digest: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vector:
+class Vector(NamedTuple):
     """A flat vector in wire bytes."""
 
     step: int
@@ -209,8 +206,7 @@ class Vector:
     payload: memoryview
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TelemetryReading:
+class TelemetryReading(NamedTuple):
     """One applied step of one session."""
 
     session_id: str

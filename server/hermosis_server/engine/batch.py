@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,7 @@ from hermosis_server.records import EnergySample, Outcome, Reply, ReplyWish, Sta
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
+class Launch(NamedTuple):
     """What the sessions of a batch have in common.
 
     Attributes:
@@ -37,8 +37,7 @@ class Launch:
     sessions: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepDone:
+class StepDone(NamedTuple):
     """What a round led to: news from the device thread to the rpc thread."""
 
     outcome: Outcome

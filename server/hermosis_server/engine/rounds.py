@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -121,8 +122,7 @@ class WorkerRecord:
         self.sequence = min(self.sequence, sequence - 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contribution:
+class Contribution(NamedTuple):
     """One worker's whole gradient for a round."""
 
     worker: WorkerRecord
@@ -158,6 +158,8 @@ class Round:
 
 def weights(contributions: list[Contribution]) -> list[float]:
     """Each contribution's part in the mean: by samples where every one states a count, else equal."""
+    if len(contributions) == 1:
+        return [1.0]
     counts = [contribution.commit.sample_count for contribution in contributions]
     if not all(counts):
         return [1.0 / len(counts)] * len(counts)
@@ -167,6 +169,9 @@ def weights(contributions: list[Contribution]) -> list[float]:
 
 def mean_loss(contributions: list[Contribution]) -> float:
     """Mean loss with the same weights; NaN, which means undefined, when any worker gave none or not a finite one."""
-    if not all(math.isfinite(contribution.commit.loss) for contribution in contributions):
+    losses = [contribution.commit.loss for contribution in contributions]
+    if not all(map(math.isfinite, losses)):
         return math.nan
-    return math.fsum(w * c.commit.loss for w, c in zip(weights(contributions), contributions, strict=True))
+    if len(losses) == 1:
+        return losses[0]
+    return math.fsum(map(operator.mul, weights(contributions), losses))

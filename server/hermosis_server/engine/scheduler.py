@@ -11,7 +11,7 @@ import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hermosis_server.engine.rounds import Contribution
 from hermosis_server.records import ReplyWish
@@ -22,8 +22,7 @@ ITEM_BYTES = 64 << 10  # what an item costs beside its bytes
 MOST_LOOKED_AT = 64  # for light rounds, between two slices of a heavy one
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyRound:
+class ReadyRound(NamedTuple):
     """Contributions of one session on their way to its next step, in the order of worker ids."""
 
     resident: Any  # the executor's Resident; the scheduler only tells one from another
