@@ -77,6 +77,8 @@ class ExchangeStream:
             if stopping.done():
                 raise stopped()
             await reading
+        except grpc.aio.InternalError:
+            return  # a write failed: the worker has gone
         except asyncio.CancelledError:
             if self._failure is None:
                 raise

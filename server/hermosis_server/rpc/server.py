@@ -47,6 +47,10 @@ class RpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # What gRPC takes in of a stream before it is read: one message. By itself it would take more the faster
+                # a client sends, fourteen megabytes of a stream on this machine.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", engine.limits.max_message_bytes),
             ],
         )
         self._health = health.aio.HealthServicer()
