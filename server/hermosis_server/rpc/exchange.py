@@ -92,6 +92,9 @@ class ExchangeStream:
                 task.cancel()
             for link in self._links.values():
                 link.close()
+            # The stream and its desk know each other, so they are there until the next collection; the sessions not.
+            self._links.clear()
+            self._desk.forget()
             self._outbox.close()
             self._segments.close()
 
