@@ -23,6 +23,7 @@ import grpc
 
 from benchmarks import traffic
 from benchmarks.speed.machine import descendants, described, memory_bytes
+from hermosis import wire
 from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, session_pb2_grpc, types_pb2
 from hermosis_client.local_server import LocalServer
 
@@ -47,7 +48,7 @@ class Scale:
     parameters: int = 1_000_000
 
 
-QUICK = Scale(waves=2, readers=16, reader_s=1.5, streams=500, sessions=150, killed=16, steps=12, parameters=500_000)
+QUICK = Scale(waves=3, readers=16, reader_s=1.5, streams=500, sessions=150, killed=16, steps=12, parameters=500_000)
 
 
 @dataclass(slots=True)
@@ -130,16 +131,25 @@ async def announced(bed: Bed, scale: Scale) -> dict[str, float]:
             refused += await _refusals(channel, session_id, traffic.Request(chunk=chunk))
         many = gradient_pb2.PackedGradients(number=1, handles=[0] * 900_000)
         refused += await _refusals(channel, session_id, traffic.Request(packed=many))
-        # The first four bytes of vectors of which the rest never comes.
-        large = await traffic.create(channel, traffic.Gradient.of(16 * MIB // 4))
-        for number in range(8):
-            call = await traffic.open_stream(channel, large, f"w{number}")
-            chunk = gradient_pb2.GradientChunk(sequence=1, payload=bytes(4), crc32=0x2144DF1C)
+        # The first four bytes of vectors of which the rest never comes; all of them at a time.
+        size = SESSION // 16
+        large = await traffic.create(channel, traffic.Gradient.of(size // 4), mode=traffic.ASYNC)
+        calls = [await traffic.open_stream(channel, large, f"w{number}") for number in range(8)]
+        before = bed.memory_bytes
+        for call in calls:
+            chunk = gradient_pb2.GradientChunk(sequence=1, payload=bytes(4), crc32=wire.checksum(bytes(4)))
             await call.write(traffic.Request(chunk=chunk))
-            call.cancel()
+            # What is answered at once, so that the chunk before has been taken in.
+            await call.write(traffic.Request(open=gradient_pb2.OpenSession(handle=1, session_id="none")))
+        for call in calls:
+            answer = await call.read()
+            if answer.refused.handle != 1:
+                raise AssertionError(f"a half-sent vector was refused: {answer!s:.300}")
+        taken = (bed.memory_bytes - before) / MIB
+        await _gone(calls, ())
         for each in (session_id, large):
             await traffic.close(channel, each)
-    return {"refused": refused}
+    return {"refused": refused, "announced, MiB": 8 * size / MIB, "taken, MiB": taken}
 
 
 async def idle_streams(bed: Bed, scale: Scale) -> dict[str, float]:
@@ -249,11 +259,10 @@ async def soak(bed: Bed, scale: Scale, names: Sequence[str]) -> list[dict[str, o
         first = len(bed.curve)
         begin, after = bed.memory_bytes, list[int]()
         told: dict[str, float] = {}
-        for wave in range(scale.waves):
+        for _ in range(scale.waves):
             found = await SCENARIOS[name](bed, scale)
             told = told or found  # per-piece costs show while nothing is kept yet
             after.append(bed.memory_bytes)
-            del wave
         peak = max([size for _, size, _ in bed.curve[first:]] + after)
         rows.append(
             {

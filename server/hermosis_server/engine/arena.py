@@ -360,11 +360,14 @@ class Arena:
 
     def release(self, slot: Slot) -> None:
         """Gives a session's rows back."""
+        if slot not in self._slots:
+            raise InternalError("arena rows freed twice; this is a bug in hermosis")
         tier = self._near if slot.resident else self._far
         tier.give(slot, slot.extents)
         tier.used_bytes -= slot.size_bytes
         tier.compact(slot.row_elements)
         self._slots.discard(slot)
+        slot.extents = {}  # whoever still knows the slot does not keep the memory
 
     def fetch(self, slots: Sequence[Slot]) -> None:
         """Sees that all these are in device memory.

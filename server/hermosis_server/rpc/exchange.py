@@ -83,6 +83,8 @@ class ExchangeStream:
             if stopping.done():
                 raise stopped()
             await reading
+        except grpc.aio.InternalError:
+            return  # a write failed: the worker has gone
         except asyncio.CancelledError:
             if self._failure is None:
                 raise
@@ -96,6 +98,9 @@ class ExchangeStream:
                 task.cancel()
             for link in self._links.values():
                 link.close()
+            # The stream and its desk know each other, so they are there until the next collection; the sessions not.
+            self._links.clear()
+            self._desk.forget()
             self._outbox.close()
             self._segments.close()
 

@@ -70,6 +70,10 @@ class RpcServer:
                 ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
                 # Tensors do not get shorter, and what unfolds in memory before it is measured is a way in.
                 ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
+                # What gRPC takes in of a stream before it is read: one message. By itself it would take more the faster
+                # a client sends, fourteen megabytes of a stream on this machine.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", engine.limits.max_message_bytes),
             ],
         )
         self._health = health.aio.HealthServicer()
