@@ -245,10 +245,10 @@ def test_secure_server_starts_beyond_loopback_without_being_told_that_it_is_open
         ready = server.stdout.readline()
         assert ready.startswith("HERMOSIS READY")
         port = ready.strip().rpartition(":")[2]
-        check = [word.replace("50051", port) for word in SERVICES[name]["healthcheck"]["test"][2:]]
+        check = [word.replace("50051", port) for word in service["healthcheck"]["test"][2:]]
         environment = {
             **os.environ,
-            "HERMOSIS_CA": SECURE[name]["environment"]["HERMOSIS_CA"].replace("/tls", str(tmp_path)),
+            "HERMOSIS_CA": settings["environment"]["HERMOSIS_CA"].replace("/tls", str(tmp_path)),
         }
         healthy = subprocess.run([sys.executable, *check], env=environment, capture_output=True, text=True, check=False)
         assert healthy.stdout.strip() == "SERVING", healthy.stderr
