@@ -474,7 +474,7 @@ class Engine:
 
     async def _replace(self, session: Session, state: ExportedState, spec: SessionSpec) -> None:
         """Puts a state whose digest was checked in the place of what is there."""
-        before = session.status
+        after = SessionStatus.READY if session.status is SessionStatus.CREATING else session.status
         session.status = SessionStatus.RECOVERING  # No gradient may slip in between the old state and the new.
         session.abandon_round(StaleGradient(f"session {session.session_id} was set to another state; open it again"))
         try:
@@ -491,9 +491,9 @@ class Engine:
             session.adopt_workers([*state.workers.values(), *state.refused.values()])
             session.telemetry.clear()
             if self.keeper is not None:
-                await self.keeper.replaced(session)
+                await self.keeper.replaced(session, after)
         finally:
-            session.status = SessionStatus.READY if before is SessionStatus.CREATING else before
+            session.status = after
 
     # Telemetry
 

@@ -25,7 +25,7 @@ from hermosis_server.engine.rounds import Answer, Contribution, Tell
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.errors import HermosisError, InvalidRequest, StorageFailed, StorageFull
 from hermosis_server.failpoints import reach
-from hermosis_server.records import DurabilityMode, ExportedState
+from hermosis_server.records import DurabilityMode, ExportedState, SessionStatus
 from hermosis_server.storage.journal import Journal, JournalEntry
 from hermosis_server.storage.snapshot_file import StoredSnapshot
 from hermosis_server.storage.store import SessionRecord, SnapshotInfo, Store
@@ -187,14 +187,18 @@ class Keeper:
             )
         return await self._on_disk(self.store.load_snapshot, chosen[0])
 
-    async def replaced(self, session: Session) -> None:
-        """Makes a state that took another's place durable."""
+    async def replaced(self, session: Session, status: SessionStatus) -> None:
+        """Makes a state that took another's place durable.
+
+        Args:
+          status: that the session goes on with; until this returns it takes nothing.
+        """
         if session not in self._kept:
             return
         self._kept[session].snapshot_step = -1
         session.durable_step = 0
         try:
-            await self.save(session)
+            await self._on_disk(self.store.save_session, replace(self.record(session), status=status))
             await self.snapshot(session)
         except HermosisError as error:
             self._block(session, error)  # the journal has nothing to begin from

@@ -1,0 +1,124 @@
+"""Drill: a load, a server that dies again and again in a way that was asked for, and the check after each death."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from hermosis_client import Client
+
+from tests.faults.check import check
+from tests.faults.ledger import Ledger, Violation
+from tests.faults.load import PATIENCE_S, Load
+from tests.faults.proxy import Proxy, proxy
+from tests.faults.servers import Server, Wishes
+from tests.faults.twin import Twin
+
+TURNS = 25  # that each thread of the load may take before a death that does not come is given up
+
+
+class Drill:
+    """One data folder through many deaths.
+
+    Args:
+      folder: for the data and the log.
+      twin:   what must come back.
+      wishes: of every server, besides where it shall die.
+    """
+
+    def __init__(self, folder: Path, door: Proxy, twin: Twin, wishes: Wishes) -> None:
+        self.ledger = Ledger()
+        self.door = door
+        self._folder = folder
+        self._twin = twin
+        self._wishes = wishes
+        self._deaths = 0
+        self.server = self._start("")
+        assert self.server.ready(), self.server.tail()
+        door.open(self.server.address)
+        self._load = Load(door.address, self.ledger)
+        self._load.start()
+
+    @property
+    def violations(self) -> list[Violation]:
+        return self.ledger.violations
+
+    def die(self, failpoints: str) -> bool:
+        """Lets the server meet its failpoints, comes back, and checks. False if it met none: then it was killed."""
+        self._fall()
+        self.server = self._start(failpoints)
+        reached = not self.server.ready()
+        if not reached:
+            self.door.open(self.server.address)
+            reached = self._until_it_ends()
+        self._rise()
+        return reached
+
+    def kill_after(self, turns: int) -> None:
+        """Kills the server when every thread of the load had so many turns, or was stopped by another."""
+        self._load.turns.allow(turns)
+        self._load.turns.rested(lambda: False)
+        self._fall()
+        self._rise()
+
+    def rest(self) -> None:
+        """Lets every thread of the load have turns, and waits for them."""
+        self._load.turns.allow(TURNS)
+        assert self._load.turns.rested(lambda: False), f"the load did not come to rest:\n{self.server.tail()}"
+
+    def close(self) -> None:
+        self.door.shut()
+        self._load.stop()
+        self.server.close()
+
+    def _start(self, failpoints: str) -> Server:
+        return Server(
+            self._folder / "data", self._folder / "server.log", replace(self._wishes, failpoints=failpoints)
+        )
+
+    def _until_it_ends(self) -> bool:
+        """Whether it ended by itself before the load came to rest."""
+        turns, server = self._load.turns, self.server
+
+        def watch() -> None:
+            server.ended(PATIENCE_S)
+            turns.wake()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        turns.allow(TURNS)
+        turns.rested(server.ended)
+        ended = server.ended()
+        if not ended:
+            server.kill()
+        watcher.join()
+        return ended
+
+    def _fall(self) -> None:
+        self.door.shut()
+        self.server.close()
+
+    def _rise(self) -> None:
+        """A server that meets nothing; what it recovered is checked before the load hears of it."""
+        self._fall()
+        self.server = self._start("")
+        address = self.server.address
+        self.ledger.restarted()
+        with Client(address, timeout_s=PATIENCE_S) as client:
+            check(self.ledger, client, self._twin)
+        self._deaths += 1
+
+
+@contextmanager
+def drill(folder: Path, twin: Twin, wishes: Wishes = Wishes()) -> Iterator[Drill]:  # noqa: B008  (it is frozen)
+    """A drill whose processes and threads are gone at the end."""
+    with proxy() as door:
+        made = Drill(folder, door, twin, wishes)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+

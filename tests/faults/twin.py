@@ -1,0 +1,86 @@
+"""Twin: the same contributions on a calm server that nobody disturbs. Its digests are what recovery must lead to."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hermosis.v1 import dynamics_pb2
+from hermosis_client import Client, Durability, Session, Worker
+
+from tests.faults.plans import Plan
+from tests.faults.servers import Server, Wishes
+
+
+def edited_profile() -> dynamics_pb2.ThermalProfile:
+    """What a plan that is edited goes on with."""
+    return dynamics_pb2.ThermalProfile(exponential=dynamics_pb2.ExponentialProfile(momentum_retention=0.8))
+
+
+@dataclass(slots=True)
+class _Line:
+    """One plan's uninterrupted run, as far as anybody asked."""
+
+    session: Session
+    workers: list[Worker]
+    digests: list[set[bytes]] = field(default_factory=list)  # by step; two where an edit came at that step
+
+
+class Twin:
+    """Digests of plans by step, found out when they are asked for. Any thread may ask."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._lines: dict[str, _Line] = {}
+
+    def digests(self, plan: Plan, step: int) -> set[bytes]:
+        """What the state digest can be after so many steps: before an edit there, and after it."""
+        with self._lock:
+            line = self._lines.get(plan.name)
+            if line is None:
+                line = self._lines[plan.name] = self._begun(plan)
+            while len(line.digests) <= step:
+                self._go_on(plan, line)
+            return set(line.digests[step])
+
+    def _begun(self, plan: Plan) -> _Line:
+        session = self._client.create_session(
+            {"w": (plan.parameters,)},
+            plan.recipe,
+            session_id=plan.name,
+            workers=plan.workers,
+            durability=Durability(mode="none"),
+        )
+        session.initialise(plan.start())
+        workers = [session.worker(worker_id) for worker_id in plan.worker_ids]
+        return _Line(session, workers, [{session.digest()}])
+
+    def _go_on(self, plan: Plan, line: _Line) -> None:
+        step = len(line.digests) - 1
+        if plan.edited_from and step == plan.edited_from:
+            line.session.update(lr_scale=plan.lr_scale(step), thermal_profile=edited_profile())
+            line.digests[step].add(line.session.digest())
+        threads = [
+            threading.Thread(target=worker.push, args=(plan.gradient(worker.worker_id, step),), kwargs={"loss": plan.loss(step)})
+            for worker in line.workers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for worker in line.workers:
+            worker.step = step + 1
+        line.digests.append({line.session.digest()})
+
+
+@contextmanager
+def calm_twin(folder: Path) -> Iterator[Twin]:
+    """A twin with a server of its own."""
+    server = Server(folder / "twin", folder / "twin.log", Wishes())
+    try:
+        with Client(server.address, timeout_s=120) as client:
+            yield Twin(client)
+    finally:
+        server.close()
