@@ -29,7 +29,7 @@ from hermosis_client.local_server import LocalServer
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 1 << 20
-STAGING, SESSION, WINDOW = 256 * MIB, 128 * MIB, 16 * MIB
+STAGING, SESSION, WINDOW = 128 * MIB, 64 * MIB, 8 * MIB
 SAMPLE_S = 0.05
 STREAMS_A_CONNECTION = 100
 
@@ -132,9 +132,9 @@ async def announced(bed: Bed, scale: Scale) -> dict[str, float]:
         many = gradient_pb2.PackedGradients(number=1, handles=[0] * 900_000)
         refused += await _refusals(channel, session_id, traffic.Request(packed=many))
         # The first four bytes of vectors of which the rest never comes; all of them at a time.
-        size = SESSION // 16
+        size = SESSION // 8
         large = await traffic.create(channel, traffic.Gradient.of(size // 4), mode=traffic.ASYNC)
-        calls = [await traffic.open_stream(channel, large, f"w{number}") for number in range(8)]
+        calls = [await traffic.open_stream(channel, large, f"w{number}") for number in range(7)]
         before = bed.memory_bytes
         for call in calls:
             chunk = gradient_pb2.GradientChunk(sequence=1, payload=bytes(4), crc32=wire.checksum(bytes(4)))
@@ -149,7 +149,7 @@ async def announced(bed: Bed, scale: Scale) -> dict[str, float]:
         await _gone(calls, ())
         for each in (session_id, large):
             await traffic.close(channel, each)
-    return {"refused": refused, "announced, MiB": 8 * size / MIB, "taken, MiB": taken}
+    return {"refused": refused, "announced, MiB": 7 * size / MIB, "taken, MiB": taken}
 
 
 async def idle_streams(bed: Bed, scale: Scale) -> dict[str, float]:
