@@ -19,7 +19,7 @@ from tests.fuzz import guided
 from tests.fuzz.targets import TARGETS, Round, Target
 
 MEMORY = Path("build/fuzz")
-ROUND_CASES = 50
+ROUND_CASES = 250
 DEFAULT_CASES = 1000
 
 

@@ -53,7 +53,7 @@ def call(draw: DrawFn, method: Method) -> Call:
     """A call that may be right, and mostly is not."""
     sent = draw(st.one_of(_wild(method), _nearly(method), _nearly(method)))
     raw = [one.SerializeToString() for one in sent]
-    if raw and draw(st.integers(0, 3)) == 0:
+    if raw and draw(st.integers(0, 5)) == 4:
         place = draw(st.integers(0, len(raw) - 1))
         raw[place] = draw(st.one_of(damaged(raw[place]), st.binary(max_size=60)))
     return Call(method, raw)
