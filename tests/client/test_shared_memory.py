@@ -130,7 +130,7 @@ def test_the_stream_is_used_where_memory_cannot_or_shall_not_be_shared(
     elif off == "system":
         monkeypatch.setattr(os, "memfd_create", _refused)
     elif off == "address":
-        monkeypatch.setattr("hermosis_client.connection._LOOPBACK", ())
+        monkeypatch.setattr("hermosis_client.connection.is_loopback", lambda address: False)
     with Client(address, timeout_s=20.0) as client, client.create_session({"w": (size,)}, "sgd") as session:
         session.initialise(vector(0, size))
         worker = session.worker("w", shared_memory=off != "flag")

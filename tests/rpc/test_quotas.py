@@ -23,7 +23,9 @@ RATE = 4_000_000
 def house(hosting: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
     folder = tmp_path_factory.mktemp("data")
     tenants = folder / "tenants.toml"
-    tenants.write_text(f"[small]\nsessions = 0\ndevice_bytes = 200000\n[slow]\nbytes_per_s = {RATE}\n[free]\nsessions = 0\n")
+    tenants.write_text(
+        f"[small]\nsessions = 0\ndevice_bytes = 200000\n[slow]\nbytes_per_s = {RATE}\n[free]\nsessions = 0\n"
+    )
     tokens = TokenFile(folder)
     made = {name: tokens.create(name, role="operator", tenant=name) for name in ("few", "small", "slow", "free")}
     with hosting(data_folder=folder, require_token=True, tenant_sessions=2, tenants=tenants) as service:
