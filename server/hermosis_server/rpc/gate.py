@@ -6,7 +6,7 @@ nothing depends on which task it runs in.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,12 +32,14 @@ class Call:
       identity:   of the caller.
       session_id: that the call is about, as the caller wrote it; for the audit.
       request_id: by which it may be repeated; for the audit.
+      read:       the next message, in bytes; it comes no faster than the tenant may send.
     """
 
     def __init__(self, context: Any, identity: Identity, meter: Meter | None = None) -> None:
         self._context = context
         self._meter = meter
         self.identity = identity
+        self.read: Callable[[], Awaitable[Any]] = context.read if meter is None else self._paced_read
         self.session_id = ""
         self.request_id = ""
 
@@ -46,8 +48,7 @@ class Call:
         self.session_id = self.session_id or str(getattr(message, "session_id", ""))
         self.request_id = self.request_id or str(getattr(message, "request_id", ""))
 
-    async def read(self) -> Any:
-        """The next message, in bytes; it comes no faster than the tenant may send."""
+    async def _paced_read(self) -> Any:
         raw = await self._context.read()
         if raw is not grpc.aio.EOF:
             await self.pace(len(raw))
