@@ -31,6 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 MIB = 1 << 20
 STAGING, SESSION, WINDOW = 128 * MIB, 64 * MIB, 8 * MIB
 SAMPLE_S = 0.05
+STILL_S = 0.5  # without a byte sent
 STREAMS_A_CONNECTION = 100
 
 
@@ -38,9 +39,8 @@ STREAMS_A_CONNECTION = 100
 class Scale:
     """How much of everything."""
 
-    waves: int = 3
+    waves: int = 5
     readers: int = 64
-    reader_s: float = 10.0
     streams: int = 10_000
     sessions: int = 1000
     killed: int = 200
@@ -48,7 +48,7 @@ class Scale:
     parameters: int = 1_000_000
 
 
-QUICK = Scale(waves=3, readers=16, reader_s=1.5, streams=500, sessions=150, killed=16, steps=12, parameters=500_000)
+QUICK = Scale(waves=5, readers=16, streams=300, sessions=60, killed=8, steps=20, parameters=500_000)
 
 
 @dataclass(slots=True)
@@ -88,15 +88,15 @@ Scenario = Callable[[Bed, Scale], Awaitable[dict[str, float]]]
 
 
 async def slow_readers(bed: Bed, scale: Scale) -> dict[str, float]:
-    """Workers that send as fast as they can and read nothing."""
-    gradient, sent = traffic.Gradient.of(scale.parameters), 0
+    """Workers that send as fast as they can and read nothing, until nobody can send any more."""
+    gradient, sent = traffic.Gradient.of(traffic.WHOLE_BYTES // 4), 0
 
     async def send(call: Any) -> None:
         nonlocal sent
         for number in range(1, 1 << 30):
-            for message in gradient.messages(number, 0):
-                await call.write(message)
-                sent += message.ByteSize()
+            (message,) = gradient.messages(number, 0)
+            await call.write(message)
+            sent += message.ByteSize()
 
     async with bed.channel() as channel:
         sessions = [await traffic.create(channel, gradient, mode=traffic.ASYNC) for _ in range(4)]
@@ -105,7 +105,10 @@ async def slow_readers(bed: Bed, scale: Scale) -> dict[str, float]:
             for number in range(scale.readers)
         ]
         sending = [asyncio.ensure_future(send(call)) for call in calls]
-        await asyncio.wait(sending, timeout=scale.reader_s)
+        before = -1
+        while before != sent:
+            before = sent
+            await asyncio.wait(sending, timeout=STILL_S)
         await _gone(calls, sending)
         for session in sessions:
             await traffic.close(channel, session)
