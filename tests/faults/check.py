@@ -1,10 +1,10 @@
 """Check: holds a server that has just recovered, and that nobody has spoken to since, against the ledger."""
 
-from hermosis_client import Client
-from hermosis_client.errors import CorruptState, HermosisError, SessionNotFound
-
 from tests.faults.ledger import Ledger, Page
 from tests.faults.twin import Twin
+
+from hermosis_client import Client
+from hermosis_client.errors import CorruptState, HermosisError, SessionNotFound
 
 
 def check(ledger: Ledger, client: Client, twin: Twin) -> None:

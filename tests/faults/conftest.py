@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-
 from tests.faults.twin import Twin, calm_twin
 
 

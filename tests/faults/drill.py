@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hermosis_client import Client
-
 from tests.faults.check import check
 from tests.faults.ledger import Ledger, Violation
 from tests.faults.load import PATIENCE_S, Load
 from tests.faults.proxy import Proxy, proxy
 from tests.faults.servers import Server, Wishes
 from tests.faults.twin import Twin
+
+from hermosis_client import Client
 
 TURNS = 25  # that each thread of the load may take before a death that does not come is given up
 
@@ -73,9 +73,7 @@ class Drill:
         self.server.close()
 
     def _start(self, failpoints: str) -> Server:
-        return Server(
-            self._folder / "data", self._folder / "server.log", replace(self._wishes, failpoints=failpoints)
-        )
+        return Server(self._folder / "data", self._folder / "server.log", replace(self._wishes, failpoints=failpoints))
 
     def _until_it_ends(self) -> bool:
         """Whether it ended by itself before the load came to rest."""
@@ -119,6 +117,3 @@ def drill(folder: Path, twin: Twin, wishes: Wishes = Wishes()) -> Iterator[Drill
             yield made
         finally:
             made.close()
-
-
-

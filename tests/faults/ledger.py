@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from hermosis_client import StepResult
-
 from tests.faults.plans import Plan
+
+from hermosis_client import StepResult
 
 PROMISES = {
     "P1": "what was acknowledged as durable survives",
@@ -123,7 +123,9 @@ class Ledger:
         """A contribution was acknowledged."""
         self.hears_step(session_id, result.step, result.step if durable else result.durable_step)
         if durable and result.durable_step < result.step:
-            self.accuse("P1", session_id, f"step {result.step} came as durable, with durable_step {result.durable_step}")
+            self.accuse(
+                "P1", session_id, f"step {result.step} came as durable, with durable_step {result.durable_step}"
+            )
         if result.state_digest and not result.duplicate:
             with self._lock:
                 self._pages[session_id].digests.setdefault(result.step, set()).add(result.state_digest)

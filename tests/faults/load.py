@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
-from hermosis_client import Client, Session, Worker
-from hermosis_client.errors import HermosisError, StaleGeneration, StaleGradient
-
 from tests.faults.ledger import Ledger
 from tests.faults.manager import Manager
 from tests.faults.plans import BARRIER, FLEET, JOURNALLED, MANAGED, SNAPSHOTS, Plan
+
+from hermosis_client import Client, Session, Worker
+from hermosis_client.errors import HermosisError, StaleGeneration, StaleGradient
 
 PATIENCE_S = 120.0
 
@@ -221,4 +221,3 @@ def contribute(worker: Worker, session_id: str, plan: Plan, ledger: Ledger) -> N
     if result.step != step + 1:
         ledger.accuse("P3", session_id, f"a contribution at step {step} was acknowledged as step {result.step}")
     ledger.hears(session_id, result, durable=durable)
-

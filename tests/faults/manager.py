@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
-from hermosis_client import Client, Session, Worker
-from hermosis_client.errors import SessionNotFound, StaleGeneration, StaleGradient
-
 from tests.faults.ledger import Ledger
 from tests.faults.plans import Plan
 from tests.faults.twin import edited_profile
+
+from hermosis_client import Client, Session, Worker
+from hermosis_client.errors import SessionNotFound, StaleGeneration, StaleGradient
 
 
 class Manager:
@@ -116,4 +116,3 @@ class Manager:
             session.close()
         except SessionNotFound:  # the answer of the call before was lost
             pass
-

@@ -9,9 +9,9 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from hermosis.v1 import dynamics_pb2
-from hermosis_client import Durability
 from numpy.typing import NDArray
+
+from hermosis_client import Durability
 
 Float32 = NDArray[np.float32]
 
@@ -64,12 +64,8 @@ class Plan:
         return np.random.default_rng([seed, step]).standard_normal(self.parameters, np.float32)
 
 
-JOURNALLED = Plan(
-    name="journalled", durability=Durability(mode="journal", snapshot_every_steps=5), ack_level="durable"
-)
-BARRIER = Plan(
-    name="barrier", recipe="adam", workers=2, durability=Durability(mode="journal", snapshot_every_steps=7)
-)
+JOURNALLED = Plan(name="journalled", durability=Durability(mode="journal", snapshot_every_steps=5), ack_level="durable")
+BARRIER = Plan(name="barrier", recipe="adam", workers=2, durability=Durability(mode="journal", snapshot_every_steps=7))
 SNAPSHOTS = Plan(name="snapshots", recipe="hermosis", durability=Durability(mode="snapshot", snapshot_every_steps=4))
 FLEET = [
     Plan(
@@ -80,4 +76,6 @@ FLEET = [
     )
     for index in range(4)
 ]
-MANAGED = Plan(name="managed", parameters=60, durability=Durability(mode="journal", snapshot_every_steps=2), edited_from=3)
+MANAGED = Plan(
+    name="managed", parameters=60, durability=Durability(mode="journal", snapshot_every_steps=2), edited_from=3
+)

@@ -64,7 +64,6 @@ def _restore_weights_only() -> None:
     resident.adopt = weights_only
 
 
-
 def _ignore_generations() -> None:
     session.Session.require_generation = lambda self, known: None  # type: ignore[method-assign]
 
@@ -136,9 +135,7 @@ BUGS: Mapping[str, Bug] = {
         plant=_acknowledge_before_the_journal,
         failpoints=("journal.taken=kill@6", "journal.taken=kill@11"),
     ),
-    "no-sequence-table": Bug(
-        what="snapshots lack the sequence table", plant=_snapshots_without_the_sequence_table
-    ),
+    "no-sequence-table": Bug(what="snapshots lack the sequence table", plant=_snapshots_without_the_sequence_table),
     "weights-only": Bug(what="only the weights are restored", plant=_restore_weights_only),
     "no-sync": Bug(
         what="files are not synced",

@@ -51,7 +51,7 @@ class Server:
       wishes: how it shall be.
     """
 
-    def __init__(self, folder: Path, log: Path, wishes: Wishes = Wishes()) -> None:  # noqa: B008  (it is frozen)
+    def __init__(self, folder: Path, log: Path, wishes: Wishes = Wishes()) -> None:
         self.log = log
         self._process, self._output = _started(folder, log, wishes)
         self._address = ""
@@ -148,10 +148,10 @@ def _serve(output: Connection, log: str, words: list[str], wishes: Wishes) -> No
     os.dup2(error, 2)
     output.close()
     os.environ[failpoints.VARIABLE] = wishes.failpoints
+    from tests.faults import planted
+
     from hermosis_server.cli import main
     from hermosis_server.storage.journal import Journal
-
-    from tests.faults import planted
 
     # Keyword defaults are the one place where the length of a segment is said.
     assert Journal.__init__.__kwdefaults__ is not None

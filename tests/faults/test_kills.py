@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from tests.faults.drill import drill
 from tests.faults.points import hits, reached_by_code
 from tests.faults.servers import Wishes

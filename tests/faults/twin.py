@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hermosis.v1 import dynamics_pb2
-from hermosis_client import Client, Durability, Session, Worker
-
 from tests.faults.plans import Plan
 from tests.faults.servers import Server, Wishes
+
+from hermosis.v1 import dynamics_pb2
+from hermosis_client import Client, Durability, Session, Worker
 
 
 def edited_profile() -> dynamics_pb2.ThermalProfile:
@@ -63,7 +63,9 @@ class Twin:
             line.session.update(lr_scale=plan.lr_scale(step), thermal_profile=edited_profile())
             line.digests[step].add(line.session.digest())
         threads = [
-            threading.Thread(target=worker.push, args=(plan.gradient(worker.worker_id, step),), kwargs={"loss": plan.loss(step)})
+            threading.Thread(
+                target=worker.push, args=(plan.gradient(worker.worker_id, step),), kwargs={"loss": plan.loss(step)}
+            )
             for worker in line.workers
         ]
         for thread in threads:

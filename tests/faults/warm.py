@@ -1,6 +1,7 @@
 """Warm: what every server of this suite has in common, imported and compiled once, before it is forked."""
 
 import torch
+
 from hermosis_server import app
 from hermosis_server.cli import root, serve
 from hermosis_server.dynamics import fused

@@ -115,6 +115,9 @@ class Keeper:
             return
         if self._failure is not None:
             raise self._failure
+        # What the journal still holds of a closed session of the same name shall not be taken for this one's.
+        session.generation += self.journal.last_generation(session.session_id)
+        session.replaced_generation = session.generation
         self._kept[session] = Kept()
         try:
             await self.save(session)

@@ -86,6 +86,7 @@ async def recover(engine: Engine, keeper: Keeper) -> None:
             _set_aside(engine, session_id, item.problem, item.session.generation)
             continue
         await _enter(engine, keeper, item)
+    keeper.journal.keep_only(found.keys() | engine.quarantined.keys())
     reach("recovery.entered")
     logger.info(
         "event=recovered sessions=%d set_aside=%d entries=%d seconds=%.2f",
@@ -296,6 +297,8 @@ async def _enter(engine: Engine, keeper: Keeper, item: Found) -> None:
     resident = session.on_device
     session.adopt_workers([*resident.workers.values(), *resident.refused.values()])
     session.generation += 1
+    if session.replaced_generation != item.lineage:  # a crash cut a replacement in half: what was before goes on
+        session.replaced_generation, session.recovered_steps = item.lineage, ()
     session.recovered_steps = (*session.recovered_steps, session.step)
     keeper.adopt_recovered(session, item.snapshot_step)
     await keeper.save(session)

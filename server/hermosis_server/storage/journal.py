@@ -1,6 +1,7 @@
 """Journal: one for all sessions. What is appended while the disk is busy goes to it together, with one sync.
 
-    journal/<serial>.seg    segments, preallocated; one that no session needs any more is used again
+    journal/<serial>.seg      segments, preallocated, without a hole from the first to the last
+    journal/<serial>.spare    one that no session needs any more; it is not read, and used again
 
 A failed write or sync is the end of it: what the disk holds then cannot be known, so nothing is acknowledged until a
 restart has read it back. Want of room for another segment is not: nothing of the entry was written, and a later one may
@@ -11,7 +12,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 SEGMENT_BYTES = 64 << 20
 SPARES = 4
 _GROUP_BYTES = 256 << 20
-_SUFFIX = ".seg"
+_SUFFIX, _SPARE = ".seg", ".spare"
 _ZEROS = bytes(journal_format.ALIGN)
 
 Done = Callable[[Exception | None], None]
@@ -101,6 +102,7 @@ class Journal:
         self._file = -1
         self._at = 0
         self._serial = 0
+        self._named: dict[str, tuple[int, int]] = {}  # generation of a session's last entry, serial of its segment
         self._sequence = 0
         self._durable = 0
         self._chain = journal_format.FIRST_CHAIN
@@ -126,9 +128,12 @@ class Journal:
         The tail that was being written when the server ended is no damage: nobody was told of it. It is cut off.
         """
         paths = sorted(path for path in self._folder.iterdir() if path.suffix == _SUFFIX)
+        self._spares = [path for path in self._folder.iterdir() if path.suffix == _SPARE]
+        # Not used twice: a spare may hold remains of any serial below its own.
+        self._serial = max((int(path.stem) for path in self._spares), default=0)
         for index, path in enumerate(paths):
             segment = _Segment(int(path.stem), path, path.stat().st_size)
-            self._serial = segment.serial
+            self._serial = max(self._serial, segment.serial)
             content = memoryview(path.read_bytes())
             found = 0
             for piece in journal_format.pieces(content, segment.serial):
@@ -147,6 +152,7 @@ class Journal:
                     yield Damage(session_ids=None, detail=f"entry {header.sequence} does not follow the one before it")
                 self._sequence, self._durable, self._chain = header.sequence, header.sequence, header.chain
                 segment.held[header.session_id] = header.generation, header.step
+                self._named[header.session_id] = header.generation, segment.serial
                 found += 1
                 if piece.body is not None:
                     yield JournalEntry(
@@ -155,7 +161,8 @@ class Journal:
             if found:
                 self._segments.append(segment)
             else:
-                self._spares.append(path)
+                with contextlib.suppress(OSError):  # it holds nothing, whatever its name
+                    self._lay_by(path)
 
     def _is_proven(self, sequence: int, rest: memoryview, serial: int, later: Sequence[Path]) -> bool:
         """Whether something after a place that cannot be read knew it to be on disk."""
@@ -183,7 +190,8 @@ class Journal:
         if segment.held:
             self._segments.append(segment)
         else:
-            self._spares.append(segment.path)
+            with contextlib.suppress(OSError):
+                self._lay_by(segment.path)
 
     # Appending
 
@@ -234,6 +242,18 @@ class Journal:
                 segment.held.pop(session_id, None)
             self._recycle()
 
+    def keep_only(self, session_ids: Container[str]) -> None:
+        """Lets go all of sessions that are none of these: they were closed before a restart."""
+        with self._lock:
+            for segment in self._segments:
+                segment.held = {name: last for name, last in segment.held.items() if name in session_ids}
+            self._recycle()
+
+    def last_generation(self, session_id: str) -> int:
+        """Of the entries under that name that may still be read after a crash; zero means there are none."""
+        with self._lock:
+            return self._named.get(session_id, (0, 0))[0]
+
     def held(self) -> list[str]:
         """The sessions that the oldest segment is kept for."""
         with self._lock:
@@ -241,14 +261,27 @@ class Journal:
 
     def _recycle(self) -> None:
         """From the oldest on, so that the sequence never has a hole."""
+        before = len(self._segments)
         while self._segments and not self._segments[0].held and self._segments[0].serial != self._serial:
             segment = self._segments.popleft()
             reach("journal.recycle")
-            if segment.size == self._segment_bytes and len(self._spares) < SPARES:
-                self._spares.append(segment.path)
-            else:
-                with contextlib.suppress(OSError):
+            try:
+                if segment.size == self._segment_bytes and len(self._spares) < SPARES:
+                    self._lay_by(segment.path)
+                else:
                     self._disk.unlink(segment.path)
+            except OSError:
+                self._segments.appendleft(segment)  # it is still there, so those after it stay too
+                break
+        if len(self._segments) < before:
+            oldest = self._segments[0].serial if self._segments else self._serial
+            self._named = {name: last for name, last in self._named.items() if last[1] >= oldest}
+
+    def _lay_by(self, path: Path) -> None:
+        """Keeps a segment under a name that says it holds nothing: the segments that are read have no hole."""
+        spare = path.with_suffix(_SPARE)
+        self._disk.rename(path, spare)
+        self._spares.append(spare)
 
     # The journal's thread
 
@@ -324,6 +357,7 @@ class Journal:
         self._sequence, self._chain = header.sequence, header.chain
         with self._lock:
             self._segments[-1].held[entry.session_id] = entry.generation, entry.step
+            self._named[entry.session_id] = entry.generation, self._serial
 
     def _begin_segment(self, least: int) -> None:
         """Goes on in another segment; StorageFull where there is no room for one, and nothing was changed."""
