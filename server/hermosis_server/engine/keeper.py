@@ -157,6 +157,7 @@ class Keeper:
                 session_id=session.session_id,
                 step=session.step,
                 generation=session.replaced_generation,
+                created_s=session.created_s,
                 parts=replay.edit(self._encode(session.spec)),
             )
             future = self._loop.create_future()
@@ -222,6 +223,7 @@ class Keeper:
                 session_id=session.session_id,
                 step=done.step,
                 generation=session.replaced_generation,
+                created_s=session.created_s,
                 parts=replay.step(contributions, lr_scale, done),
             )
             self._append(session, entry, lambda error: _release(contributions))
@@ -266,7 +268,8 @@ class Keeper:
         self, session: Session, step: int, then: Callable[[Exception | None], None], error: Exception | None
     ) -> None:
         if error is None:
-            self._advance(session, step)
+            if session.obstacle is None:  # else one before it is missing
+                self._advance(session, step)
         elif isinstance(error, StorageFull):
             self._block(session, error)
         else:

@@ -75,6 +75,7 @@ async def recover(engine: Engine, keeper: Keeper) -> None:
     found = {one.session.session_id: one for one in await asyncio.gather(*map(one, records)) if one is not None}
     reach("recovery.read")
     entries = await _Replay(engine, keeper, found).run()
+    keeper.journal.keep_only({record.session_id for record in records})
     for session_id, item in found.items():
         if not item.problem and item.session.step < item.must:
             item.problem = f"it can be brought to step {item.session.step} only, and step {item.must} was promised"
@@ -184,7 +185,9 @@ class _Replay:
 
     async def _again(self, entry: JournalEntry) -> bool:
         item = self._found.get(entry.session_id)
-        if item is None or item.problem or item.ended or entry.generation != item.lineage:
+        if item is None or item.problem or item.ended:
+            return False
+        if (entry.generation, entry.created_s) != (item.lineage, item.session.created_s):
             return False
         try:
             said = replay.read(
