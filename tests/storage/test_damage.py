@@ -128,7 +128,7 @@ def test_a_removed_session_does_not_come_back_wherever_its_removal_was_cut(
     store = Store(tmp_path, Disk())
     store.save_session(record())
     store.save_snapshot(snapshot())
-    monkeypatch.setattr("hermosis_server.storage.store.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(Disk, "remove_folder", lambda self, path: None)
     store.remove_session("a")
     monkeypatch.undo()
     assert Store(tmp_path, Disk()).sessions() == []

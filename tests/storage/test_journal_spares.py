@@ -56,16 +56,3 @@ def test_serial_of_a_spare_is_not_used_again_while_its_remains_may_be_read(tmp_p
     last = journal(tmp_path)
     assert steps(last) == [100]
     last.close()
-
-
-def test_last_generation_is_known_as_long_as_an_entry_may_be_read(tmp_path: Path) -> None:
-    one = journal(tmp_path)
-    put(one, "a", 1)
-    one.forget("a")
-    assert one.last_generation("a") == 1
-    for step in range(1, 9):
-        put(one, "b", step)
-    one.release({"b": (1, 4)})
-    assert one.last_generation("a") == 0
-    assert one.last_generation("b") == 1
-    one.close()

@@ -115,9 +115,6 @@ class Keeper:
             return
         if self._failure is not None:
             raise self._failure
-        # What the journal still holds of a closed session of the same name shall not be taken for this one's.
-        session.generation += self.journal.last_generation(session.session_id)
-        session.replaced_generation = session.generation
         self._kept[session] = Kept()
         try:
             await self.save(session)
@@ -160,6 +157,7 @@ class Keeper:
                 session_id=session.session_id,
                 step=session.step,
                 generation=session.replaced_generation,
+                created_s=session.created_s,
                 parts=replay.edit(self._encode(session.spec)),
             )
             future = self._loop.create_future()
@@ -229,6 +227,7 @@ class Keeper:
                 session_id=session.session_id,
                 step=done.step,
                 generation=session.replaced_generation,
+                created_s=session.created_s,
                 parts=replay.step(contributions, lr_scale, done),
             )
             self._append(session, entry, lambda error: _release(contributions))
@@ -273,7 +272,8 @@ class Keeper:
         self, session: Session, step: int, then: Callable[[Exception | None], None], error: Exception | None
     ) -> None:
         if error is None:
-            self._advance(session, step)
+            if session.obstacle is None:  # else one before it is missing
+                self._advance(session, step)
         elif isinstance(error, StorageFull):
             self._block(session, error)
         else:

@@ -186,7 +186,9 @@ class _Replay:
 
     async def _again(self, entry: JournalEntry) -> bool:
         item = self._found.get(entry.session_id)
-        if item is None or item.problem or item.ended or entry.generation != item.lineage:
+        if item is None or item.problem or item.ended:
+            return False
+        if (entry.generation, entry.created_s) != (item.lineage, item.session.created_s):
             return False
         try:
             said = replay.read(

@@ -7,6 +7,7 @@ n-th time, or remembers what a crash could have left.
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -82,6 +83,16 @@ class Disk:
         reach("disk.unlink")
         path.unlink()
 
+    def make_folder(self, path: Path) -> None:
+        """Makes a folder for its owner alone."""
+        reach("disk.open")
+        path.mkdir(mode=0o700)
+
+    def remove_folder(self, path: Path) -> None:
+        """Removes a folder with all that is in it, as far as the system lets it."""
+        reach("disk.unlink")
+        shutil.rmtree(path, ignore_errors=True)
+
     def close(self, file: int) -> None:
         os.close(file)
 
@@ -109,7 +120,7 @@ class Disk:
                 self.rename(other, path)
             except OSError:
                 with contextlib.suppress(OSError):
-                    other.unlink()
+                    self.unlink(other)
                 raise
             self.sync_folder(path.parent)
 

@@ -1,7 +1,7 @@
 """Journal: one for all sessions. What is appended while the disk is busy goes to it together, with one sync.
 
-    journal/<serial>.seg      segments, preallocated, without a hole from the first to the last
-    journal/<serial>.spare    one that no session needs any more; it is not read, and used again
+    journal/<serial>.seg    segments, preallocated
+    journal/<serial>.spare  those that no session needs any more, to be used again under another name
 
 A failed write or sync is the end of it: what the disk holds then cannot be known, so nothing is acknowledged until a
 restart has read it back. Want of room for another segment is not: nothing of the entry was written, and a later one may
@@ -12,70 +12,28 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hermosis import wire
-from hermosis_server.errors import StorageFull
+from hermosis_server.errors import InternalError, StorageFailed, StorageFull
 from hermosis_server.failpoints import reach
 from hermosis_server.storage import journal_format
 from hermosis_server.storage.disk import Bytes, Disk, full
-from hermosis_server.storage.journal_format import Header
+from hermosis_server.storage.journal_format import SEAL_BYTES, Header
+from hermosis_server.storage.journal_reader import SEGMENT, SPARE, Damage, JournalEntry, JournalReader, Segment
+
+__all__ = ["Damage", "Done", "Journal", "JournalEntry"]
 
 logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 64 << 20
 SPARES = 4
+_LEAST_SEGMENTS = 8  # that the whole journal is divided into: the oldest can go while others are needed
 _GROUP_BYTES = 256 << 20
-_SUFFIX, _SPARE = ".seg", ".spare"
 _ZEROS = bytes(journal_format.ALIGN)
 
 Done = Callable[[Exception | None], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalEntry:
-    """Something that happened to a session, to be done again after a crash.
-
-    Attributes:
-      step:       that the session was at afterwards.
-      generation: that it belonged to; a snapshot of the same one continues with it.
-      parts:      the body in pieces, which must not change until it is on disk. Read back it is one piece.
-    """
-
-    session_id: str
-    step: int
-    generation: int
-    parts: Sequence[Bytes]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Damage:
-    """Entries that were on disk once and cannot be read any more.
-
-    Attributes:
-      session_ids: whose they were; None where nobody can tell.
-    """
-
-    session_ids: tuple[str, ...] | None
-    detail: str
-
-
-@dataclass(slots=True)
-class _Segment:
-    """Attributes:
-    held: of each session the last (generation, step) that lies here.
-    """
-
-    serial: int
-    path: Path
-    size: int
-    held: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Journal:
@@ -86,7 +44,8 @@ class Journal:
     Args:
       folder:        of the segments; made if missing.
       disk:          how files are written.
-      segment_bytes: of a new segment; an entry that is longer gets one of its own.
+      segment_bytes: of a new segment, if an eighth of the journal is not less; an entry that is longer gets one of its
+                     own.
       most_bytes:    of all segments, beyond which `held` tells who should be written whole.
     """
 
@@ -96,17 +55,19 @@ class Journal:
         self.most_bytes = most_bytes
         self._folder = folder
         self._disk = disk
-        self._segment_bytes = segment_bytes
-        self._segments: deque[_Segment] = deque()
-        self._spares: list[Path] = []
+        self._segment_bytes = min(segment_bytes, most_bytes // _LEAST_SEGMENTS)
+        self._segments: deque[Segment] = deque()
+        self._size = 0  # of these
+        self._spares: list[Path] = []  # the journal's thread alone
         self._file = -1
         self._at = 0
         self._serial = 0
-        self._named: dict[str, tuple[int, int]] = {}  # generation of a session's last entry, serial of its segment
+        self._begin = 0  # sequence of the first entry of the segment that is written
         self._sequence = 0
         self._durable = 0
+        self._sealed = 0
         self._chain = journal_format.FIRST_CHAIN
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._lock = threading.Lock()  # of the segments and of what waits
         self._waiting: deque[tuple[JournalEntry, Done]] = deque()
         self._wake = threading.Condition(self._lock)
@@ -114,84 +75,49 @@ class Journal:
         self._thread: threading.Thread | None = None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         disk.sync_folder(folder.parent)
+        self._read = not any(folder.iterdir())
 
     @property
     def size_bytes(self) -> int:
         """Of all segments that are needed."""
-        return sum(segment.size for segment in list(self._segments))
+        return self._size
 
     # Reading
 
     def entries(self) -> Iterator[JournalEntry | Damage]:
         """What the disk holds, in order, and what it should hold and does not. Afterwards appending may begin.
 
-        The tail that was being written when the server ended is no damage: nobody was told of it. It is cut off.
+        The tail that was being written when the server ended is no damage: nobody was told of it. It is cut off, so
+        that it is never taken for something that was promised.
         """
-        paths = sorted(path for path in self._folder.iterdir() if path.suffix == _SUFFIX)
-        self._spares = [path for path in self._folder.iterdir() if path.suffix == _SPARE]
-        # Not used twice: a spare may hold remains of any serial below its own.
-        self._serial = max((int(path.stem) for path in self._spares), default=0)
-        for index, path in enumerate(paths):
-            segment = _Segment(int(path.stem), path, path.stat().st_size)
-            self._serial = max(self._serial, segment.serial)
-            content = memoryview(path.read_bytes())
-            found = 0
-            for piece in journal_format.pieces(content, segment.serial):
-                header = piece.header
-                torn = piece.body is None or header is None
-                expected = self._sequence + 1
-                skipped = header is not None and self._sequence and header.sequence != expected
-                if torn or skipped:
-                    if not self._is_proven(expected, content[piece.begin :], segment.serial, paths[index + 1 :]):
-                        self._cut(segment, piece.begin, paths[index + 1 :])
-                        return
-                    yield _damage(piece, expected)
-                if header is None:
-                    continue
-                if not (torn or skipped) and self._sequence and not header.follows(self._chain):
-                    yield Damage(session_ids=None, detail=f"entry {header.sequence} does not follow the one before it")
-                self._sequence, self._durable, self._chain = header.sequence, header.sequence, header.chain
-                segment.held[header.session_id] = header.generation, header.step
-                self._named[header.session_id] = header.generation, segment.serial
-                found += 1
-                if piece.body is not None:
-                    yield JournalEntry(
-                        session_id=header.session_id, step=header.step, generation=header.generation, parts=[piece.body]
-                    )
-            if found:
-                self._segments.append(segment)
-            else:
-                with contextlib.suppress(OSError):  # it holds nothing, whatever its name
-                    self._lay_by(path)
+        reader = JournalReader(self._folder)
+        yield from reader.entries()
+        self._go_on_from(reader)
 
-    def _is_proven(self, sequence: int, rest: memoryview, serial: int, later: Sequence[Path]) -> bool:
-        """Whether something after a place that cannot be read knew it to be on disk."""
-        for piece in journal_format.pieces(memoryview(bytes(rest)), serial):
-            if piece.header is not None and piece.header.durable >= sequence:
-                return True
-        for path in later:
-            for piece in journal_format.pieces(memoryview(path.read_bytes()), int(path.stem)):
-                if piece.header is not None and piece.header.durable >= sequence:
-                    return True
-        return False
-
-    def _cut(self, segment: _Segment, at: int, later: Sequence[Path]) -> None:
-        """Removes a tail that was not promised to anybody, so that it is never taken for something that was."""
-        for path in later:
+    def _go_on_from(self, reader: JournalReader) -> None:
+        segments, spares = reader.segments, reader.spares[:SPARES]
+        for path in reader.spares[SPARES:]:
             self._disk.unlink(path)
-        file = self._disk.open(segment.path)
-        try:
-            self._disk.truncate(file, at)
-            self._disk.sync(file)
-        finally:
-            self._disk.close(file)
+        while segments and not segments[-1].end:
+            self._disk.unlink(segments.pop().path)
+        if segments:
+            last = segments[-1]
+            file = self._disk.open(last.path)
+            try:
+                self._disk.truncate(file, last.end)
+                # What was read may have been with the kernel only, where a server that was killed left it.
+                self._disk.sync(file)
+            finally:
+                self._disk.close(file)
+            last.size = last.end
         self._disk.sync_folder(self._folder)
-        segment.size = at
-        if segment.held:
-            self._segments.append(segment)
-        else:
-            with contextlib.suppress(OSError):
-                self._lay_by(segment.path)
+        with self._lock:
+            self._segments.extend(segments)
+            self._size = sum(segment.size for segment in segments)
+        self._spares = spares
+        self._serial, self._chain = reader.serial, reader.chain
+        self._sequence = self._durable = self._sealed = reader.sequence
+        self._read = True
 
     # Appending
 
@@ -200,23 +126,34 @@ class Journal:
 
         Args:
           done: called on the journal's thread, in order: with None when the entry is on disk, else with StorageFull
-                (nothing of it was written; another time it may fit) or the OSError that ended the journal.
+                (nothing of it was written; another time it may fit) or the error that ended the journal. After `close`
+                it is called at once, with StorageFailed.
+
+        Raises:
+          InternalError: what the folder holds was not read before, or the entry is nobody's.
         """
+        if not (self._read and entry.session_id):
+            raise InternalError("an entry is appended before the journal was read, or without a session")
         with self._lock:
-            self._waiting.append((entry, done))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="hermosis-journal", daemon=True)
-                self._thread.start()
-            self._wake.notify()
+            if not self._closing:
+                self._waiting.append((entry, done))
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="hermosis-journal", daemon=True)
+                    self._thread.start()
+                self._wake.notify()
+                return
+        done(StorageFailed("the journal is closed: the server stops; try again when it is back"))
 
     def close(self) -> None:
-        """Writes what waits and ends the thread."""
+        """Writes what waits and ends the thread. Harmless when repeated."""
         with self._lock:
             self._closing = True
             self._wake.notify()
         if self._thread is not None:
             self._thread.join()
         if self._file >= 0:
+            with contextlib.suppress(OSError):  # a seal only: what was promised is on disk
+                self._disk.sync(self._file)
             self._disk.close(self._file)
             self._file = -1
 
@@ -233,81 +170,58 @@ class Journal:
                 for session_id in covered.keys() & segment.held.keys():
                     if segment.held[session_id] <= covered[session_id]:
                         del segment.held[session_id]
-            self._recycle()
+            self._wake.notify()
 
     def forget(self, session_id: str) -> None:
         """Lets go all of a session that was closed."""
         with self._lock:
             for segment in self._segments:
                 segment.held.pop(session_id, None)
-            self._recycle()
+            self._wake.notify()
 
-    def keep_only(self, session_ids: Container[str]) -> None:
-        """Lets go all of sessions that are none of these: they were closed before a restart."""
+    def keep_only(self, session_ids: Collection[str]) -> None:
+        """Lets go all of sessions that are no more, after reading: a crash may have come before `forget`."""
         with self._lock:
             for segment in self._segments:
-                segment.held = {name: last for name, last in segment.held.items() if name in session_ids}
-            self._recycle()
-
-    def last_generation(self, session_id: str) -> int:
-        """Of the entries under that name that may still be read after a crash; zero means there are none."""
-        with self._lock:
-            return self._named.get(session_id, (0, 0))[0]
+                for session_id in segment.held.keys() - session_ids:
+                    del segment.held[session_id]
+            self._wake.notify()
 
     def held(self) -> list[str]:
         """The sessions that the oldest segment is kept for."""
         with self._lock:
             return list(self._segments[0].held) if self._segments else []
 
-    def _recycle(self) -> None:
-        """From the oldest on, so that the sequence never has a hole."""
-        before = len(self._segments)
-        while self._segments and not self._segments[0].held and self._segments[0].serial != self._serial:
-            segment = self._segments.popleft()
-            reach("journal.recycle")
-            try:
-                if segment.size == self._segment_bytes and len(self._spares) < SPARES:
-                    self._lay_by(segment.path)
-                else:
-                    self._disk.unlink(segment.path)
-            except OSError:
-                self._segments.appendleft(segment)  # it is still there, so those after it stay too
-                break
-        if len(self._segments) < before:
-            oldest = self._segments[0].serial if self._segments else self._serial
-            self._named = {name: last for name, last in self._named.items() if last[1] >= oldest}
-
-    def _lay_by(self, path: Path) -> None:
-        """Keeps a segment under a name that says it holds nothing: the segments that are read have no hole."""
-        spare = path.with_suffix(_SPARE)
-        self._disk.rename(path, spare)
-        self._spares.append(spare)
-
     # The journal's thread
 
     def _work(self) -> None:
         while True:
             with self._lock:
-                while not self._waiting and not self._closing:
+                while not (self._waiting or self._closing or self._is_idle_over()):
                     self._wake.wait()
                 group: list[tuple[JournalEntry, Done]] = []
                 size = 0
                 while self._waiting and size < _GROUP_BYTES:
                     group.append(self._waiting.popleft())
                     size += group[-1][0].size_bytes
-                if not group:
-                    return
-            reach("journal.taken")
+                ending = self._closing and not group
             for (_, done), outcome in zip(group, self._write(group), strict=True):
-                done(outcome)
+                try:
+                    done(outcome)
+                except Exception:
+                    logger.exception("event=journal_listener_failed")
             del group
+            self._tidy(idle=not self._waiting)
+            if ending:
+                return
 
     def _write(self, group: Sequence[tuple[JournalEntry, Done]]) -> list[Exception | None]:
         """Writes a group; gives what became of each."""
         outcomes: list[Exception | None] = []
-        if self._failure is not None:
+        if not group or self._failure is not None:
             return [self._failure] * len(group)
         try:
+            reach("journal.taken")
             for entry, _ in group:
                 try:
                     self._put(entry)
@@ -319,88 +233,125 @@ class Journal:
                 if len(outcomes) == (len(group) + 1) // 2:
                     reach("journal.half")
             reach("journal.written")
-            if self._file >= 0:
+            if self._file >= 0 and self._durable < self._sequence:
                 self._disk.sync(self._file)
             self._durable = self._sequence
             reach("journal.synced")
-        except OSError as error:
-            logger.critical("event=journal_failed problem=%r", str(error))
-            self._failure = error
-            return [error] * len(group)
+        except Exception as error:
+            return [self._failed(error)] * len(group)
         return outcomes
 
+    def _failed(self, error: Exception) -> Exception:
+        logger.critical("event=journal_failed problem=%r", str(error))
+        self._failure = error
+        return error
+
     def _put(self, entry: JournalEntry) -> None:
-        size = entry.size_bytes
-        least = journal_format.entry_bytes(size)
-        if self._file < 0 or self._at + least > self._segments[-1].size:
-            self._begin_segment(least)
-        crc32 = 0
-        for part in entry.parts:
+        least = journal_format.entry_bytes(entry.size_bytes)
+        if self._file < 0 or self._at + least + SEAL_BYTES > self._segments[-1].size:  # a seal fits always
+            self._begin_segment(least + SEAL_BYTES)
+        self._append_to_segment(entry.parts, entry.session_id, entry.step, entry.generation, entry.created_s)
+        with self._lock:
+            self._segments[-1].held[entry.session_id] = entry.generation, entry.step
+
+    def _append_to_segment(
+        self, parts: Sequence[Bytes], session_id: str, step: int, generation: int, created_s: float
+    ) -> None:
+        size, crc32 = 0, 0
+        for part in parts:
             crc32 = wire.checksum(part, crc32)
+            size += memoryview(part).nbytes
         header = Header(
             body_bytes=size,
             body_crc32=crc32,
             sequence=self._sequence + 1,
             durable=self._durable,
-            step=entry.step,
-            generation=entry.generation,
+            step=step,
+            generation=generation,
             serial=self._serial,
-            session_id=entry.session_id,
+            begin=self._begin,
+            session_id=session_id,
+            created_s=created_s,
         ).chained(self._chain)
-        pieces: list[Bytes] = [
-            header.head(),
-            *entry.parts,
-            _ZEROS[: least - 2 * journal_format.SIZE - size],
-            header.foot(),
-        ]
+        pieces: list[Bytes] = [header.head(), *parts, _ZEROS[: -size % journal_format.ALIGN], header.foot()]
         self._at = self._disk.write(self._file, pieces, self._at)
         self._sequence, self._chain = header.sequence, header.chain
-        with self._lock:
-            self._segments[-1].held[entry.session_id] = entry.generation, entry.step
-            self._named[entry.session_id] = entry.generation, self._serial
 
     def _begin_segment(self, least: int) -> None:
         """Goes on in another segment; StorageFull where there is no room for one, and nothing was changed."""
         serial = self._serial + 1
-        path = self._folder / f"{serial:016d}{_SUFFIX}"
+        path = self._folder / SEGMENT.format(serial)
         size = max(self._segment_bytes, least)
-        with self._lock:
-            spare = self._spares.pop() if self._spares and size == self._segment_bytes else None
         reach("journal.segment")
         if self._file >= 0:
             self._disk.sync(self._file)
             self._durable = self._sequence
         with full("make room for the journal"):
-            if spare is not None and spare.stat().st_size == size:
-                self._disk.rename(spare, path)
-                file = self._disk.open(path)
-            else:
-                if spare is not None:
-                    self._disk.unlink(spare)
-                file = self._allocated(path, size)
-        self._disk.sync_folder(self._folder)
+            file = self._opened(path, size)
+        try:
+            self._disk.sync_folder(self._folder)
+        except BaseException:
+            self._disk.close(file)
+            raise
         if self._file >= 0:
             self._disk.close(self._file)
-        self._file, self._at = file, 0
+        self._file, self._at, self._serial, self._begin = file, 0, serial, self._sequence + 1
         with self._lock:
-            self._serial = serial
-            self._segments.append(_Segment(serial, path, size))
-            self._recycle()
+            self._segments.append(Segment(serial, path, size))
+            self._size += size
 
-    def _allocated(self, path: Path, size: int) -> int:
+    def _opened(self, path: Path, size: int) -> int:
+        """A file of that size under that name: a spare one, else a new one."""
+        while size == self._segment_bytes and self._spares:
+            spare = self._spares.pop()
+            if spare.stat().st_size == size:
+                self._disk.rename(spare, path)
+                return self._disk.open(path)
+            self._disk.unlink(spare)
         file = self._disk.create(path)
         try:
             self._disk.allocate(file, size)
         except OSError:
             self._disk.close(file)
             with contextlib.suppress(OSError):
-                path.unlink()
+                self._disk.unlink(path)
             raise
         return file
 
+    # Between groups
 
-def _damage(piece: journal_format.Piece, expected: int) -> Damage:
-    header = piece.header
-    if header is not None and header.sequence == expected:
-        return Damage(session_ids=(header.session_id,), detail=f"entry {expected}, step {header.step} of the session")
-    return Damage(session_ids=None, detail=f"entry {expected} and maybe more after it, {piece.end - piece.begin} bytes")
+    def _is_idle_over(self) -> bool:
+        return self._failure is None and self._has_needless()
+
+    def _has_needless(self) -> bool:
+        """Whether the oldest segment can go. Never the newest: the sequence goes on from it."""
+        return len(self._segments) > 1 and not self._segments[0].held
+
+    def _tidy(self, *, idle: bool) -> None:
+        """Lets segments go that nobody needs; when nothing waits, gives the last entry its witness."""
+        if self._failure is not None:
+            return
+        try:
+            if idle and self._file >= 0 and self._sealed < self._sequence:
+                self._append_to_segment((), "", 0, 0, 0.0)
+                self._sealed = self._sequence
+            self._recycle()
+        except Exception as error:
+            self._failed(error)
+
+    def _recycle(self) -> None:
+        """From the oldest on, each for good before the next, so that the sequence never has a hole."""
+        while True:
+            with self._lock:
+                if not self._has_needless():
+                    return
+                segment = self._segments.popleft()
+                self._size -= segment.size
+            reach("journal.recycle")
+            if segment.size == self._segment_bytes and len(self._spares) < SPARES:
+                spare = self._folder / SPARE.format(segment.serial)
+                self._disk.rename(segment.path, spare)
+                self._spares.append(spare)
+            else:
+                self._disk.unlink(segment.path)
+            self._disk.sync_folder(self._folder)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from hermosis import wire
 
-_HEADER = struct.Struct("<4sIIB3xQQQQQQ8s128s")
+_HEADER = struct.Struct("<4sIIB3xQQQQQQQd8s128s")
 _MAGIC, _FOOT = b"HJe1", b"HJf1"
 _CHECKED_FROM = 8  # the magic word and the checksum itself are not under the checksum
 SIZE = _HEADER.size
@@ -29,6 +29,9 @@ def entry_bytes(body_bytes: int) -> int:
     return 2 * SIZE + body_bytes + -body_bytes % ALIGN
 
 
+SEAL_BYTES = entry_bytes(0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What an entry says of itself.
@@ -37,6 +40,9 @@ class Header:
       sequence: of the entry in the journal, without gaps.
       durable:  the highest sequence that was on disk when this was written.
       serial:   of the segment.
+      begin:    sequence of the first entry of the segment: what is missing before the first readable one.
+      session_id: whose entry it is. A seal has none, and no body: it tells nothing but `durable`, so that the last
+                entry has a witness too.
       chain:    hash over the chain of the entry before and all that is above.
     """
 
@@ -47,7 +53,9 @@ class Header:
     step: int
     generation: int
     serial: int
-    session_id: str
+    begin: int
+    session_id: str = ""
+    created_s: float = 0.0
     chain: bytes = bytes(8)
 
     def chained(self, before: bytes) -> "Header":
@@ -75,8 +83,9 @@ class Header:
 
     def _fields(self, chain: bytes) -> bytes:
         name = self.session_id.encode()
-        numbers = (self.body_bytes, self.sequence, self.durable, self.step, self.generation, self.serial)
-        return _HEADER.pack(_MAGIC, 0, self.body_crc32, len(name), *numbers, chain, name)[_CHECKED_FROM:]
+        numbers = (self.body_bytes, self.sequence, self.durable, self.step, self.generation, self.serial, self.begin)
+        packed = _HEADER.pack(_MAGIC, 0, self.body_crc32, len(name), *numbers, self.created_s, chain, name)
+        return packed[_CHECKED_FROM:]
 
 
 class Piece(NamedTuple):
@@ -140,10 +149,10 @@ def _header(segment: memoryview, at: int, magic: bytes, serial: int) -> Header |
     raw = bytes(segment[at : at + SIZE])
     if len(raw) < SIZE or raw[:4] != magic:
         return None
-    _, checksum, body_crc32, length, *numbers, chain, name = _HEADER.unpack(raw)
-    if checksum != wire.checksum(raw[_CHECKED_FROM:]) or numbers[-1] != serial:
+    _, checksum, body_crc32, length, *numbers, created_s, chain, name = _HEADER.unpack(raw)
+    body_bytes, sequence, durable, step, generation, found, begin = numbers
+    if checksum != wire.checksum(raw[_CHECKED_FROM:]) or found != serial:
         return None
-    body_bytes, sequence, durable, step, generation, _ = numbers
     return Header(
         body_bytes=body_bytes,
         body_crc32=body_crc32,
@@ -152,6 +161,8 @@ def _header(segment: memoryview, at: int, magic: bytes, serial: int) -> Header |
         step=step,
         generation=generation,
         serial=serial,
+        begin=begin,
         session_id=name[:length].decode(),
+        created_s=created_s,
         chain=chain,
     )

@@ -106,7 +106,7 @@ def from_bytes(content: memoryview) -> StoredSnapshot:
     """
     try:
         return _from_bytes(content)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, struct.error) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as error:
         raise CorruptState(f"its header cannot be read ({error})") from error
 
 

@@ -11,7 +11,6 @@ import base64
 import contextlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,7 +102,8 @@ class Store:
         reach("record.begin")
         with full("make a folder for the session"):
             if not folder.exists():
-                folder.mkdir(mode=0o700)
+                self._disk.make_folder(folder)
+            if not (folder / _RECORD).exists():  # nor was it certain before that the folder's name is on disk
                 self._disk.sync_folder(self._folder)
         self._disk.write_whole(folder / _RECORD, [_record_bytes(record)])
         reach("record.written")
@@ -116,19 +116,23 @@ class Store:
         self._disk.rename(folder, going)
         self._disk.sync_folder(self._folder)
         reach("session.unnamed")
-        shutil.rmtree(going, ignore_errors=True)
+        self._disk.remove_folder(going)
         reach("session.removed")
 
     def sessions(self) -> list[SessionRecord | DamagedSession]:
         """All sessions in order of creation; damaged ones at the end. Clears away what was begun and not finished."""
         good: list[SessionRecord] = []
         bad: list[DamagedSession] = []
-        for folder in sorted(self._folder.iterdir()):
+        # A removal may have been with the kernel only: were it undone after what follows, a part of it would be back.
+        self._disk.sync_folder(self._folder)
+        for folder in sorted(path for path in self._folder.iterdir() if path.is_dir()):
             if self._is_leftover(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                self._disk.remove_folder(folder)
                 continue
+            if not _SESSION_ID.fullmatch(folder.name):
+                continue  # not ours
             for partial in folder.glob("*" + ASIDE):
-                partial.unlink()
+                self._disk.unlink(partial)
             try:
                 good.append(read_record(folder))
             except CorruptState as error:
@@ -183,8 +187,10 @@ class Store:
 
     def _is_leftover(self, folder: Path) -> bool:
         """Whether it was removed, or nobody was ever told of it."""
-        if folder.name.startswith(_REMOVED) or not folder.is_dir():
-            return folder.is_dir()
+        if folder.name.startswith(_REMOVED):
+            return True
+        if not _SESSION_ID.fullmatch(folder.name):
+            return False
         return not (folder / _RECORD).exists() and not list(_found(folder))
 
 
