@@ -24,7 +24,7 @@ from hermosis.v1 import gradient_pb2, session_pb2, types_pb2
 
 SIZE = 4
 MOST_SESSIONS = 3
-STREAM_S = 10.0  # a stream's whole life, which is some hundredths of a second
+STREAM_S = 60.0  # a stream's whole life, which is some hundredths of a second
 Request = gradient_pb2.ExchangeRequest
 APPLIED, NON_FINITE = types_pb2.OUTCOME_APPLIED, types_pb2.OUTCOME_NON_FINITE_GRADIENT
 READY, PAUSED, CREATING = (

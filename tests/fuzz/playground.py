@@ -10,7 +10,7 @@ from tests.rpc.conftest import Service, push_request, recipe_message
 from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis.wire import checksum
 
-DEADLINE_S = 5.0
+DEADLINE_S = 20.0
 
 # id → (sizes of the tensors, recipe, further fields of the spec). "two" waits for two workers.
 _SORTS: Mapping[str, tuple[tuple[int, ...], str, dict[str, Any]]] = {

@@ -17,7 +17,7 @@ from hermosis_client import Client, Recipe
 from hermosis_client.errors import SessionExists, SessionNotFound
 from hermosis_client.local_server import LocalServer
 
-CALL_S = 5.0
+CALL_S = 20.0
 ENDLESS = "/v1/live"
 SESSIONS = ("rest-new", "rest-ready")
 

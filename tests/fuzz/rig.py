@@ -27,7 +27,7 @@ from hermosis_server.settings import Settings
 
 T = TypeVar("T")
 
-CALL_S = 5.0
+CALL_S = 20.0  # A hang has no end; a busy machine stands still for more than five seconds.
 REASONS = {kind.__name__: code for kind, code in CODES.items() if kind is not errors.InternalError}
 # Small, so that every limit is near.
 SMALL = {
