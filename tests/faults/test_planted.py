@@ -17,4 +17,5 @@ def test_planted_bug_is_seen(name: str, tmp_path: Path, twin: Twin) -> None:
         for failpoints in bug.failpoints:
             if not one.violations:
                 one.die(failpoints)
+                one.settle()
         assert one.violations, f"nobody noticed that {bug.what}"
