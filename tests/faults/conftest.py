@@ -1,12 +1,64 @@
-"""A calm twin for all tests of a process."""
+"""A calm twin for all tests of a process, and servers that follow one another on one folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from hermosis_client import Client, Session, Worker
+
+from tests.faults.plans import Plan
+from tests.faults.servers import Server, Wishes
 from tests.faults.twin import Twin, calm_twin
+
+Start = Callable[..., tuple[Server, Client]]
 
 
 @pytest.fixture(scope="session")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
     with calm_twin(tmp_path_factory.mktemp("twin")) as made:
         yield made
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a server on the test's folder, with a client of its own; the one before is killed."""
+    running: list[tuple[Server, Client]] = []
+
+    def end() -> None:
+        for server, client in running:
+            client.close()
+            server.close()
+        running.clear()
+
+    def begin(failpoints: str = "", *, timeout_s: float = 60.0, folder: Path | None = None) -> tuple[Server, Client]:
+        end()
+        server = Server(folder or tmp_path / "data", tmp_path / "log", Wishes(failpoints=failpoints))
+        running.append((server, Client(server.address, timeout_s=timeout_s)))
+        return running[-1]
+
+    yield begin
+    end()
+
+
+def begun(client: Client, plan: Plan) -> Session:
+    """A plan's session, ready for its first contribution."""
+    session = client.create_session(
+        {"w": (plan.parameters,)},
+        plan.recipe,
+        session_id=plan.name,
+        workers=plan.workers,
+        durability=plan.durability,
+    )
+    session.initialise(plan.start())
+    return session
+
+
+def stepped(worker: Worker, plan: Plan, count: int = 1) -> int:
+    """So many contributions of the plan, each at the step that the worker holds; gives the step."""
+    if worker.step is None:
+        worker.pull()
+    for _ in range(count):
+        step = worker.step or 0
+        result, _ = worker.exchange(plan.gradient(worker.worker_id, step), loss=plan.loss(step))
+        assert result.step == step + 1
+    return worker.step or 0

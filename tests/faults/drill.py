@@ -33,7 +33,6 @@ class Drill:
         self._folder = folder
         self._twin = twin
         self._wishes = wishes
-        self._deaths = 0
         self.server = self._start("")
         assert self.server.ready(), self.server.tail()
         door.open(self.server.address)
@@ -45,25 +44,44 @@ class Drill:
         return self.ledger.violations
 
     def die(self, failpoints: str) -> bool:
-        """Lets the server meet its failpoints, comes back, and checks. False if it met none: then it was killed."""
+        """Comes back from the death before, checks, and meets its failpoints. False if it met none: it was killed then.
+
+        What this death did shows at the next one, or in `settle`.
+        """
         self._fall()
         self.server = self._start(failpoints)
-        reached = not self.server.ready()
-        if not reached:
-            self.door.open(self.server.address)
-            reached = self._until_it_ends()
-        self._rise()
-        return reached
+        if not self.server.ready():
+            return True
+        self._look()
+        self.door.open(self.server.address)
+        return self._until_it_ends()
+
+    def settle(self) -> None:
+        """Comes back from the death before for good, and checks."""
+        self._fall()
+        self.server = self._start("")
+        assert self.server.ready(), self.server.tail()
+        self._look()
 
     def kill_after(self, turns: int) -> None:
-        """Kills the server when every thread of the load had so many turns, or was stopped by another."""
+        """Kills a settled server when every thread of the load had so many turns."""
+        self.door.open(self.server.address)
         self._load.turns.allow(turns)
         self._load.turns.rested(lambda: False)
-        self._fall()
-        self._rise()
+        self.settle()
+
+    def kill_in_full_course(self, after_acknowledgements: int) -> None:
+        """Kills a settled server while calls of all kinds are under way."""
+        enough = self.ledger.acknowledgements + after_acknowledgements
+        self.door.open(self.server.address)
+        self._load.turns.allow(after_acknowledgements + TURNS)
+        self._load.turns.rested(lambda: self.ledger.acknowledgements >= enough)
+        self.server.kill()
+        self.settle()
 
     def rest(self) -> None:
         """Lets every thread of the load have turns, and waits for them."""
+        self.door.open(self.server.address)
         self._load.turns.allow(TURNS)
         assert self._load.turns.rested(lambda: False), f"the load did not come to rest:\n{self.server.tail()}"
 
@@ -97,15 +115,11 @@ class Drill:
         self.door.shut()
         self.server.close()
 
-    def _rise(self) -> None:
-        """A server that meets nothing; what it recovered is checked before the load hears of it."""
-        self._fall()
-        self.server = self._start("")
-        address = self.server.address
+    def _look(self) -> None:
+        """Checks what a server recovered, before the load hears of it."""
         self.ledger.restarted()
-        with Client(address, timeout_s=PATIENCE_S) as client:
+        with Client(self.server.address, timeout_s=PATIENCE_S) as client:
             check(self.ledger, client, self._twin)
-        self._deaths += 1
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tests.faults.manager import Manager
 from tests.faults.plans import BARRIER, FLEET, JOURNALLED, MANAGED, SNAPSHOTS, Plan
 
 from hermosis_client import Client, Session, Worker
-from hermosis_client.errors import HermosisError, StaleGeneration, StaleGradient
+from hermosis_client.errors import StaleGeneration, StaleGradient
 
 PATIENCE_S = 120.0
 
@@ -30,6 +30,7 @@ class Turns:
         self._allowed: dict[str, int] = {}
         self._idle: set[str] = set()
         self._stopped = False
+        self._broken = False
 
     def join(self, name: str) -> None:
         with self._changed:
@@ -46,9 +47,12 @@ class Turns:
             if self._stopped:
                 raise Stopped
             self._allowed[name] -= 1
+            self._changed.notify_all()
 
-    def leave(self, name: str) -> None:
+    def leave(self, name: str, *, broken: bool) -> None:
+        """A thread ends; broken, it could not go on, and nobody should wait for those who wait for it."""
         with self._changed:
+            self._broken |= broken
             self._allowed.pop(name, None)
             self._idle.discard(name)
             self._changed.notify_all()
@@ -61,20 +65,21 @@ class Turns:
             self._idle.clear()
             self._changed.notify_all()
 
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
-    @property
-    def resting(self) -> bool:
-        with self._changed:
-            return self._idle == set(self._allowed)
-
     def rested(self, until: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:
-        """Waits until all threads have used their turns, or something else is the case."""
+        """Waits until all threads have used their turns or one broke, or something else is the case."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._idle == set(self._allowed) or until(), timeout_s)
+            return self._changed.wait_for(
+                lambda: self._idle == set(self._allowed) or self._broken or until(), timeout_s
+            )
 
     def wake(self) -> None:
         """Lets whoever waits in `rested` look again."""
@@ -130,14 +135,17 @@ class Load:
         self.turns.join(name)
 
         def run() -> None:
+            broken = False
             try:
                 work()
-            except (Stopped, RuntimeError):  # RuntimeError: the client was closed under it
+            except Stopped:
                 pass
-            except HermosisError as error:
-                self._ledger.accuse("P2", name, f"its worker was not told how to go on, but {error!r}")
+            except Exception as error:
+                broken = not self.turns.stopped  # a call that was under way ends with the client
+                if broken:
+                    self._ledger.accuse("P2", name, f"it was not told how to go on, but {error!r}")
             finally:
-                self.turns.leave(name)
+                self.turns.leave(name, broken=broken)
 
         thread = threading.Thread(target=run, name=f"faults-{name}", daemon=True)
         self._threads.append(thread)

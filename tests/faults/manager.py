@@ -3,6 +3,7 @@
 It knows what must be there after each answer, and that every state it passes is one of its plan's uninterrupted run.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable
 
@@ -112,7 +113,5 @@ class Manager:
         self._close(fork)
 
     def _close(self, session: Session) -> None:
-        try:
+        with contextlib.suppress(SessionNotFound):  # the answer of the call before was lost
             session.close()
-        except SessionNotFound:  # the answer of the call before was lost
-            pass

@@ -1,11 +1,10 @@
 """What one life of a session leaves on disk is never taken for another's: regressions that the kills have found."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.faults.servers import Server, Wishes
+from tests.faults.conftest import Start
 
 from hermosis_client import Client, Durability, Session
 from hermosis_client.errors import HermosisError
@@ -13,27 +12,6 @@ from hermosis_client.records import SessionStatus
 
 P = 8
 JOURNAL = Durability(mode="journal")
-Start = Callable[..., tuple[Server, Client]]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a server on the test's folder, with a client of its own; the one before is killed."""
-    running: list[tuple[Server, Client]] = []
-
-    def begin(failpoints: str = "", timeout_s: float = 60.0) -> tuple[Server, Client]:
-        for server, client in running:
-            client.close()
-            server.close()
-        running.clear()
-        server = Server(tmp_path / "data", tmp_path / "log", Wishes(failpoints=failpoints))
-        running.append((server, Client(server.address, timeout_s=timeout_s)))
-        return running[-1]
-
-    yield begin
-    for server, client in running:
-        client.close()
-        server.close()
 
 
 def begun(client: Client, session_id: str = "a", durability: Durability = JOURNAL) -> Session:

@@ -59,9 +59,6 @@ class Twin:
 
     def _go_on(self, plan: Plan, line: _Line) -> None:
         step = len(line.digests) - 1
-        if plan.edited_from and step == plan.edited_from:
-            line.session.update(lr_scale=plan.lr_scale(step), thermal_profile=edited_profile())
-            line.digests[step].add(line.session.digest())
         threads = [
             threading.Thread(
                 target=worker.push, args=(plan.gradient(worker.worker_id, step),), kwargs={"loss": plan.loss(step)}
@@ -75,6 +72,9 @@ class Twin:
         for worker in line.workers:
             worker.step = step + 1
         line.digests.append({line.session.digest()})
+        if step + 1 == plan.edited_from:
+            line.session.update(lr_scale=plan.lr_scale(step + 1), thermal_profile=edited_profile())
+            line.digests[-1].add(line.session.digest())
 
 
 @contextmanager
