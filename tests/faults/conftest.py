@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hermosis_client import Client, Session, Worker
-
 from tests.faults.plans import Plan
 from tests.faults.servers import Server, Wishes
 from tests.faults.twin import Twin, calm_twin
+
+from hermosis_client import Client, Session, Worker
 
 Start = Callable[..., tuple[Server, Client]]
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hermosis_client import Client
-from hermosis_client.errors import HermosisError, StorageFailed, StorageFull
-
 from tests.faults.conftest import Start, begun, stepped
 from tests.faults.plans import JOURNALLED
 from tests.faults.twin import Twin
+
+from hermosis_client import Client
+from hermosis_client.errors import HermosisError, StorageFailed, StorageFull
 
 PLAN = JOURNALLED
 STEPS = 60  # more than any of the failing calls below is away
