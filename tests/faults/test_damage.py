@@ -100,9 +100,7 @@ def test_flipped_bit_in_the_journal_is_seen_or_makes_no_difference(
     assert "set aside" in seen, "no bit that mattered was flipped; draw others"
 
 
-def test_damaged_newest_snapshot_of_a_journalled_session_costs_nothing(
-    copy: Path, start: Start, twin: Twin
-) -> None:
+def test_damaged_newest_snapshot_of_a_journalled_session_costs_nothing(copy: Path, start: Start, twin: Twin) -> None:
     flip(newest(copy, JOURNALLED), 4000)
     assert [outcome(start()[1], plan, twin) for plan in PLANS] == ["as it was"] * 3
 
