@@ -1,4 +1,4 @@
-"""`python3 run.py faults`: as many deaths as one likes, a table of what was kept, and the same as JSON in build/faults."""
+"""`python3 run.py faults`: as many deaths as one likes, a table of what was kept, and that as JSON in build/faults."""
 
 import argparse
 import contextlib

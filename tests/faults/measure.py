@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hermosis_client import Client, Durability
-
 from tests.faults.servers import Server, Wishes
+
+from hermosis_client import Client, Durability
 
 MODES = {
     "none": ("none", "applied"),

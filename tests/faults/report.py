@@ -24,8 +24,8 @@ def page(result: dict[str, Any], costs: list[measure.Cost], recoveries: list[mea
         "Written by `python -m tests.faults.report` from a run of `python3 run.py faults`; do not edit. How the suite",
         "works: [decision 0076](decisions/0076-what-the-faults-suite-does.md).",
         "",
-        f"{sum(result['deaths'].values())} servers died under load (seed {result['seed']}, {result['runs']} deaths at each "
-        f"place), and {result['acknowledgements']} acknowledgements were held against what came back. "
+        f"{sum(result['deaths'].values())} servers died under load (seed {result['seed']}, {result['runs']} deaths at "
+        f"each place), and {result['acknowledgements']} acknowledgements were held against what came back. "
         f"{result['losses_told']} times a worker was told to resume from an earlier step. "
         f"Violations: {len(result['violations'])}.",
         "",

@@ -1,19 +1,23 @@
-"""A network and peers that misbehave: cut, slow, repeating, frozen, dead in the middle. Each counts once, or not at all."""
+"""A network and peers that misbehave: cut, slow, repeating, frozen, dead in the middle. A gradient counts once, or not."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hermosis_client import Client, Durability
-
 from tests.faults.conftest import Start, begun, stepped
 from tests.faults.plans import BARRIER, JOURNALLED, Plan
 from tests.faults.proxy import proxy
 from tests.faults.servers import Refused, Server, Wishes
 from tests.faults.twin import Twin
+
+from hermosis_client import Client, Durability
+from hermosis_client.errors import HermosisError
 
 LARGE = Plan(name="large", parameters=400_000, durability=Durability(mode="journal"), ack_level="durable")
 
@@ -144,9 +148,6 @@ def test_worker_that_dies_in_a_round_is_taken_over_by_its_successor(start: Start
 
 
 def test_worker_that_is_frozen_holds_its_round_up_and_harms_no_other_session(start: Start, twin: Twin) -> None:
-    import os
-    import signal
-
     server, client = start()
     session, calm = begun(client, BARRIER), begun(client, JOURNALLED)
     frozen = WorkerProcess(server.address, "worker-0")
@@ -183,11 +184,9 @@ def test_worker_that_dies_in_the_middle_of_a_gradient_leaves_no_trace(start: Sta
     assert session.digest() in twin.digests(LARGE, 1)
 
 
-def _ignoring(function: object, *words: object) -> None:
-    from contextlib import suppress
-
-    with suppress(Exception):
-        function(*words)  # type: ignore[operator]
+def _ignoring(function: Callable[..., object], *words: object) -> None:
+    with contextlib.suppress(HermosisError):
+        function(*words)
 
 
 def test_second_server_on_the_same_folder_is_refused_and_the_first_goes_on(
@@ -208,7 +207,7 @@ def test_second_server_on_the_same_folder_is_refused_and_the_first_goes_on(
 def test_command_as_a_user_starts_it_survives_a_kill_too(twin: Twin, tmp_path: Path) -> None:
     """The other servers of this suite are forked from one that is warm; this one is `python -m hermosis_server`."""
     command = [sys.executable, "-m", "hermosis_server", "serve", "--port", "0", "--data-folder", str(tmp_path / "data")]
-    plan = replace(JOURNALLED)
+    plan = JOURNALLED
     steps = 0
     for _ in range(2):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

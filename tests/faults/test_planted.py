@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from tests.faults.drill import drill
 from tests.faults.planted import BUGS
 from tests.faults.servers import Wishes
