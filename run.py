@@ -41,6 +41,7 @@ commands:
   up        start the server and its page and keep them running until Ctrl-C
   gallery   draw pictures of the theory into docs/gallery, computed by the server's own steps
   bench     measure every goal of speed side by side with other systems, under 15 minutes; --gpu for CUDA
+  faults    kill servers under load in every way there is and hold them to their promises; --runs 100 for a night
   test      run the test suite, a process a core; what follows is given to pytest (-n 0 for one process)
   fuzz      ask a real server everything that it must refuse: --hours H, or --cases N; --help tells more
   check     formatting, lint, types, and that the generated protobuf code fits the .proto files
@@ -56,7 +57,11 @@ examples:
 To start afresh, delete the folder .venv. pip reads its usual settings (PIP_INDEX_URL and the like).
 """
 
+<<<<<<< HEAD
 COMMANDS = ["demo", "up", "gallery", "bench", "test", "fuzz", "check", "audit", "setup"]
+=======
+COMMANDS = ["demo", "up", "gallery", "bench", "faults", "test", "check", "setup"]
+>>>>>>> faults
 EXTRAS = {"demo": "demo", "up": "demo", "gallery": "demo", "bench": "benchmark"}  # what a command needs; else dev
 
 CHECKS = [
@@ -95,6 +100,8 @@ def main() -> None:
         become(["gallery", *arguments.rest])
     elif arguments.command == "bench":
         become(["benchmarks.speed", *arguments.rest])
+    elif arguments.command == "faults":
+        become(["tests.faults", *arguments.rest])
     elif arguments.command == "test":
         # A process a core, four at most: each imports torch. `-n 0` among the rest is one process, for a debugger.
         become(["pytest", "-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal", *arguments.rest])

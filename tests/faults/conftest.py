@@ -9,6 +9,7 @@ from tests.faults.servers import Server, Wishes
 from tests.faults.twin import Twin, calm_twin
 
 from hermosis_client import Client, Session, Worker
+from hermosis_client.errors import HermosisError
 
 Start = Callable[..., tuple[Server, Client]]
 
@@ -62,3 +63,14 @@ def stepped(worker: Worker, plan: Plan, count: int = 1) -> int:
         result, _ = worker.exchange(plan.gradient(worker.worker_id, step), loss=plan.loss(step))
         assert result.step == step + 1
     return worker.step or 0
+
+
+def until_refused(worker: Worker, plan: Plan, count: int) -> tuple[int, HermosisError]:
+    """Contributions until one fails: the last step that was acknowledged, and the failure."""
+    acknowledged = worker.step or 0
+    try:
+        for _ in range(count):
+            acknowledged = stepped(worker, plan)
+    except HermosisError as error:
+        return acknowledged, error
+    raise AssertionError(f"{count} steps were acknowledged, and nothing has failed")

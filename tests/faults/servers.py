@@ -30,12 +30,14 @@ class Wishes:
       plant:      a bug of planted.py; empty plants none.
       volatile:   lets what was not synced be lost when the process is killed, as a power cut does.
       flags:      further words of the command line.
+      segment_bytes: of the journal.
     """
 
     failpoints: str = ""
     plant: str = ""
     volatile: bool = False
     flags: Sequence[str] = ()
+    segment_bytes: int = SEGMENT_BYTES
 
 
 class Refused(Exception):
@@ -155,7 +157,7 @@ def _serve(output: Connection, log: str, words: list[str], wishes: Wishes) -> No
 
     # Keyword defaults are the one place where the length of a segment is said.
     assert Journal.__init__.__kwdefaults__ is not None
-    Journal.__init__.__kwdefaults__["segment_bytes"] = SEGMENT_BYTES
+    Journal.__init__.__kwdefaults__["segment_bytes"] = wishes.segment_bytes
     if wishes.volatile:
         planted.volatile_disk()
     if wishes.plant:

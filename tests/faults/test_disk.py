@@ -6,28 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults.conftest import Start, begun, stepped
+from tests.faults.conftest import Start, begun, stepped, until_refused
 from tests.faults.plans import JOURNALLED
 from tests.faults.twin import Twin
 
 from hermosis_client import Client
-from hermosis_client.errors import HermosisError, StorageFailed, StorageFull
+from hermosis_client.errors import StorageFailed, StorageFull
 
 PLAN = JOURNALLED
 STEPS = 60  # more than any of the failing calls below is away
-
-
-def until_refused(client: Client) -> tuple[int, HermosisError]:
-    """Durable steps until one is refused: the last that was acknowledged, and the refusal."""
-    acknowledged = 0
-    try:
-        session = begun(client, PLAN)
-        worker = session.worker("worker-0", ack_level="durable")
-        for _ in range(STEPS):
-            acknowledged = stepped(worker, PLAN)
-    except HermosisError as error:
-        return acknowledged, error
-    raise AssertionError(f"{STEPS} steps were acknowledged, and no call of the disk has failed")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +25,7 @@ def test_after_an_error_of_the_disk_nothing_is_acknowledged_and_what_was_is_ther
     failpoint: str, start: Start, twin: Twin
 ) -> None:
     _, client = start(failpoint, timeout_s=2.0)
-    acknowledged, error = until_refused(client)
+    acknowledged, error = until_refused(begun(client, PLAN).worker("worker-0", ack_level="durable"), PLAN, STEPS)
     assert isinstance(error, StorageFailed)
     with pytest.raises(StorageFailed):
         stepped(client.session(PLAN.name).worker("worker-0", ack_level="durable"), PLAN)
@@ -76,13 +63,12 @@ def test_full_disk_refuses_durable_steps_and_takes_them_when_there_is_room(
     server, client = start(timeout_s=2.0, folder=folder)
     session = begun(client, PLAN)
     worker = session.worker("worker-0", ack_level="durable")
-    acknowledged = stepped(worker, PLAN)
+    stepped(worker, PLAN)
     ballast = small_disk / "ballast"
     free = os.statvfs(small_disk)
     ballast.write_bytes(bytes(free.f_bavail * free.f_frsize))
-    with pytest.raises(StorageFull):
-        for _ in range(STEPS):
-            acknowledged = stepped(worker, PLAN)
+    acknowledged, error = until_refused(worker, PLAN, STEPS)
+    assert isinstance(error, StorageFull)
     ballast.unlink()
     patient = Client(server.address, timeout_s=60)
     again = patient.session(PLAN.name).worker("worker-0", ack_level="durable")
