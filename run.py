@@ -57,11 +57,7 @@ examples:
 To start afresh, delete the folder .venv. pip reads its usual settings (PIP_INDEX_URL and the like).
 """
 
-<<<<<<< HEAD
-COMMANDS = ["demo", "up", "gallery", "bench", "test", "fuzz", "check", "audit", "setup"]
-=======
-COMMANDS = ["demo", "up", "gallery", "bench", "faults", "test", "check", "setup"]
->>>>>>> faults
+COMMANDS = ["demo", "up", "gallery", "bench", "faults", "test", "fuzz", "check", "audit", "setup"]
 EXTRAS = {"demo": "demo", "up": "demo", "gallery": "demo", "bench": "benchmark"}  # what a command needs; else dev
 
 CHECKS = [
