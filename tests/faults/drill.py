@@ -56,6 +56,11 @@ class Drill:
         self.door.open(self.server.address)
         return self._until_it_ends()
 
+    def take_spares_away(self) -> None:
+        """Lets the next server make segments instead of using old ones again. For a server that is dead."""
+        for spare in self._folder.rglob("*.spare"):
+            spare.unlink()
+
     def settle(self) -> None:
         """Comes back from the death before for good, and checks."""
         self._fall()
