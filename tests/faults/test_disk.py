@@ -19,7 +19,7 @@ STEPS = 60  # more than any of the failing calls below is away
 
 @pytest.mark.parametrize(
     "failpoint",
-    ["disk.write=EIO@15", "disk.sync=EIO@15", "disk.sync=EIO@16", "disk.rename=EIO@4", "disk.allocate=EIO@3"],
+    ["disk.write=EIO@15", "disk.sync=EIO@15", "disk.sync=EIO@16", "disk.rename=EIO@4", "disk.allocate=EIO@2"],
 )
 def test_after_an_error_of_the_disk_nothing_is_acknowledged_and_what_was_is_there(
     failpoint: str, start: Start, twin: Twin
