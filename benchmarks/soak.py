@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import Any
 import grpc
 
 from benchmarks import traffic
-from benchmarks.speed.machine import descendants, described, memory_bytes
+from benchmarks.speed.machine import described, memory_bytes
 from hermosis import wire
 from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, session_pb2_grpc, types_pb2
 from hermosis_client.local_server import LocalServer
@@ -285,7 +284,7 @@ def run(scale: Scale, names: Sequence[str] = tuple(SCENARIOS)) -> tuple[list[dic
     limits = {"staging": STAGING, "session": SESSION, "window": WINDOW}
     arguments = [word for name, size in limits.items() for word in (f"--{name}-bytes", str(size))]
     with LocalServer(arguments=["--log-level", "error", "--max-sessions", "20000", *arguments]) as server:
-        (process_id,) = descendants(os.getpid()) - {os.getpid()}
+        process_id = server.process_id
         bed = Bed(server.address, process_id)
         return asyncio.run(soak(bed, scale, names)), bed
 

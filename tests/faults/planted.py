@@ -4,7 +4,9 @@ They are patches of a process that was started for it; the product knows nothing
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,15 @@ def _acknowledge_before_the_journal() -> None:
     append = journal.Journal.append
 
     def told_at_once(self: journal.Journal, entry: journal.JournalEntry, done: journal.Done) -> None:
-        append(self, replace(entry, parts=[bytes(part) for part in entry.parts]), lambda error: None)
+        kept = replace(entry, parts=[bytes(part) for part in entry.parts])
         done(None)
+        later.submit(write, self, kept)
 
+    def write(self: journal.Journal, entry: journal.JournalEntry) -> None:
+        time.sleep(0.02)  # so long that the answer is out of the house before the entry is taken
+        append(self, entry, lambda error: None)
+
+    later = ThreadPoolExecutor(1)  # one, so that entries keep their order
     journal.Journal.append = told_at_once  # type: ignore[method-assign]
 
 
