@@ -3,7 +3,9 @@
 A copy of the folder of a running server is what a crash at that moment would have left, without the wait for a process.
 """
 
+import dataclasses
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from hermosis import wire
 from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, types_pb2
 from hermosis_server import failpoints
 from hermosis_server.dynamics import RECIPES
+from hermosis_server.storage import snapshot_file
+from hermosis_server.storage.disk import Disk
 
 DURABLE = types_pb2.ACK_LEVEL_DURABLE
 RNG = np.random.default_rng(3)
@@ -434,3 +438,43 @@ def test_packed_answers_tell_what_is_durable(folders: Any, tools: Any) -> None:
             )
     second = folders.crashed(first)
     assert second.digest(sessions[2]) == first.digest(sessions[2])
+
+
+def test_an_entry_that_lands_after_a_restore_makes_nothing_of_the_restored_state_durable(
+    folders: Any, tools: Any
+) -> None:
+    first = folders.start()
+    session = first.create(5, durability=kept("JOURNAL"))
+    journal, gate = first.engine.keeper.journal, threading.Event()
+
+    class Held(Disk):
+        def sync(self, file: int) -> None:
+            assert gate.wait(20)
+            super().sync(file)
+
+    journal._disk = Held()
+    push(first, session, range(1, 4), ack_level=types_pb2.ACK_LEVEL_APPLIED)
+    restored = first.sessions.RestoreSession(
+        session_pb2.RestoreSessionRequest(session_id=session.session_id, snapshot_id="0-1"), timeout=10
+    ).session
+    assert (restored.step, restored.durable_step) == (0, 0)
+    gate.set()
+    tools.poll(lambda: first.inside(lambda engine: engine.budget.used_bytes) == 0)  # the entries have landed
+    assert get(first, session).durable_step == 0
+    assert push(first, session, range(1, 2)).durable_step == 1
+
+
+def test_a_snapshot_of_another_layout_sets_its_session_aside_and_no_other(folders: Any, tools: Any) -> None:
+    first = folders.start()
+    victim, other = first.create(5, durability=kept("SNAPSHOT")), first.create(7, durability=kept("SNAPSHOT"))
+    copy = folders.copy(first)
+    disk = Disk()
+    path = newest(copy, victim)
+    stored = snapshot_file.read(newest(copy, other))
+    snapshot_file.write(disk, path, dataclasses.replace(stored, session_id=victim.session_id))
+    second = folders.start(copy)
+    assert second.digest(other) == first.digest(other)
+    with pytest.raises(grpc.RpcError) as caught:
+        get(second, victim)
+    assert tools.reason_of(caught.value) == "CorruptState"
+    assert second.inside(lambda engine: [one.session_id for one in engine.sessions()]) == [other.session_id]

@@ -430,13 +430,26 @@ class Engine:
         session = self._sessions.get(session_id)
         if session is None:
             session = await self._revive(session_id, keeper.decode(stored.document))
+        self.require_fit(session, stored.state)
         await self._replace(session, stored.state, keeper.decode(stored.document))
         return session
 
     async def abandon(self, session: Session) -> None:
         """Gives the memory of a session back that could not be recovered whole; what is on disk stays."""
         self._forget(session.session_id)
-        await self._on_device(session, on_device.release)
+        if session.resident is not None:
+            await self._on_device(session, on_device.release)
+
+    def require_fit(self, session: Session, state: ExportedState) -> None:
+        """Raises CorruptState unless a stored state has the vectors that the session keeps."""
+        slot = session.on_device.slot
+        wanted = {buffer: slot.elements(buffer) * Dtype.FLOAT32.itemsize for buffer in slot.spans}
+        found = {buffer: len(payload) for buffer, payload in state.buffers.items()}
+        if found != wanted:
+            raise CorruptState(
+                f"the snapshot holds {found} bytes by buffer, session {session.session_id} keeps {wanted}; it belongs "
+                "to a session of another layout or optimizer"
+            )
 
     async def _revive(self, session_id: str, spec: SessionSpec) -> Session:
         """A session that was set aside, with memory again; whoever calls this gives it its state."""

@@ -23,7 +23,7 @@ from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.batch import StepDone
 from hermosis_server.engine.rounds import Answer, Contribution, Tell
 from hermosis_server.engine.session import Session, SessionSpec
-from hermosis_server.errors import HermosisError, InvalidRequest, StorageFailed, StorageFull
+from hermosis_server.errors import HermosisError, InvalidRequest, StaleGeneration, StorageFailed, StorageFull
 from hermosis_server.failpoints import reach
 from hermosis_server.records import DurabilityMode, ExportedState, SessionStatus
 from hermosis_server.storage.journal import Journal, JournalEntry
@@ -198,6 +198,9 @@ class Keeper:
             return
         self._kept[session].snapshot_step = -1
         session.durable_step = 0
+        self._refuse_waiting(
+            session, StaleGeneration(f"session {session.session_id} was set to another state; open it again")
+        )
         try:
             await self._on_disk(self.store.save_session, replace(self.record(session), status=status))
             await self.snapshot(session)
@@ -262,18 +265,19 @@ class Keeper:
 
     def _append(self, session: Session, entry: JournalEntry, then: Callable[[Exception | None], None]) -> None:
         def written(error: Exception | None) -> None:
-            self._loop.call_soon_threadsafe(self._journalled, session, entry.step, then, error)
+            self._loop.call_soon_threadsafe(self._journalled, session, entry, then, error)
 
         self.journal.append(entry, written)
         if self.journal.size_bytes > self.journal.most_bytes:
             self._make_room()
 
     def _journalled(
-        self, session: Session, step: int, then: Callable[[Exception | None], None], error: Exception | None
+        self, session: Session, entry: JournalEntry, then: Callable[[Exception | None], None], error: Exception | None
     ) -> None:
         if error is None:
-            if session.obstacle is None:  # else one before it is missing
-                self._advance(session, step)
+            # Not where one before it is missing, nor where the state that it led to was replaced meanwhile.
+            if session.obstacle is None and entry.generation == session.replaced_generation:
+                self._advance(session, entry.step)
         elif isinstance(error, StorageFull):
             self._block(session, error)
         else:
@@ -350,10 +354,14 @@ class Keeper:
             raise StorageFailed(str(self._failure))
         async with self._writers:
             kept.snapshot_s = time.monotonic()
-            generation = session.replaced_generation
-            document = self._encode(session.spec)
-            resident = session.on_device
-            state = await session.executor.run(lambda arena: on_device.copy_out(arena, resident), of=[resident])
+            resident, belongs = session.on_device, None
+            while belongs != (
+                session.replaced_generation,
+                session.spec,
+            ):  # else it was replaced before the copy
+                belongs = session.replaced_generation, session.spec
+                state = await session.executor.run(lambda arena: on_device.copy_out(arena, resident), of=[resident])
+            generation, document = session.replaced_generation, self._encode(session.spec)
             reach("keeper.copied")
             written = await self._on_disk(self._save, session, generation, document, state)
         info = written.info
@@ -411,7 +419,7 @@ class Keeper:
                     continue
                 every = session.spec.durability.snapshot_every_s
                 late = bool(every) and now - kept.snapshot_s >= every and session.step > kept.snapshot_step
-                if late or session.obstacle is not None:
+                if self._failure is None and (late or session.obstacle is not None):
                     self._begin(session, kept)
 
     def _make_room(self) -> None:

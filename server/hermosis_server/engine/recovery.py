@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from hermosis_server.engine import checks, replay
 from hermosis_server.engine import resident as on_device
@@ -55,7 +55,6 @@ class Found:
     proven: bool = True
     problem: str = ""
     ended: bool = False
-    expected: deque[tuple[JournalEntry, replay.TriedRound]] = field(default_factory=deque)
 
 
 async def recover(engine: Engine, keeper: Keeper) -> None:
@@ -105,15 +104,23 @@ async def _read(engine: Engine, keeper: Keeper, record: SessionRecord | DamagedS
     if stored is not None:
         spec = replace(spec, optimizer=keeper.decode(stored.document).optimizer)
     session = engine.begin_session(record.session_id, spec)
-    await engine.reserve(session)
+    try:
+        await engine.reserve(session)
+        if stored is not None:
+            engine.require_fit(session, stored.state)
+            await session.executor.run(
+                lambda arena: on_device.adopt(arena, session.on_device, stored.state), of=[session.on_device]
+            )
+    except HermosisError:
+        await engine.abandon(session)
+        raise
     session.generation = record.generation
     session.replaced_generation = record.replaced_generation
     session.recovered_steps = record.recovered_steps
     session.revision, session.lr_scale, session.created_s = record.revision, record.lr_scale, record.created_s
     session.request_id, session.request_fingerprint = record.request_id, record.request_fingerprint
     session.status = record.status
-    if stored is not None and info is not None:
-        await session.executor.run(lambda arena: on_device.adopt(arena, session.on_device, stored.state))
+    if stored is not None:
         session.step = stored.state.scalars.step
         if session.status is SessionStatus.CREATING:
             session.status = SessionStatus.READY
@@ -157,7 +164,6 @@ class _Replay:
         self._loop = asyncio.get_running_loop()
         self._under_way: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._bytes = 0
-        self._last_sequence = 0
 
     async def run(self) -> int:
         """Gives how many entries were stepped."""
@@ -199,7 +205,7 @@ class _Replay:
                 return True
             if said.outcome is not Outcome.APPLIED:
                 if entry.step >= item.step:
-                    self._refused(item, entry, said)
+                    await self._refused(item, entry, said)
                 return False
             if entry.step <= item.step:
                 return False
@@ -224,10 +230,13 @@ class _Replay:
         await session.executor.run(lambda arena: on_device.change_profile(arena, session.on_device, profile))
         session.spec = replace(session.spec, optimizer=spec.optimizer)
 
-    def _refused(self, item: Found, entry: JournalEntry, said: replay.TriedRound) -> None:
-        for worker_id, commit, _, crc32 in said.commits:
-            line = WorkerSequence(worker_id, commit.sequence, crc32, said.outcome, entry.step)
-            item.session.on_device.refused[worker_id] = line
+    async def _refused(self, item: Found, entry: JournalEntry, said: replay.TriedRound) -> None:
+        resident = item.session.on_device
+        lines = {
+            worker_id: WorkerSequence(worker_id, commit.sequence, crc32, said.outcome, entry.step)
+            for worker_id, commit, _, crc32 in said.commits
+        }
+        await item.session.executor.run(lambda arena: resident.refused.update(lines), of=[resident])
 
     async def _step(self, item: Found, entry: JournalEntry, said: replay.TriedRound) -> None:
         session, workers = item.session, dict[str, WorkerRecord]()
