@@ -18,6 +18,7 @@ from hermosis import wire
 from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, types_pb2
 from hermosis_server import failpoints
 from hermosis_server.dynamics import RECIPES
+from hermosis_server.engine import resident as on_device
 from hermosis_server.storage import snapshot_file
 from hermosis_server.storage.disk import Disk
 
@@ -478,3 +479,26 @@ def test_a_snapshot_of_another_layout_sets_its_session_aside_and_no_other(folder
         get(second, victim)
     assert tools.reason_of(caught.value) == "CorruptState"
     assert second.inside(lambda engine: [one.session_id for one in engine.sessions()]) == [other.session_id]
+
+
+def test_what_nobody_foresaw_in_one_session_keeps_no_other_from_coming_back(
+    folders: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = folders.start()
+    victim, other = (first.create(5, durability=kept("SNAPSHOT")) for _ in range(2))
+    adopt = on_device.adopt
+
+    def failing(arena: Any, resident: Any, state: Any) -> None:
+        if not seen:
+            seen.append(resident)
+            raise RuntimeError("nobody foresaw this")
+        adopt(arena, resident, state)
+
+    seen: list[Any] = []
+    monkeypatch.setattr(on_device, "adopt", failing)
+    second = folders.crashed(first)
+    listed = {
+        one.session_id: one.status for one in second.sessions.ListSessions(session_pb2.ListSessionsRequest()).sessions
+    }
+    assert sorted(listed) == sorted([victim.session_id, other.session_id])
+    assert sorted(listed.values()) == [types_pb2.SESSION_STATUS_READY, types_pb2.SESSION_STATUS_FAILED]

@@ -21,7 +21,7 @@ from hermosis_server.engine.keeper import Keeper
 from hermosis_server.engine.rounds import WorkerRecord
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
-from hermosis_server.errors import CorruptState, HermosisError
+from hermosis_server.errors import CorruptState, HermosisError, InternalError
 from hermosis_server.failpoints import reach
 from hermosis_server.records import DurabilityMode, Outcome, ParametersOn, SessionStatus, WorkerSequence
 from hermosis_server.storage.journal import Damage, JournalEntry
@@ -67,7 +67,10 @@ async def recover(engine: Engine, keeper: Keeper) -> None:
         async with limit:
             try:
                 return await _read(engine, keeper, record)
-            except HermosisError as error:
+            except Exception as error:  # whatever it is, it is this session's alone
+                if not isinstance(error, HermosisError):
+                    logger.exception("event=recovery_failed session=%s", record.session_id)
+                    error = InternalError("it could not be read back; the server's log says why")
                 _set_aside(engine, record.session_id, str(error), getattr(record, "generation", None))
                 return None
 
@@ -111,7 +114,7 @@ async def _read(engine: Engine, keeper: Keeper, record: SessionRecord | DamagedS
             await session.executor.run(
                 lambda arena: on_device.adopt(arena, session.on_device, stored.state), of=[session.on_device]
             )
-    except HermosisError:
+    except BaseException:
         await engine.abandon(session)
         raise
     session.generation = record.generation
