@@ -23,7 +23,7 @@ from hermosis.wire import Dtype
 from hermosis_server.dynamics import SCALARS, Family, RowMap, fused_cuda
 from hermosis_server.engine.arena import ELEMENT_BYTES, Arena, Slot, from_wire
 from hermosis_server.engine.cohort import Cohort
-from hermosis_server.engine.entries import Entry, Part, RowTable, row_table, side_by_side
+from hermosis_server.engine.entries import Entry, Part, RowTable, peak_of, row_table, side_by_side
 from hermosis_server.records import EnergySample, Reply, StateBuffer
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class DeviceSteps:
             coefficients=torch.from_numpy(coefficients),
             scalars=torch.from_numpy(scalars),
             lr_scale=numbers[:, 1],
-            peak=torch.tensor([_peak(entry.parts) for entry in entries], dtype=torch.float64),
+            peak=torch.tensor([peak_of(entry.parts) for entry in entries], dtype=torch.float64),
             largest=torch.from_numpy(cohort.largest[lines]),
         ).numpy()
         going = np.flatnonzero(proven).tolist()
@@ -345,8 +345,3 @@ class Gradients(NamedTuple):
 
 def _elements(part: Part) -> int:
     return len(part.memory) // part.dtype.itemsize
-
-
-def _peak(parts: Sequence[Part]) -> float:
-    """Bounds the magnitudes of the mean; not finite where an element is not."""
-    return parts[0].peak if len(parts) == 1 else sum(part.peak * abs(part.weight) for part in parts) * (1 + 1e-6)

@@ -1,21 +1,19 @@
 """Entries: what a launch is told of its sessions: their gradients, what is wanted back, where their rows are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hermosis.wire import Dtype
 from hermosis_server.dynamics import fused
-from hermosis_server.engine.arena import Slot, from_wire
+from hermosis_server.engine.arena import Slot
 from hermosis_server.engine.resident import Resident
 from hermosis_server.records import ReplyWish, StateBuffer
 
 # Vectors of a launch lie in one block of memory, each from such a boundary on.
 ALIGNMENT = 64
-MEAN_ELEMENTS = 1 << 18  # of a mean at a time, in the processor's cache
 
 
 class Part(NamedTuple):
@@ -67,23 +65,21 @@ def side_by_side(sizes: Sequence[int]) -> tuple[list[int], int]:
     return begins, end
 
 
-def mean_of(parts: Sequence[Part], between: Callable[[], None] | None = None) -> Part:
-    """The mean of several gradients in float32, in the order of worker ids: the same bits whoever came first.
+def mean_of(parts: Sequence[Part], pool: fused.Pool | None = None) -> Part:
+    """The mean of several gradients in float32, in the order of worker ids: the same bits whoever came first."""
+    mean = fused.mean_of(
+        [part.address for part in parts],
+        [part.dtype for part in parts],
+        [part.weight for part in parts],
+        len(parts[0].memory) // parts[0].dtype.itemsize,
+        pool,
+    )
+    return Part(mean.data.cast("B"), mean.ctypes.data, Dtype.FLOAT32, peak_of(parts))
 
-    Args:
-      between: called between two slices of it.
-    """
-    vectors = [from_wire(part.memory, part.dtype) for part in parts]
-    mean, peak = torch.zeros(len(vectors[0])), 0.0
-    for first in range(0, len(mean), MEAN_ELEMENTS):
-        if first and between is not None:
-            between()
-        piece = mean[first : first + MEAN_ELEMENTS]
-        for part, vector in zip(parts, vectors, strict=True):
-            piece.add_(vector[first : first + MEAN_ELEMENTS].to(mean.dtype), alpha=part.weight)
-        # Once a piece is NaN, so is the whole, which `max` of two numbers would forget.
-        peak = float(torch.maximum(torch.tensor(peak), piece.abs().amax()))
-    return Part(mean.numpy().data.cast("B"), mean.data_ptr(), Dtype.FLOAT32, peak)
+
+def peak_of(parts: Sequence[Part]) -> float:
+    """Bounds the magnitudes of the mean; not finite where an element is not."""
+    return parts[0].peak if len(parts) == 1 else sum(part.peak * abs(part.weight) for part in parts) * (1 + 1e-6)
 
 
 class RowTable(NamedTuple):

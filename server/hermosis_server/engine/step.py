@@ -181,7 +181,7 @@ def _fused(
     cohort: Cohort, lines: NDArray[np.int64], entries: Sequence[Entry], tables: LaunchTables, pool: fused.Pool
 ) -> tuple[_Result, list[int]]:
     """The pass over the rows themselves; also which entries it left untouched because it could prove nothing."""
-    gradients = [entry.parts[0] if len(entry.parts) == 1 else mean_of(entry.parts, pool.between) for entry in entries]
+    gradients = [entry.parts[0] if len(entry.parts) == 1 else mean_of(entry.parts, pool) for entry in entries]
     wishes = [entry.wish for entry in entries]
     rows, sessions, spans, elements = tables.joined(tuple([row_table(entry.resident.slot) for entry in entries]))
     counts, first = sessions[:, Whole.ROWS], wishes[0]

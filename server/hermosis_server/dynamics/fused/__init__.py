@@ -4,7 +4,9 @@ The flows remain the definition. Compiled by Numba; a row is named by its addres
 """
 
 from hermosis_server.dynamics.fused.bounds import largest
-from hermosis_server.dynamics.fused.launch import SHARED_ELEMENTS, Alone, Pool, Stepped, step, warm_up
+from hermosis_server.dynamics.fused.launch import Alone, Stepped, step, warm_up
+from hermosis_server.dynamics.fused.mean import mean_of
+from hermosis_server.dynamics.fused.pool import SHARED_ELEMENTS, Pool
 from hermosis_server.dynamics.fused.tables import ABSENT, Fate, Number, Row, Whole
 from hermosis_server.dynamics.fused.traits import covers
 
@@ -20,6 +22,7 @@ __all__ = [
     "Whole",
     "covers",
     "largest",
+    "mean_of",
     "step",
     "warm_up",
 ]

@@ -3,21 +3,20 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hermosis_server.dynamics.family import Family
+from hermosis_server.dynamics.fused import mean
 from hermosis_server.dynamics.fused.kernel import PULLS, SCRATCH, SUMS, Act, kernel
+from hermosis_server.dynamics.fused.pool import SHARED_ELEMENTS, SLICE_ELEMENTS, Pool
 from hermosis_server.dynamics.fused.tables import Fate, Integers, Numbers, Row, Whole
 from hermosis_server.dynamics.fused.traits import traits_of
 from hermosis_server.records import EnergySample
 
-SHARED_ELEMENTS = 1 << 18  # below this a batch is stepped before another thread has woken up
-SLICE_ELEMENTS = 1 << 19  # of each thread, before whoever owns the pool may do something else: half a millisecond
 _SESSIONS = int(Act.SESSIONS)  # Numba takes microseconds over a member of an enumeration
 
 
@@ -34,46 +33,10 @@ class Stepped:
     samples: NDArray[np.float64]
 
 
-class Pool:
-    """Threads that share large batches; the caller's own thread is one of them.
-
-    Args:
-      threads: in all, at least one.
-      between: called between two slices of a large session, on the caller's thread; it must leave the tables and the
-               rows of the batch alone. None where nothing waits for that.
-    """
-
-    def __init__(self, threads: int, between: Callable[[], None] | None = None) -> None:
-        self.threads = threads
-        self.between = between
-        self._others = ThreadPoolExecutor(threads - 1, "hermosis-step") if threads > 1 else None
-
-    def run(self, shares: Sequence[Callable[[], None]]) -> None:
-        """Runs all shares, the last one on this thread, and comes back when all are done."""
-        if self._others is None:
-            for share in shares:
-                share()
-            return
-        waiting = [self._others.submit(share) for share in shares[:-1]]
-        try:
-            if shares:
-                shares[-1]()
-        finally:
-            # Also on an error: nobody may still be writing to rows that the caller takes for idle.
-            errors = [each.exception() for each in waiting]
-        for error in errors:
-            if error is not None:
-                raise error
-
-    def close(self) -> None:
-        """Ends the threads."""
-        if self._others is not None:
-            self._others.shutdown()
-
-
 def warm_up() -> None:
     """Compiles the step, or reads it from Numba's cache, so that no first step has to wait for it."""
     kernel()
+    mean.kernel()
 
 
 def step(
