@@ -85,11 +85,25 @@ class Child:
             raise ChildFailed(f"{self.name}: {said['failed']}")
         return said
 
+    def rest(self) -> None:
+        """Stops it where it is. Some wait by asking over and over, which takes from whoever is measured meanwhile."""
+        self._tell(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Lets it go on."""
+        self._tell(signal.SIGCONT)
+
+    def _tell(self, number: signal.Signals) -> None:
+        for process_id in descendants(self.process_id) | {self.process_id}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, number)
+
     def close(self) -> None:
         """Ends it and all that came from it. Harmless when repeated."""
         if self._log.closed:
             return
         family = descendants(self.process_id) if self._process.poll() is None else {self.process_id}
+        self.wake()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(OSError):

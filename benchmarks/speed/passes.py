@@ -29,6 +29,7 @@ class Case:
       parts:   whose exchanges are counted; all begin at the same moment.
       beside:  what goes on meanwhile, a little longer, and is not counted.
       server:  process whose CPU time is told; zero for none.
+      resting: processes that are stopped while it is not their turn.
       lockstep: whether each part does as many exchanges, which parts that wait for one another must.
     """
 
@@ -36,10 +37,20 @@ class Case:
     parts: Sequence[Part]
     beside: Sequence[Part] = ()
     server: int = 0
+    resting: Sequence[Child] = ()
     lockstep: bool = True
 
     def run(self, *, rounds: int, seconds: float) -> Reading:
         """One pass: so many exchanges of each part or, where `rounds` is zero, as many as fit the time."""
+        for child in self.resting:
+            child.wake()
+        try:
+            return self._run(rounds=rounds, seconds=seconds)
+        finally:
+            for child in self.resting:
+                child.rest()
+
+    def _run(self, *, rounds: int, seconds: float) -> Reading:
         meter = LoadMeter.start()
         cpu_before = cpu_seconds(self.server) if self.server else 0.0
         at = time.monotonic() + HEAD_START_S

@@ -35,6 +35,7 @@ class Peer:
       module:    of benchmarks.peers.
       needs:     import name of its package.
       leads:     whether its server takes the orders.
+      spins:     whether it keeps a processor busy while it waits; it is then stopped until its turn.
       also:      further forms of its exchange: by name, the worker's case.
     """
 
@@ -43,6 +44,7 @@ class Peer:
     needs: str
     options: Sequence[str] = ()
     leads: bool = False
+    spins: bool = False
     also: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -59,9 +61,9 @@ FLOWER_KEPT = Peer(
 )
 RAY_VIEW = "Ray actor, read-only view"
 RAY = Peer(name="Ray actor", module="ray_actor", needs="ray", also={RAY_VIEW: "view"})
-TORCH_RPC = Peer(name="torch rpc", module="torch_rpc", needs="torch")
-TORCH_RPC_TCP = Peer(name="torch rpc, TCP", module="torch_rpc", needs="torch", options=("--tcp",))
-GLOO = Peer(name="gloo", module="gloo", needs="torch")
+TORCH_RPC = Peer(name="torch rpc", module="torch_rpc", needs="torch", spins=True)
+TORCH_RPC_TCP = Peer(name="torch rpc, TCP", module="torch_rpc", needs="torch", options=("--tcp",), spins=True)
+GLOO = Peer(name="gloo", module="gloo", needs="torch", spins=True)
 
 
 @dataclass(slots=True)
@@ -118,8 +120,11 @@ class Workshop:
                 parts = [Part(child=server, case=str(count), weight=count)]
             else:
                 parts = [Part(child=worker, case=peer.forms[form]) for worker in workers[:count]]
-            return Case(name=name, parts=parts, server=server.process_id)
+            return Case(name=name, parts=parts, server=server.process_id, resting=resting)
 
+        resting = (server, *workers) if peer.spins else ()
+        for child in resting:
+            child.rest()
         return [case(form, count) for form in peer.forms for count in (1, 2)]
 
     def raw(self, form: str) -> "RawServer":
