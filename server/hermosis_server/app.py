@@ -33,6 +33,7 @@ from hermosis_server.rpc.codec import session as session_codec
 from hermosis_server.rpc.server import RpcServer
 from hermosis_server.rpc.tls import server_credentials
 from hermosis_server.settings import Settings
+from hermosis_server.storage.copies import Copies
 from hermosis_server.storage.disk import Disk
 from hermosis_server.storage.folder import DataFolder
 from hermosis_server.storage.journal import Journal
@@ -212,6 +213,7 @@ def _keeper(folder: Path, settings: Settings) -> Keeper:
     return Keeper(
         Store(folder, disk),
         journal,
+        copies=Copies(settings.copies) if settings.copies else None,
         encode=session_codec.document,
         decode=lambda raw: session_codec.from_document(raw, limits),
     )

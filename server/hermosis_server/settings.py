@@ -70,6 +70,12 @@ class Settings(BaseSettings):
         description="Length of the journal beyond which sessions are written whole to let its oldest part go. Less "
         "takes less disk and recovers sooner, and writes more.",
     )
+    copies: str = Field(
+        "",
+        description="Where each snapshot is copied to as well, so that it outlives this machine: s3://bucket/folder, "
+        "gs://..., az://... or file:///folder. Credentials come from where the tools of that storage look for them, "
+        "such as AWS_ACCESS_KEY_ID. Needs the extra cloud.",
+    )
     device: str = Field(
         "auto",
         description="Where sessions live: auto (every GPU there is, else the processor), cpu, cuda:N, or several "

@@ -64,7 +64,7 @@ HOUSE = {
         NOUNS | {"hermosis", "hermosis_server", "hermosis_server.dynamics"}, {"torch", "numpy", "numba", "llvmlite"}
     ),
     "hermosis_server.dynamics.fused_cuda": room(NOUNS | {"hermosis_server.dynamics"}, {"torch", "triton"}),
-    "hermosis_server.storage": room(NOUNS | {"hermosis"}),
+    "hermosis_server.storage": room(NOUNS | {"hermosis"}, {"obstore"}),
     "hermosis_server.engine": room(NOUNS | BELOW_ENGINE | DEVICE | TENSORS, {"numpy"}),
     **{name: room(NOUNS | BELOW_ENGINE | TENSORS | {"hermosis_server.engine"}, {"torch", "numpy"}) for name in TENSORS},
     "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | TENSORS | {"hermosis_server.engine"}),

@@ -79,7 +79,7 @@ def test_a_light_round_is_answered_while_a_heavy_one_is_stepped(
         )
         await bench.send(alone[1], gradient(100, 1), sequence=1)
         for mine, its in zip(both, alone, strict=True):
-            assert await bench.engine.state_digest(mine.session_id) == await bench.engine.state_digest(its.session_id)
+            assert await bench.engine.states.digest(mine.session_id) == await bench.engine.states.digest(its.session_id)
 
     play(scenario)
 

@@ -125,7 +125,7 @@ def test_a_batch_of_sessions_equals_each_session_alone_bit_for_bit(recipe: str, 
                     await send
             await asyncio.gather(*jobs)
             largest = max(largest, *(s.telemetry.latest.batch_sessions for s in sessions))
-        return [await bench.engine.state_digest(s.session_id) for s in sessions], largest
+        return [await bench.engine.states.digest(s.session_id) for s in sessions], largest
 
     async def scenario(bench: Any) -> None:
         alone, one = await run(bench, together=False)
@@ -141,14 +141,14 @@ def test_a_repeat_is_answered_and_not_applied_twice(play: Play) -> None:
     async def scenario(bench: Any) -> None:
         session = await bench.session(5, lr=1.0)
         first = await bench.send(session, ONES, sequence=1)
-        digest = await bench.engine.state_digest(session.session_id)
+        digest = await bench.engine.states.digest(session.session_id)
         again = await bench.send(session, ONES, sequence=1)
         assert again.result.duplicate
         assert not first.result.duplicate
         assert again.result.step == 1
         assert again.result.energies == first.result.energies
         np.testing.assert_array_equal(values(again), values(first))
-        assert await bench.engine.state_digest(session.session_id) == digest
+        assert await bench.engine.states.digest(session.session_id) == digest
         assert bench.engine.budget.used_bytes == 0
 
     play(scenario)
@@ -213,7 +213,7 @@ def test_a_non_finite_gradient_is_a_typed_outcome_and_touches_nobody(bad: float,
     async def scenario(bench: Any) -> None:
         ill = await bench.session(5, "adamw", start=random(5, 1))
         well = await bench.session(5, "adamw", start=random(5, 2))
-        before = await bench.engine.state_digest(ill.session_id)
+        before = await bench.engine.states.digest(ill.session_id)
         poison = ONES.copy()
         poison[3] = bad
         sick, fine = await asyncio.gather(
@@ -222,7 +222,7 @@ def test_a_non_finite_gradient_is_a_typed_outcome_and_touches_nobody(bad: float,
         assert sick.result.outcome is Outcome.NON_FINITE_GRADIENT
         assert sick.result.step == ill.step == 0
         assert sick.result.energies is None
-        assert await bench.engine.state_digest(ill.session_id) == before
+        assert await bench.engine.states.digest(ill.session_id) == before
         assert fine.result.outcome is Outcome.APPLIED
         assert np.isfinite(values(fine)).all()
         # The number is used: the worker goes on with the next one.
@@ -235,10 +235,10 @@ def test_a_non_finite_gradient_is_a_typed_outcome_and_touches_nobody(bad: float,
 def test_a_finite_gradient_that_would_overflow_the_state_is_a_typed_outcome(play: Play) -> None:
     async def scenario(bench: Any) -> None:
         session = await bench.session(5, "adam")
-        before = await bench.engine.state_digest(session.session_id)
+        before = await bench.engine.states.digest(session.session_id)
         answer = await bench.send(session, np.full(5, 3e38, np.float32), sequence=1)
         assert answer.result.outcome is Outcome.NON_FINITE_STATE
-        assert await bench.engine.state_digest(session.session_id) == before
+        assert await bench.engine.states.digest(session.session_id) == before
 
     play(scenario)
 
@@ -270,10 +270,10 @@ def test_a_refused_contribution_leaves_the_digest(
     async def scenario(bench: Any) -> None:
         session = await bench.session(5)
         await bench.send(session, ONES, sequence=1)
-        before = await bench.engine.state_digest(session.session_id)
+        before = await bench.engine.states.digest(session.session_id)
         with pytest.raises(error, match=words):
             await bench.send(session, ONES, **sent)
-        assert await bench.engine.state_digest(session.session_id) == before
+        assert await bench.engine.states.digest(session.session_id) == before
         assert bench.engine.budget.used_bytes == 0
         assert (await bench.send(session, ONES, sequence=2)).result.step == 2
 
@@ -284,10 +284,10 @@ def test_other_bytes_under_a_counted_number_are_refused(play: Play) -> None:
     async def scenario(bench: Any) -> None:
         session = await bench.session(5)
         await bench.send(session, ONES, sequence=1)
-        before = await bench.engine.state_digest(session.session_id)
+        before = await bench.engine.states.digest(session.session_id)
         with pytest.raises(PayloadMismatch):
             await bench.send(session, 2 * ONES, sequence=1)
-        assert await bench.engine.state_digest(session.session_id) == before
+        assert await bench.engine.states.digest(session.session_id) == before
 
     play(scenario)
 
@@ -490,20 +490,20 @@ def test_export_and_import_continue_bit_for_bit_elsewhere_and_fence_the_old_work
         original = await bench.session(100, "adamw", start=random(100, 0))
         for step in range(3):
             await bench.send(original, random(100, step), sequence=step + 1, loss=1.0)
-        state = await bench.engine.export_session(original.session_id)
-        assert state.digest == await bench.engine.state_digest(original.session_id)
+        state = await bench.engine.states.exported(original.session_id)
+        assert state.digest == await bench.engine.states.digest(original.session_id)
         heir = await bench.engine.create_session(original.spec)
         assert heir.generation == 1
-        await bench.engine.import_session(heir.session_id, state)
+        await bench.engine.states.replaced_by(heir.session_id, state)
         assert (heir.generation, heir.step, heir.status) == (2, 3, SessionStatus.READY)
-        assert await bench.engine.state_digest(heir.session_id) == state.digest
+        assert await bench.engine.states.digest(heir.session_id) == state.digest
         assert (await bench.send(heir, random(100, 2), sequence=3, base_step=2)).result.duplicate
         for session in (original, heir):
             await bench.send(session, random(100, 9), sequence=4, loss=2.0)
-        digests = [await bench.engine.state_digest(s.session_id) for s in (original, heir)]
+        digests = [await bench.engine.states.digest(s.session_id) for s in (original, heir)]
         assert digests[0] == digests[1] != state.digest
         cold = await bench.session(100, "adamw", start=random(100, 0))
-        assert await bench.engine.state_digest(cold.session_id) != state.digest
+        assert await bench.engine.states.digest(cold.session_id) != state.digest
 
     play(scenario)
 
@@ -516,16 +516,16 @@ def test_a_state_that_does_not_reach_its_digest_is_refused_and_changes_nothing(p
     async def scenario(bench: Any) -> None:
         session = await bench.session(10, "adam", start=random(10, 0))
         await bench.send(session, random(10, 1), sequence=1)
-        state = await bench.engine.export_session(session.session_id)
+        state = await bench.engine.states.exported(session.session_id)
         await bench.send(session, random(10, 2), sequence=2)
-        before = await bench.engine.state_digest(session.session_id)
+        before = await bench.engine.states.digest(session.session_id)
         buffer, memory = next(iter(state.buffers.items()))
         changed = bytearray(memory)
         changed[5] ^= 1
         broken = replace(state, buffers={**state.buffers, buffer: memoryview(changed)})
         with pytest.raises(CorruptState):
-            await bench.engine.import_session(session.session_id, broken)
-        assert await bench.engine.state_digest(session.session_id) == before
+            await bench.engine.states.replaced_by(session.session_id, broken)
+        assert await bench.engine.states.digest(session.session_id) == before
         assert session.status is SessionStatus.READY
         assert (await bench.send(session, ONES.repeat(2), sequence=3)).result.step == 3
 
@@ -539,7 +539,7 @@ def test_a_step_that_fails_leaves_the_session_and_frees_the_number(
 
     async def scenario(bench: Any) -> None:
         session = await bench.session(5, "hermosis")
-        before = await bench.engine.state_digest(session.session_id)
+        before = await bench.engine.states.digest(session.session_id)
 
         def broken(*arguments: Any, **options: Any) -> None:
             raise MemoryError("planted")
@@ -552,7 +552,7 @@ def test_a_step_that_fails_leaves_the_session_and_frees_the_number(
             with pytest.raises(InternalError):
                 await bench.send(session, ONES, sequence=1)
         assert "planted" in caplog.text
-        assert await bench.engine.state_digest(session.session_id) == before
+        assert await bench.engine.states.digest(session.session_id) == before
         assert bench.engine.budget.used_bytes == 0
         assert (await bench.send(session, ONES, sequence=1)).result.step == 1
 
@@ -607,7 +607,7 @@ def test_sessions_are_placed_where_most_memory_is_free(device: torch.device) -> 
             gradient = np.ones(10_000, np.float32)
             for session in sessions:
                 assert (await rig.send(session, gradient, sequence=1)).result.step == 1
-            assert len({await engine.state_digest(session.session_id) for session in sessions}) == 1
+            assert len({await engine.states.digest(session.session_id) for session in sessions}) == 1
             assert await engine.free_device_bytes() == sum(executor.free_bytes for executor in executors)
             with pytest.raises(OutOfDeviceMemory):
                 await rig.session(250_000)

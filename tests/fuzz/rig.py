@@ -114,7 +114,7 @@ async def _tidied(engine: Engine, victim: str, kept: set[str]) -> bytes:
         left = [session.session_id for session in engine.sessions() if session.session_id not in kept]
         assert time.monotonic() < end, f"{engine.budget.used_bytes} bytes stay in staging, sessions {left} stay"
         await asyncio.sleep(0.001)
-    return await engine.state_digest(victim)
+    return await engine.states.digest(victim)
 
 
 @contextlib.contextmanager

@@ -26,9 +26,10 @@ from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
-from hermosis_server.engine.keeper import Keeper, Written
+from hermosis_server.engine.keeper import Keeper
 from hermosis_server.engine.quotas import Quotas
 from hermosis_server.engine.session import Session, SessionSpec
+from hermosis_server.engine.states import States
 from hermosis_server.engine.telemetry import Shelf, TelemetryRing, Watch, Watchers
 from hermosis_server.engine.volley import Volleys
 from hermosis_server.errors import (
@@ -43,20 +44,17 @@ from hermosis_server.errors import (
     SessionExists,
     SessionNotFound,
     SessionNotReady,
-    StaleGradient,
 )
 from hermosis_server.failpoints import reach
 from hermosis_server.identity import DEFAULT_TENANT, full_name, parted, shown_id
 from hermosis_server.records import (
     Durability,
-    ExportedState,
     Limits,
     ParametersOn,
-    RecipeChoice,
     SessionStatus,
-    StateBuffer,
     Vector,
 )
+from hermosis_server.storage.store import SessionRecord
 
 RETRY_RECOVERING_S = 0.5
 
@@ -83,11 +81,11 @@ class Quarantined:
     """A session on disk that cannot be had as it is; restoring a snapshot brings it back.
 
     Attributes:
-      generation: that no worker knows a later one of.
+      record: of it; None where that cannot be read either.
     """
 
     problem: str
-    generation: int
+    record: SessionRecord | None
 
 
 class Engine:
@@ -125,6 +123,7 @@ class Engine:
         self._shelf = Shelf(limits.max_readings)
         self.intake = Intake(self.budget, limits=limits, watchers=self._watchers, keeper=keeper)
         self.volleys = Volleys(self._watchers, keeper=keeper)
+        self.states = States(self)
 
     # Sessions
 
@@ -157,14 +156,12 @@ class Engine:
             if known is not None and request_id and request == (known.request_id, known.request_fingerprint):
                 return known
             raise SessionExists(f"session {shown_id(session_id)} exists; choose another id or close it first")
-        if len(self._sessions) >= self.limits.max_sessions:
-            raise QuotaExceeded(f"the server holds {len(self._sessions)} sessions, the most it may; close one first")
-        self.quotas.require_sessions(tenant, 1 + sum(1 for _ in self._of(tenant)))
+        self.require_place(tenant)
         session = self.begin_session(session_id, spec)
         session.request_id, session.request_fingerprint = request_id, request_fingerprint
         try:
             await self.reserve(session)
-            self._require_device_bytes(session)
+            self.require_device_bytes(session)
             if spec.parameters_on is ParametersOn.WORKER:
                 session.status = SessionStatus.READY
             reach("create.reserved")
@@ -172,11 +169,17 @@ class Engine:
                 await self.keeper.adopt(session)
             reach("create.recorded")
         except BaseException:
-            self._forget(session_id)
+            self.forget(session_id)
             if session.resident is not None:
-                await self._on_device(session, on_device.release)
+                await self.on_device(session, on_device.release)
             raise
         return session
+
+    def require_place(self, tenant: str) -> None:
+        """Raises QuotaExceeded where the server or the tenant has as many sessions as it may."""
+        if len(self._sessions) >= self.limits.max_sessions:
+            raise QuotaExceeded(f"the server holds {len(self._sessions)} sessions, the most it may; close one first")
+        self.quotas.require_sessions(tenant, 1 + sum(1 for _ in self._of(tenant)))
 
     def begin_session(self, session_id: str, spec: SessionSpec) -> Session:
         """Takes the id, before anything is waited for, so that nobody else gets it."""
@@ -232,6 +235,10 @@ class Engine:
             raise CorruptState(f"session {shown_id(session_id)} is set aside: {self.quarantined[session_id].problem}")
         raise SessionNotFound(f"there is no session {shown_id(session_id)[:80]!r}; list the sessions or create it")
 
+    def find(self, session_id: str) -> Session | None:
+        """The session, if it is there and not set aside."""
+        return self._sessions.get(session_id)
+
     def sessions(self) -> Iterator[Session]:
         """All sessions in order of creation."""
         self.require_serving()
@@ -241,7 +248,7 @@ class Engine:
         """Edits a session between two steps."""
         checks.check_lr_scale(edit.lr_scale, field="edit.lr_scale")
         checks.check_labels(edit.display_name or "", edit.labels or {})
-        session = self._resident_session(session_id)
+        session = self.resident_session(session_id)
         async with session.editing:
             if etag and etag != str(session.revision):
                 raise PayloadMismatch(
@@ -249,7 +256,7 @@ class Engine:
                     field="etag",
                 )
             if edit.thermal is not None:
-                hamiltonian = await self._on_device(session, on_device.change_profile, edit.thermal)
+                hamiltonian = await self.on_device(session, on_device.change_profile, edit.thermal)
                 session.spec = replace(session.spec, optimizer=hamiltonian)
                 _warn(session_id, hamiltonian)
                 if self.keeper is not None:
@@ -267,7 +274,7 @@ class Engine:
 
     async def pause_session(self, session_id: str) -> Session:
         """Takes no more gradients; a step in progress is finished first, a round in the making goes on afterwards."""
-        session = self._resident_session(session_id)
+        session = self.resident_session(session_id)
         if session.status is not SessionStatus.PAUSED:
             session.require_ready()
             session.status = SessionStatus.PAUSED
@@ -278,7 +285,7 @@ class Engine:
 
     async def resume_session(self, session_id: str) -> Session:
         """Takes gradients again."""
-        session = self._resident_session(session_id)
+        session = self.resident_session(session_id)
         if session.status is not SessionStatus.READY:
             if session.status is not SessionStatus.PAUSED:
                 session.require_ready()
@@ -289,22 +296,22 @@ class Engine:
 
     async def close_session(self, session_id: str) -> Session:
         """Finishes the step in progress and gives all memory back."""
-        session = self._resident_session(session_id)
+        session = self.resident_session(session_id)
         session.status = SessionStatus.CLOSED
         session.abandon_round(SessionNotReady(f"session {session_id} was closed"))
         try:
             if self.keeper is not None:
                 await self.keeper.forget(session)
-            await self._on_device(session, on_device.release)
+            await self.on_device(session, on_device.release)
         finally:
-            self._forget(session_id)
+            self.forget(session_id)
         return session
 
-    # Parameters and state
+    # Parameters
 
     def begin_parameters(self, session_id: str, dtype: Dtype) -> Assembler:
         """An assembler for the initial parameters; the caller releases it."""
-        session = self._resident_session(session_id)
+        session = self.resident_session(session_id)
         if session.status is not SessionStatus.CREATING:
             raise SessionNotReady(
                 f"session {session_id} is {session.status.name}; its parameters are set once, while it is CREATING",
@@ -314,12 +321,12 @@ class Engine:
 
     async def initialise(self, session_id: str, parameters: Assembler) -> Session:
         """Sets the initial parameters; the session is READY."""
-        session = self._resident_session(session_id)
+        session = self.resident_session(session_id)
         parameters.require_complete()
         staging = parameters.staging
         if staging is None:
             raise InternalError("parameters were assembled without memory; this is a bug in hermosis")
-        await self._on_device(session, on_device.initialise, staging.memory, parameters.dtype)
+        await self.on_device(session, on_device.initialise, staging.memory, parameters.dtype)
         reach("initialise.landed")
         if self.keeper is not None:
             try:
@@ -332,7 +339,7 @@ class Engine:
 
     async def pull(self, session_id: str, dtype: Dtype) -> Vector:
         """The parameters now."""
-        return await self._on_device(self._initialised(session_id), on_device.read_parameters, dtype)
+        return await self.on_device(self.initialised(session_id), on_device.read_parameters, dtype)
 
     async def pull_many(self, wanted: Sequence[tuple[str, Dtype]]) -> list[Vector | HermosisError]:
         """The parameters now of sessions, each in its dtype; or why there are none."""
@@ -340,7 +347,7 @@ class Engine:
         readable: dict[Executor, list[tuple[int, Session, Dtype]]] = {}
         for place, (session_id, dtype) in enumerate(wanted):
             try:
-                session = self._initialised(session_id)
+                session = self.initialised(session_id)
             except HermosisError as error:
                 found.append(error)
             else:
@@ -360,153 +367,11 @@ class Engine:
             )
         return found
 
-    async def state_digest(self, session_id: str) -> bytes:
-        """Digest of the whole optimizer state now."""
-        state = await self._on_device(self._resident_session(session_id), on_device.copy_out)
-        return await asyncio.to_thread(on_device.digest_of, state)
-
-    async def export_session(self, session_id: str) -> ExportedState:
-        """The whole optimizer state now, in plain bytes."""
-        state = await self._on_device(self._initialised(session_id), on_device.copy_out)
-        return replace(state, digest=await asyncio.to_thread(on_device.digest_of, state))
-
-    @contextlib.contextmanager
-    def room_for_state(self, session: Session) -> Iterator[None]:
-        """Counts the host memory of a session's exported state, as long as it is there. Raises Overloaded."""
-        slot = self._resident_session(session.session_id).on_device.slot
-        size = sum(slot.elements(buffer) for buffer in slot.spans) * Dtype.FLOAT32.itemsize
-        self.budget.take(size)
-        try:
-            yield
-        finally:
-            self.budget.give(size)
-
-    def begin_import(self, session_id: str) -> dict[StateBuffer, Assembler]:
-        """Assemblers for the buffers of a state to come; the caller releases them."""
-        session = self._resident_session(session_id)
-        assemblers: dict[StateBuffer, Assembler] = {}
-        try:
-            slot = session.on_device.slot
-            for buffer in slot.spans:
-                assemblers[buffer] = self.intake.assembler(slot.elements(buffer), Dtype.FLOAT32)
-        except HermosisError:
-            for assembler in assemblers.values():
-                assembler.release()
-            raise
-        return assemblers
-
-    async def import_session(self, session_id: str, state: ExportedState) -> Session:
-        """Replaces the whole optimizer state; everybody who knew the old one is fenced off by the generation.
-
-        Raises:
-          CorruptState: the state is not the one its digest speaks of; nothing changed.
-        """
-        session = self._resident_session(session_id)
-        await asyncio.to_thread(on_device.check_digest, state)
-        await self._replace(session, state, session.spec)
-        return session
-
-    async def snapshot_session(self, session_id: str) -> Written:
-        """Writes the session to disk now.
-
-        Raises:
-          InvalidRequest: it has durability NONE.
-        """
-        session = self._initialised(session_id)
-        return await self._require_keeper().snapshot(session)
-
-    async def restore_session(self, session_id: str, snapshot_id: str = "") -> Session:
-        """Goes back to a snapshot, the newest if none is named; one that was set aside as damaged comes back so.
-
-        Raises:
-          InvalidRequest: there is no such snapshot.
-          CorruptState:   that one is damaged too.
-        """
-        if session_id not in self.quarantined:
-            self.session(session_id)
-        keeper = self._require_keeper()
-        stored = await keeper.load(session_id, snapshot_id)
-        await asyncio.to_thread(on_device.check_digest, stored.state)
-        session = self._sessions.get(session_id)
-        if session is None:
-            session = await self._revive(session_id, keeper.decode(stored.document))
-        self.require_fit(session, stored.state)
-        await self._replace(session, stored.state, keeper.decode(stored.document))
-        return session
-
     async def abandon(self, session: Session) -> None:
         """Gives the memory of a session back that could not be recovered whole; what is on disk stays."""
-        self._forget(session.session_id)
+        self.forget(session.session_id)
         if session.resident is not None:
-            await self._on_device(session, on_device.release)
-
-    def require_fit(self, session: Session, state: ExportedState) -> None:
-        """Raises CorruptState unless a stored state has the vectors that the session keeps."""
-        slot = session.on_device.slot
-        wanted = {buffer: slot.elements(buffer) * Dtype.FLOAT32.itemsize for buffer in slot.spans}
-        found = {buffer: len(payload) for buffer, payload in state.buffers.items()}
-        if found != wanted:
-            raise CorruptState(
-                f"the snapshot holds {found} bytes by buffer, session {session.session_id} keeps {wanted}; it belongs "
-                "to a session of another layout or optimizer"
-            )
-
-    async def _revive(self, session_id: str, spec: SessionSpec) -> Session:
-        """A session that was set aside, with memory again; whoever calls this gives it its state."""
-        session = self.begin_session(session_id, spec)
-        try:
-            await self.reserve(session)
-        except BaseException:
-            self._forget(session_id)
-            raise
-        session.status, session.generation = SessionStatus.READY, self.quarantined.pop(session_id).generation
-        self._require_keeper().adopt_recovered(session, snapshot_step=-1)
-        return session
-
-    async def fork_session(
-        self, session_id: str, fork_id: str, optimizer: RecipeChoice | Hamiltonian | None, *, request: tuple[str, bytes]
-    ) -> Session:
-        """A new session that continues from this one's present state, with workers of its own.
-
-        Raises:
-          InvalidRequest: the other optimizer keeps other vectors.
-        """
-        parent = self._initialised(session_id)
-        spec = parent.spec if optimizer is None else replace(parent.spec, optimizer=optimizer)
-        state = await self._on_device(parent, on_device.copy_out)
-        session = await self.create_session(spec, session_id=fork_id, tenant=parent.tenant, request=request)
-        if set(session.on_device.slot.spans) != set(state.buffers):
-            await self.close_session(session.session_id)
-            raise InvalidRequest(
-                f"the optimizer of the fork keeps other vectors than session {session_id}; make a session of its own "
-                "and start it from this one's parameters",
-                field="optimizer",
-            )
-        await self._replace(session, replace(state, workers={}, refused={}), spec)
-        return session
-
-    async def _replace(self, session: Session, state: ExportedState, spec: SessionSpec) -> None:
-        """Puts a state whose digest was checked in the place of what is there."""
-        after = SessionStatus.READY if session.status is SessionStatus.CREATING else session.status
-        session.status = SessionStatus.RECOVERING  # No gradient may slip in between the old state and the new.
-        session.abandon_round(StaleGradient(f"session {session.session_id} was set to another state; open it again"))
-        try:
-            if spec.optimizer != session.spec.optimizer:  # only its thermal profile can have been edited
-                profile = checks.checked_hamiltonian(spec, self.limits).thermal
-                await self._on_device(session, on_device.change_profile, profile)
-                session.spec = replace(session.spec, optimizer=spec.optimizer)
-            await self._on_device(session, on_device.adopt, state)
-            reach("import.adopted")
-            session.generation += 1
-            session.replaced_generation, session.recovered_steps = session.generation, ()
-            session.revision += 1
-            session.step = state.scalars.step
-            session.adopt_workers([*state.workers.values(), *state.refused.values()])
-            session.telemetry.clear()
-            if self.keeper is not None:
-                await self.keeper.replaced(session, after)
-        finally:
-            session.status = after
+            await self.on_device(session, on_device.release)
 
     # Telemetry
 
@@ -545,7 +410,7 @@ class Engine:
 
     # Inside
 
-    def _forget(self, session_id: str) -> None:
+    def forget(self, session_id: str) -> None:
         self._sessions.pop(session_id, None)
         self._watchers.forget(session_id)
         self._share_shelf()
@@ -565,7 +430,7 @@ class Engine:
     def _of(self, tenant: str) -> Iterator[Session]:
         return (session for session in self._sessions.values() if session.tenant == tenant)
 
-    def _require_device_bytes(self, session: Session) -> None:
+    def require_device_bytes(self, session: Session) -> None:
         """Raises QuotaExceeded when a tenant holds more than it may, with a session that was just made.
 
         Only now is it known how much that is; of several that were made at once the last one sees them all.
@@ -573,14 +438,14 @@ class Engine:
         held = sum(other.resident.slot.size_bytes for other in self._of(session.tenant) if other.resident)
         self.quotas.require_device_bytes(session.tenant, held)
 
-    def _resident_session(self, session_id: str) -> Session:
+    def resident_session(self, session_id: str) -> Session:
         session = self.session(session_id)
         if session.resident is None or session.status is SessionStatus.CLOSED:
             raise SessionNotReady(f"session {session_id} is just being created or closed; try again")
         return session
 
-    def _initialised(self, session_id: str) -> Session:
-        session = self._resident_session(session_id)
+    def initialised(self, session_id: str) -> Session:
+        session = self.resident_session(session_id)
         if session.status is SessionStatus.CREATING:
             session.require_ready()
         return session
@@ -589,12 +454,12 @@ class Engine:
         if self.keeper is not None:
             await self.keeper.save(session)
 
-    def _require_keeper(self) -> Keeper:
+    def require_keeper(self) -> Keeper:
         if self.keeper is None:
             raise InvalidRequest("this server keeps sessions in memory only; export the session instead")
         return self.keeper
 
-    async def _on_device(self, session: Session, function: Callable[..., T], *arguments: object) -> T:
+    async def on_device(self, session: Session, function: Callable[..., T], *arguments: object) -> T:
         resident = session.on_device
         return await session.executor.run(lambda arena: function(arena, resident, *arguments), of=[resident])
 

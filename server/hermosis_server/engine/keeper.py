@@ -21,11 +21,21 @@ from typing import NamedTuple, TypeVar
 from hermosis_server.engine import replay
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.batch import StepDone
+from hermosis_server.engine.copier import Copier
 from hermosis_server.engine.rounds import Answer, Contribution, Tell
 from hermosis_server.engine.session import Session, SessionSpec
-from hermosis_server.errors import HermosisError, InvalidRequest, StaleGeneration, StorageFailed, StorageFull
+from hermosis_server.errors import (
+    HermosisError,
+    InvalidRequest,
+    SessionNotFound,
+    StaleGeneration,
+    StorageFailed,
+    StorageFull,
+)
 from hermosis_server.failpoints import reach
+from hermosis_server.identity import shown_id
 from hermosis_server.records import DurabilityMode, ExportedState, SessionStatus
+from hermosis_server.storage.copies import Copies, Copy
 from hermosis_server.storage.journal import Journal, JournalEntry
 from hermosis_server.storage.snapshot_file import StoredSnapshot
 from hermosis_server.storage.store import SessionRecord, SnapshotInfo, Store
@@ -68,6 +78,7 @@ class Keeper:
     Args:
       store:   records and snapshots.
       journal: of all sessions.
+      copies:  where each snapshot is copied to as well; None is nowhere.
       encode:  a session's spec as bytes.
       decode:  the other way.
     """
@@ -77,12 +88,15 @@ class Keeper:
         store: Store,
         journal: Journal,
         *,
+        copies: Copies | None = None,
         encode: Callable[[SessionSpec], bytes],
         decode: Callable[[bytes], SessionSpec],
     ) -> None:
         self.decode = decode
         self.store = store
         self.journal = journal
+        self.copies = copies
+        self._copier = Copier(copies) if copies is not None else None
         self._encode = encode
         self._loop = asyncio.get_running_loop()
         self._kept: dict[Session, Kept] = {}
@@ -105,6 +119,8 @@ class Keeper:
             if isinstance(outcome, BaseException):
                 logger.error("event=snapshot_failed session=%s problem=%r", session.session_id, str(outcome))
         await asyncio.to_thread(self.journal.close)
+        if self._copier is not None:
+            await self._copier.stop()
         self._files.shutdown()
 
     # A session's life
@@ -148,6 +164,14 @@ class Keeper:
             request_fingerprint=session.request_fingerprint,
         )
 
+    @staticmethod
+    def recall(session: Session, record: SessionRecord) -> None:
+        """Gives a session what its record says of it; its status and its state are another matter."""
+        session.generation, session.replaced_generation = record.generation, record.replaced_generation
+        session.recovered_steps = record.recovered_steps
+        session.revision, session.lr_scale, session.created_s = record.revision, record.lr_scale, record.created_s
+        session.request_id, session.request_fingerprint = record.request_id, record.request_fingerprint
+
     async def edited(self, session: Session) -> None:
         """Makes an edit of the dynamics durable, in its place between the steps, then the record."""
         if session not in self._kept:
@@ -176,17 +200,30 @@ class Keeper:
         """Reads a snapshot, the newest if none is named.
 
         Raises:
-          InvalidRequest: there is no such snapshot.
-          CorruptState:   it is damaged.
+          InvalidRequest:  there is no such snapshot.
+          SessionNotFound: there is none at all.
+          CorruptState:    it is damaged.
+          StorageFailed:   the copies, which are asked where the disk has it not, cannot be read.
         """
         held = await self._on_disk(self.store.snapshots, session_id)
-        chosen = [info for info in held if snapshot_id in ("", name_of(info))]
-        if not chosen:
-            names = ", ".join(map(name_of, held)) or "none"
-            raise InvalidRequest(
-                f"session {session_id} has no snapshot {snapshot_id!r}; there is {names}", field="snapshot_id"
-            )
-        return await self._on_disk(self.store.load_snapshot, chosen[0])
+        for info in held:
+            if snapshot_id in ("", name_of(info)):
+                return await self._on_disk(self.store.load_snapshot, info)
+        copied: list[Copy] = []
+        if self.copies is not None:
+            try:
+                copied = await self._on_disk(self.copies.held, session_id)
+                for copy in copied:
+                    if snapshot_id in ("", name_of(copy)):
+                        return await self._on_disk(self.copies.read, copy)
+            except OSError as error:
+                raise StorageFailed(str(error)) from error
+        if not (held or copied):
+            raise SessionNotFound(f"there is no snapshot of a session {shown_id(session_id)[:80]!r}")
+        names = ", ".join(dict.fromkeys([*map(name_of, held), *map(name_of, copied)]))
+        raise InvalidRequest(
+            f"session {shown_id(session_id)} has no snapshot {snapshot_id!r}; there is {names}", field="snapshot_id"
+        )
 
     async def replaced(self, session: Session, status: SessionStatus) -> None:
         """Makes a state that took another's place durable.
@@ -219,6 +256,8 @@ class Keeper:
             await asyncio.wait([kept.writing])
         await self._on_disk(self.store.remove_session, session.session_id)
         self.journal.forget(session.session_id)
+        if self._copier is not None:
+            self._copier.forget(session.session_id)
 
     # Steps
 
@@ -365,6 +404,8 @@ class Keeper:
             reach("keeper.copied")
             written = await self._on_disk(self._save, session, generation, document, state)
         info = written.info
+        if self._copier is not None:
+            self._copier.copy(info)
         if generation != session.replaced_generation:
             return written
         kept.snapshot_step = info.step
@@ -436,7 +477,7 @@ class Keeper:
         return await self._loop.run_in_executor(self._files, functools.partial(function, *arguments))
 
 
-def name_of(info: SnapshotInfo) -> str:
+def name_of(info: SnapshotInfo | Copy) -> str:
     """The snapshot_id of the wire."""
     return f"{info.step}-{info.generation}"
 

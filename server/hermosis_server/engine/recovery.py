@@ -21,18 +21,18 @@ from hermosis_server.engine.keeper import Keeper
 from hermosis_server.engine.rounds import WorkerRecord
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
+from hermosis_server.engine.states import require_fit
 from hermosis_server.errors import CorruptState, HermosisError, InternalError
 from hermosis_server.failpoints import reach
 from hermosis_server.records import DurabilityMode, Outcome, ParametersOn, SessionStatus, WorkerSequence
 from hermosis_server.storage.journal import Damage, JournalEntry
 from hermosis_server.storage.snapshot_file import StoredSnapshot
-from hermosis_server.storage.store import DamagedSession, SessionRecord, SnapshotInfo
+from hermosis_server.storage.store import DamagedSession, SessionRecord, SnapshotInfo, load_snapshot
 
 logger = logging.getLogger(__name__)
 
 PARALLEL = 8  # sessions that are read at a time
 REPLAY_BYTES = 256 << 20  # of gradients on their way through the device
-UNKNOWN_GENERATIONS = 1 << 20  # added where nobody can know how often a session was recovered: old workers stay out
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ async def recover(engine: Engine, keeper: Keeper) -> None:
                 if not isinstance(error, HermosisError):
                     logger.exception("event=recovery_failed session=%s", record.session_id)
                     error = InternalError("it could not be read back; the server's log says why")
-                _set_aside(engine, record.session_id, str(error), getattr(record, "generation", None))
+                _set_aside(engine, record.session_id, str(error), record)
                 return None
 
     found = {one.session.session_id: one for one in await asyncio.gather(*map(one, records)) if one is not None}
@@ -85,7 +85,7 @@ async def recover(engine: Engine, keeper: Keeper) -> None:
             item.problem = "a part of the journal cannot be read, and may have held steps of it that were promised"
         if item.problem:
             await engine.abandon(item.session)
-            _set_aside(engine, session_id, item.problem, item.session.generation)
+            _set_aside(engine, session_id, item.problem, keeper.record(item.session))
             continue
         await _enter(engine, keeper, item)
     keeper.journal.keep_only(found.keys() | engine.quarantined.keys())
@@ -103,25 +103,21 @@ async def _read(engine: Engine, keeper: Keeper, record: SessionRecord | DamagedS
     spec = keeper.decode(record.document)
     held = await asyncio.to_thread(keeper.store.snapshots, record.session_id)
     journalled = spec.durability.mode is DurabilityMode.JOURNAL
-    stored, info = await asyncio.to_thread(_newest, keeper, held, journalled)
+    stored, info = await asyncio.to_thread(newest_good, held, journalled)
     if stored is not None:
         spec = replace(spec, optimizer=keeper.decode(stored.document).optimizer)
     session = engine.begin_session(record.session_id, spec)
     try:
         await engine.reserve(session)
         if stored is not None:
-            engine.require_fit(session, stored.state)
+            require_fit(session, stored.state)
             await session.executor.run(
                 lambda arena: on_device.adopt(arena, session.on_device, stored.state), of=[session.on_device]
             )
     except BaseException:
         await engine.abandon(session)
         raise
-    session.generation = record.generation
-    session.replaced_generation = record.replaced_generation
-    session.recovered_steps = record.recovered_steps
-    session.revision, session.lr_scale, session.created_s = record.revision, record.lr_scale, record.created_s
-    session.request_id, session.request_fingerprint = record.request_id, record.request_fingerprint
+    keeper.recall(session, record)
     session.status = record.status
     if stored is not None:
         session.step = stored.state.scalars.step
@@ -140,13 +136,15 @@ async def _read(engine: Engine, keeper: Keeper, record: SessionRecord | DamagedS
     )
 
 
-def _newest(
-    keeper: Keeper, held: Sequence[SnapshotInfo], journalled: bool
-) -> tuple[StoredSnapshot | None, SnapshotInfo | None]:
-    """The newest snapshot that is what it says; an older one only where the journal goes on from there."""
+def newest_good(held: Sequence[SnapshotInfo], journalled: bool) -> tuple[StoredSnapshot | None, SnapshotInfo | None]:
+    """The newest snapshot that is what it says; an older one only where the journal goes on from there.
+
+    Raises:
+      CorruptState: there is none such.
+    """
     for info in held:
         try:
-            stored = keeper.store.load_snapshot(info)
+            stored = load_snapshot(info)
             on_device.check_digest(stored.state)
         except CorruptState as error:
             logger.error("event=corrupt_snapshot session=%s step=%d problem=%r", info.session_id, info.step, str(error))
@@ -318,11 +316,10 @@ async def _enter(engine: Engine, keeper: Keeper, item: Found) -> None:
     await keeper.save(session)
 
 
-def _set_aside(engine: Engine, session_id: str, problem: str, generation: int | None) -> None:
+def _set_aside(engine: Engine, session_id: str, problem: str, record: SessionRecord | DamagedSession) -> None:
     logger.error("event=set_aside session=%s problem=%r", session_id, problem)
-    engine.quarantined[session_id] = Quarantined(
-        problem=problem, generation=UNKNOWN_GENERATIONS if generation is None else generation
-    )
+    known = record if isinstance(record, SessionRecord) else None
+    engine.quarantined[session_id] = Quarantined(problem=problem, record=known)
 
 
 __all__ = ["recover"]

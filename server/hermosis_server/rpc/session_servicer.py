@@ -50,7 +50,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
     async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> session_pb2.GetSessionResponse:
         session = self._reach(context).session(request.session_id)
-        digest = await self._engine.state_digest(session.session_id) if request.want_digest else b""
+        digest = await self._engine.states.digest(session.session_id) if request.want_digest else b""
         return session_pb2.GetSessionResponse(session=session_codec.session(session), state_digest=digest)
 
     async def ListSessions(
@@ -141,8 +141,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ExportSessionRequest, context: Any
     ) -> AsyncIterator[session_pb2.ExportSessionResponse]:
         session = self._reach(context).session(request.session_id)
-        with self._engine.room_for_state(session):
-            state = await self._engine.export_session(session.session_id)
+        with self._engine.states.room(session):
+            state = await self._engine.states.exported(session.session_id)
             sent = 0
             async with self._progress() as progress:
                 for response in session_codec.exported(session, state, self._engine.limits.chunk_bytes):
@@ -156,7 +156,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         if head is None or not head.HasField("state"):
             raise InvalidRequest("an import begins with session_id and the state", field="state")
         session = self._reach(context).session(head.session_id)
-        assemblers = self._engine.begin_import(session.session_id)
+        assemblers = self._engine.states.begin_import(session.session_id)
         try:
             async with self._progress() as progress:
                 async for request in requests:
@@ -168,7 +168,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 assert assembler.staging is not None, "an import is always kept"
                 buffers[buffer] = assembler.staging.memory
             state = session_codec.imported(head.state, session, buffers, self._engine.limits)
-            session = await self._engine.import_session(session.session_id, state)
+            session = await self._engine.states.replaced_by(session.session_id, state)
             return session_pb2.ImportSessionResponse(session=session_codec.session(session))
         finally:
             for assembler in assemblers.values():
@@ -180,7 +180,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         name = self._reach(context).name(request.session_id)
 
         async def snapshot() -> session_pb2.SnapshotSessionResponse:
-            info, digest = await self._engine.snapshot_session(name)
+            info, digest = await self._engine.states.snapshot(name)
             return session_pb2.SnapshotSessionResponse(snapshot_id=name_of(info), step=info.step, state_digest=digest)
 
         return await self._once(context, request, snapshot)
@@ -191,7 +191,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         name = self._reach(context).name(request.session_id)
 
         async def restore() -> session_pb2.RestoreSessionResponse:
-            session = await self._engine.restore_session(name, request.snapshot_id)
+            session = await self._engine.states.restore(name, request.snapshot_id)
             return session_pb2.RestoreSessionResponse(session=session_codec.session(session))
 
         return await self._once(context, request, restore)
@@ -204,7 +204,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         async def fork() -> session_pb2.ForkSessionResponse:
             other = optimizer.from_message(request.optimizer) if request.HasField("optimizer") else None
             made_by = request.request_id, session_codec.fingerprint(request)
-            session = await self._engine.fork_session(parent, request.fork_session_id, other, request=made_by)
+            session = await self._engine.states.fork(parent, request.fork_session_id, other, request=made_by)
             return session_pb2.ForkSessionResponse(session=session_codec.session(session))
 
         return await self._once(context, request, fork)

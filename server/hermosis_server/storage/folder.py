@@ -1,13 +1,39 @@
 """Data folder: one server's place on disk, and nobody else's while it runs."""
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from hermosis_server.errors import InvalidRequest
 
 LOCK_NAME = "server.lock"
+
+
+@contextlib.contextmanager
+def unattended(path: Path) -> Iterator[None]:
+    """Keeps servers out of a data folder while it is looked at. Nothing in it is changed.
+
+    Raises:
+      InvalidRequest: there is no such folder, or a server has it.
+    """
+    try:
+        lock = os.open(path / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidRequest(
+            f"{path} is no data folder of a server ({error.strerror}: {LOCK_NAME})", field="data_folder"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise InvalidRequest(
+            f"data folder {path} belongs to a running server; stop it first, or ask it", field="data_folder"
+        ) from error
+    finally:
+        os.close(lock)
 
 
 class DataFolder:

@@ -25,12 +25,13 @@ from hermosis_server.storage.disk import ASIDE, Disk, full
 from hermosis_server.storage.snapshot_file import StoredSnapshot
 
 KEPT_SNAPSHOTS = 2
+SESSIONS = "sessions"  # within the data folder
 
 _RECORD = "session.json"
 _REMOVED = ".removed-"  # before the name of a folder that is going
-_NAME = re.compile(r"(\d{10})-(\d{20})\.safetensors")
+SNAPSHOT_NAME = re.compile(r"(\d{10})-(\d{20})\.safetensors")
 # With the tenant before it, where it has one.
-_SESSION_ID = re.compile(r"([a-z0-9][a-z0-9-]{0,62}\.)?[a-z0-9][a-z0-9-]{0,62}")
+SESSION_ID = re.compile(r"([a-z0-9][a-z0-9-]{0,62}\.)?[a-z0-9][a-z0-9-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, disk: Disk) -> None:
-        self._folder = folder / "sessions"
+        self._folder = folder / SESSIONS
         self._disk = disk
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         disk.sync_folder(folder)
@@ -121,23 +122,15 @@ class Store:
 
     def sessions(self) -> list[SessionRecord | DamagedSession]:
         """All sessions in order of creation; damaged ones at the end. Clears away what was begun and not finished."""
-        good: list[SessionRecord] = []
-        bad: list[DamagedSession] = []
         # A removal may have been with the kernel only: were it undone after what follows, a part of it would be back.
         self._disk.sync_folder(self._folder)
         for folder in sorted(path for path in self._folder.iterdir() if path.is_dir()):
-            if self._is_leftover(folder):
+            if _is_leftover(folder):
                 self._disk.remove_folder(folder)
-                continue
-            if not _SESSION_ID.fullmatch(folder.name):
-                continue  # not ours
-            for partial in folder.glob("*" + ASIDE):
-                self._disk.unlink(partial)
-            try:
-                good.append(read_record(folder))
-            except CorruptState as error:
-                bad.append(DamagedSession(session_id=folder.name, problem=str(error)))
-        return [*sorted(good, key=lambda record: (record.created_s, record.session_id)), *bad]
+            elif SESSION_ID.fullmatch(folder.name):
+                for partial in folder.glob("*" + ASIDE):
+                    self._disk.unlink(partial)
+        return read_sessions(self._folder)
 
     # Snapshots
 
@@ -161,7 +154,7 @@ class Store:
 
     def snapshots(self, session_id: str) -> list[SnapshotInfo]:
         """The snapshots of a session, newest first."""
-        return sorted(_found(self._of(session_id)), key=lambda info: (info.generation, info.step), reverse=True)
+        return snapshots_in(self._of(session_id))
 
     def load_snapshot(self, info: SnapshotInfo) -> StoredSnapshot:
         """Reads a snapshot.
@@ -169,29 +162,52 @@ class Store:
         Raises:
           CorruptState: it is damaged, or another session's.
         """
-        stored = snapshot_file.read(info.path)
-        said = stored.session_id, stored.generation, stored.state.scalars.step
-        if said != (info.session_id, info.generation, info.step):
-            raise CorruptState(
-                f"snapshot {info.path.name} holds session {said[0]} at step {said[2]}; it was moved here"
-            )
-        return stored
+        return load_snapshot(info)
 
     def _of(self, session_id: str) -> Path:
-        if not _SESSION_ID.fullmatch(session_id):
+        if not SESSION_ID.fullmatch(session_id):
             raise InvalidRequest(
                 f"session_id {session_id[:80]!r} cannot be the name of a folder; wanted 1 to 63 of a-z, 0-9 and -",
                 field="session_id",
             )
         return self._folder / session_id
 
-    def _is_leftover(self, folder: Path) -> bool:
-        """Whether it was removed, or nobody was ever told of it."""
-        if folder.name.startswith(_REMOVED):
-            return True
-        if not _SESSION_ID.fullmatch(folder.name):
-            return False
-        return not (folder / _RECORD).exists() and not list(_found(folder))
+
+def read_sessions(folder: Path) -> list[SessionRecord | DamagedSession]:
+    """All sessions of a store's folder in order of creation; damaged ones at the end. Changes nothing."""
+    good: list[SessionRecord] = []
+    bad: list[DamagedSession] = []
+    for each in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if _is_leftover(each) or not SESSION_ID.fullmatch(each.name):
+            continue  # or it is not ours
+        try:
+            good.append(read_record(each))
+        except CorruptState as error:
+            bad.append(DamagedSession(session_id=each.name, problem=str(error)))
+    return [*sorted(good, key=lambda record: (record.created_s, record.session_id)), *bad]
+
+
+def snapshots_in(folder: Path) -> list[SnapshotInfo]:
+    """The snapshots in a session's folder, newest first."""
+    return sorted(_found(folder), key=lambda info: (info.generation, info.step), reverse=True)
+
+
+def load_snapshot(info: SnapshotInfo) -> StoredSnapshot:
+    """As `Store.load_snapshot`."""
+    stored = snapshot_file.read(info.path)
+    said = stored.session_id, stored.generation, stored.state.scalars.step
+    if said != (info.session_id, info.generation, info.step):
+        raise CorruptState(f"snapshot {info.path.name} holds session {said[0]} at step {said[2]}; it was moved here")
+    return stored
+
+
+def _is_leftover(folder: Path) -> bool:
+    """Whether it was removed, or nobody was ever told of it."""
+    if folder.name.startswith(_REMOVED):
+        return True
+    if not SESSION_ID.fullmatch(folder.name):
+        return False
+    return not (folder / _RECORD).exists() and not list(_found(folder))
 
 
 def read_record(folder: Path) -> SessionRecord:
@@ -249,7 +265,7 @@ def _record_bytes(record: SessionRecord) -> bytes:
 
 def _found(folder: Path) -> Iterator[SnapshotInfo]:
     for path in folder.iterdir() if folder.is_dir() else ():
-        if (match := _NAME.fullmatch(path.name)) is not None:
+        if (match := SNAPSHOT_NAME.fullmatch(path.name)) is not None:
             status = path.stat()
             yield SnapshotInfo(
                 session_id=folder.name,
