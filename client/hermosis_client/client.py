@@ -1,5 +1,6 @@
 """Client: the way to one server and its sessions."""
 
+import contextlib
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from hermosis_client import codec, fleet_birth
 from hermosis_client.access import Access
 from hermosis_client.connection import Connection, new_request_id
 from hermosis_client.dtypes import Float32
+from hermosis_client.errors import HermosisError
 from hermosis_client.fleet import Fleet
 from hermosis_client.layout import ParameterLayout, Shaped
 from hermosis_client.records import (
@@ -27,7 +29,8 @@ from hermosis_client.records import (
     SessionInfo,
     SessionStatus,
 )
-from hermosis_client.session import Session, WireDtype
+from hermosis_client.session import Session, WireDtype, restored
+from hermosis_client.state import ExportedState
 from hermosis_client.watch import Watch
 
 
@@ -142,6 +145,38 @@ class Client:
         request = session_pb2.GetSessionRequest(session_id=session_id)
         response = self._connection.call(self._connection.sessions.GetSession, request)
         return Session(self._connection, codec.session_info(response.session), created=False)
+
+    def restore_session(self, session_id: str, snapshot_id: str = "") -> SessionInfo:
+        """`Session.restore` of a session that may not be there: one set aside as damaged, or left as a copy only.
+
+        Raises:
+          SessionNotFound: there is neither a session nor a copy of that name.
+          InvalidRequest:  there is no such snapshot.
+          CorruptState:    that one is damaged too.
+        """
+        return restored(self._connection, session_id, snapshot_id)
+
+    def import_session(self, exported: ExportedState, session_id: str = "") -> Session:
+        """Makes a session that goes on where an exported one was, on this server or another.
+
+        Args:
+          session_id: of the new session; the server chooses when empty.
+
+        Raises:
+          InvalidRequest, SessionExists, QuotaExceeded, OutOfDeviceMemory: the server will not have it.
+          CorruptState: the state is not the one that its digest speaks of. No session was made.
+        """
+        spec = session_pb2.SessionState.FromString(exported.head).spec
+        request = session_pb2.CreateSessionRequest(request_id=new_request_id(), session_id=session_id, spec=spec)
+        response = self._connection.call(self._connection.sessions.CreateSession, request)
+        session = Session(self._connection, codec.session_info(response.session), created=True)
+        try:
+            session.import_state(exported)
+        except BaseException:
+            with contextlib.suppress(HermosisError):
+                session.close()
+            raise
+        return session
 
     def create_fleet(
         self,

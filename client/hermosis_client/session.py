@@ -122,10 +122,7 @@ class Session:
 
         Raises the generation: workers that know the old one are refused as StaleGeneration until they pull.
         """
-        request = session_pb2.RestoreSessionRequest(
-            request_id=new_request_id(), session_id=self.session_id, snapshot_id=snapshot_id
-        )
-        return codec.session_info(self._connection.call(self._connection.sessions.RestoreSession, request).session)
+        return restored(self._connection, self.session_id, snapshot_id)
 
     def fork(self, session_id: str = "") -> "Session":
         """A new session that continues from this one's present state, with workers of its own.
@@ -370,3 +367,11 @@ class Session:
                 session_id=session_id, offset=offset, crc32=wire.checksum(payload), payload=payload
             )
             session_id = ""  # Said once.
+
+
+def restored(connection: Connection, session_id: str, snapshot_id: str) -> SessionInfo:
+    """As `Session.restore`, of a session that need not be there."""
+    request = session_pb2.RestoreSessionRequest(
+        request_id=new_request_id(), session_id=session_id, snapshot_id=snapshot_id
+    )
+    return codec.session_info(connection.call(connection.sessions.RestoreSession, request).session)

@@ -36,7 +36,7 @@ from hermosis_server.settings import Settings
 from hermosis_server.storage.copies import Copies
 from hermosis_server.storage.disk import Disk
 from hermosis_server.storage.folder import DataFolder
-from hermosis_server.storage.journal import Journal
+from hermosis_server.storage.journal import JOURNAL, Journal
 from hermosis_server.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ def _executor(device: torch.device, settings: Settings) -> Executor:
 
 def _keeper(folder: Path, settings: Settings) -> Keeper:
     disk = Disk()
-    journal = Journal(folder / "journal", disk, most_bytes=settings.journal_bytes)
+    journal = Journal(folder / JOURNAL, disk, most_bytes=settings.journal_bytes)
     limits = settings.limits()
     return Keeper(
         Store(folder, disk),

@@ -98,6 +98,16 @@ HOUSE = {
         {"torch", "uvloop"},  # to choose the device; the event loop
     ),
     "hermosis_server.processes": room(),
+    # Data folders and files without a server.
+    "hermosis_server.offline": room(
+        NOUNS | {"hermosis_server.engine", "hermosis_server.rpc.codec", "hermosis_server.storage"}
+    ),
+    "hermosis_server.state_file": room(
+        NOUNS
+        | {CONTRACT, "hermosis_client", "hermosis_server.offline", "hermosis_server.rpc.codec"}
+        | {"hermosis_server.storage"},
+        {"numpy"},
+    ),
     # On top: people's doors. They use the client as anybody would, and start the server through app.
     "hermosis_server.cli": room(
         {
@@ -108,8 +118,10 @@ HOUSE = {
             "hermosis_server.demo",
             "hermosis_server.errors",
             "hermosis_server.identity",
+            "hermosis_server.offline",
             "hermosis_server.processes",
             "hermosis_server.settings",
+            "hermosis_server.state_file",
             "hermosis_sidecar",
         },
         {"typer", "rich", "grpc", "grpc_health", "google.protobuf", "numpy", "pydantic", "pydantic_core"},

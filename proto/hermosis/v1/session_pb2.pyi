@@ -886,7 +886,7 @@ class SessionState(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LAYOUT_DIGEST_FIELD_NUMBER: _builtins.int
-    OPTIMIZER_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
     SCALARS_FIELD_NUMBER: _builtins.int
     BUFFERS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
@@ -897,8 +897,8 @@ class SessionState(_message.Message):
     state_digest: _builtins.bytes
     """state_digest of the whole; an import that does not reach it is refused as CorruptState."""
     @_builtins.property
-    def optimizer(self) -> _dynamics_pb2.Optimizer:
-        """optimizer that made the state."""
+    def spec(self) -> Global___SessionSpec:
+        """spec of the session that made the state: what another one like it is made from. An import does not read it."""
 
     @_builtins.property
     def scalars(self) -> Global___StateScalars:
@@ -920,16 +920,16 @@ class SessionState(_message.Message):
         self,
         *,
         layout_digest: _builtins.bytes = ...,
-        optimizer: _dynamics_pb2.Optimizer | None = ...,
+        spec: Global___SessionSpec | None = ...,
         scalars: Global___StateScalars | None = ...,
         buffers: _abc.Iterable[Global___StateBuffer.ValueType] | None = ...,
         workers: _abc.Iterable[Global___WorkerSequence] | None = ...,
         state_digest: _builtins.bytes = ...,
         buffer_elements: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["optimizer", b"optimizer", "scalars", b"scalars"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scalars", b"scalars", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_elements", b"buffer_elements", "buffers", b"buffers", "layout_digest", b"layout_digest", "optimizer", b"optimizer", "scalars", b"scalars", "state_digest", b"state_digest", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_elements", b"buffer_elements", "buffers", b"buffers", "layout_digest", b"layout_digest", "scalars", b"scalars", "spec", b"spec", "state_digest", b"state_digest", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,7 @@ __all__ = ["Damage", "Done", "Journal", "JournalEntry"]
 
 logger = logging.getLogger(__name__)
 
+JOURNAL = "journal"  # its folder within the data folder
 SEGMENT_BYTES = 64 << 20
 SPARES = 4
 _LEAST_SEGMENTS = 8  # that the whole journal is divided into: the oldest can go while others are needed

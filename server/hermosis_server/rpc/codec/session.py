@@ -253,9 +253,27 @@ def capabilities(
 
 def exported(record: Session, state: ExportedState, chunk_bytes: int) -> Iterator[session_pb2.ExportSessionResponse]:
     """A whole optimizer state as a stream: the numbers first, then each buffer in chunks."""
-    head = session_pb2.SessionState(
-        layout_digest=record.spec.layout.digest,
-        optimizer=optimizer.to_message(record.spec.optimizer),
+    yield session_pb2.ExportSessionResponse(state=state_head(_spec_message(record.spec), record.spec.layout, state))
+    itemsize = Dtype.FLOAT32.itemsize
+    for buffer, memory in state.buffers.items():
+        for offset, length in wire.spans(len(memory) // itemsize, itemsize, chunk_bytes):
+            payload = bytes(memory[offset * itemsize : (offset + length) * itemsize])
+            chunk = session_pb2.StateChunk(
+                buffer=int(buffer),  # type: ignore[arg-type]
+                offset=offset,
+                crc32=wire.checksum(payload),
+                payload=payload,
+            )
+            yield session_pb2.ExportSessionResponse(chunk=chunk)
+
+
+def state_head(
+    made_from: session_pb2.SessionSpec, layout: ParameterLayout, state: ExportedState
+) -> session_pb2.SessionState:
+    """All of a state but its long vectors."""
+    return session_pb2.SessionState(
+        layout_digest=layout.digest,
+        spec=made_from,
         scalars=session_pb2.StateScalars(**{name: getattr(state.scalars, name) for name in SCALARS}),
         buffers=[int(buffer) for buffer in state.buffers],  # type: ignore[misc]
         workers=[
@@ -271,18 +289,6 @@ def exported(record: Session, state: ExportedState, chunk_bytes: int) -> Iterato
         state_digest=state.digest,
         buffer_elements=[len(memory) // Dtype.FLOAT32.itemsize for memory in state.buffers.values()],
     )
-    yield session_pb2.ExportSessionResponse(state=head)
-    itemsize = Dtype.FLOAT32.itemsize
-    for buffer, memory in state.buffers.items():
-        for offset, length in wire.spans(len(memory) // itemsize, itemsize, chunk_bytes):
-            payload = bytes(memory[offset * itemsize : (offset + length) * itemsize])
-            chunk = session_pb2.StateChunk(
-                buffer=int(buffer),  # type: ignore[arg-type]
-                offset=offset,
-                crc32=wire.checksum(payload),
-                payload=payload,
-            )
-            yield session_pb2.ExportSessionResponse(chunk=chunk)
 
 
 def imported(
@@ -313,6 +319,11 @@ def imported(
             f"{sorted(int(buffer) for buffer in buffers)}; make a session with the optimizer of the export",
             field="state.buffers",
         )
+    return state_of(message, buffers)
+
+
+def state_of(message: session_pb2.SessionState, buffers: Mapping[StateBuffer, memoryview]) -> ExportedState:
+    """A state from its head and its vectors."""
     return ExportedState(
         scalars=StateScalars(**{name: getattr(message.scalars, name) for name in SCALARS}),
         buffers=buffers,
