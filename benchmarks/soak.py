@@ -330,6 +330,8 @@ def main() -> None:
         record = {"date": today, "machine": described(), "rows": rows, "curve": bed.curve}
         path.write_text(json.dumps(record) + "\n")
         draw(path.with_suffix(".png"), bed)
+        page = f"# Memory of the server, {today}\n\n{table(rows)}\n\n![resident memory](soak-{today}.png)\n"
+        path.with_suffix(".md").write_text(page)
 
 
 if __name__ == "__main__":

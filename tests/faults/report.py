@@ -3,6 +3,7 @@
 python -m tests.faults.report
 """
 
+import ast
 import json
 import tempfile
 from pathlib import Path
@@ -12,7 +13,29 @@ from tests.faults import measure
 from tests.faults.__main__ import RESULT
 from tests.faults.planted import BUGS
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+# Where each promise is tested beside the drills: those whose name has one of these words.
+TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "P1": (("tests/rpc/test_durability.py", "tests/storage/*.py", "tests/cli/test_states.py"), ("",)),
+    "P2": (("tests/rpc/test_durability.py", "tests/client/test_resume.py", "tests/rpc/test_resume.py"), ("",)),
+    "P3": (
+        ("tests/rpc/*.py", "tests/client/*.py", "tests/engine/*.py"),
+        ("repeat", "sequence", "again", "twice", "duplicate", "once"),
+    ),
+    "P4": (
+        ("tests/rpc/*.py", "tests/engine/*.py", "tests/dynamics/*.py", "tests/cli/*.py"),
+        ("digest", "twin", "uninterrupted", "restored", "comes_back", "bits"),
+    ),
+    "P5": (("tests/rpc/*.py", "tests/storage/*.py", "tests/cli/*.py"), ("damage", "flipped", "corrupt", "torn")),
+    "P6": (
+        ("tests/rpc/*.py", "tests/engine/*.py", "tests/client/*.py"),
+        ("nobody", "alone", "others", "other_session", "ill", "does_not_depend", "beside"),
+    ),
+    "P7": (("tests/rpc/*.py", "tests/client/*.py"), ("never_behind", "pull", "read", "older", "stale")),
+}
 
 
 def page(result: dict[str, Any], costs: list[measure.Cost], recoveries: list[measure.Recovery], machine: str) -> str:
@@ -29,14 +52,17 @@ def page(result: dict[str, Any], costs: list[measure.Cost], recoveries: list[mea
         f"{result['losses_told']} times a worker was told to resume from an earlier step. "
         f"Violations: {len(result['violations'])}.",
         "",
-        "| promise | | looks | broken | PLANTED: seen broken by |",
-        "|---|---|---|---|---|",
+        "Tests are those of the suite, beside the drills, that are about a promise. Runs are looks at it after a death: a",
+        "session of a recovered server, or a read. Violations do not count those of planted bugs, which must be found.",
+        "",
+        "| promise | | tests | runs | violations | planted bugs that broke it, and were seen |",
+        "|---|---|---|---|---|---|",
     ]
     for promise, what in promises.items():
         broken = sum(violation["promise"] == promise for violation in result["violations"])
         seen = ", ".join(name for name, found in planted.items() if promise in found)
-        where = str(result["looks"][promise]) if result["looks"][promise] else "tests only"
-        lines.append(f"| {promise} | {what} | {where} | {broken} | {seen} |")
+        runs = str(result["looks"][promise]) if result["looks"][promise] else "tests only"
+        lines.append(f"| {promise} | {what} | {len(tests_of(promise))} | {runs} | {broken} | {seen} |")
     lines += ["", "| death | servers |", "|---|---|"]
     lines += [f"| {kind} | {count} |" for kind, count in result["deaths"].items()]
     lines += ["", "## Planted bugs", "", "| bug | noticed as |", "|---|---|"]
@@ -58,7 +84,24 @@ def page(result: dict[str, Any], costs: list[measure.Cost], recoveries: list[mea
     lines += [
         f"| {one.what} | {one.state_bytes / 1e6:.0f} MB | {one.seconds:.2f} | {one.idle_s:.2f} |" for one in recoveries
     ]
-    return "\n".join(lines) + "\n"
+    lines += ["", "## Memory and fairness", ""]
+    for name, title in (("soak", "Memory of the server under load that never ends"), ("fairness", "Beside a flood")):
+        newest = max(RESULTS.glob(f"{name}-*.md"), default=None)
+        if newest is not None:
+            lines += [f"{title}: [benchmarks/results/{newest.name}](../benchmarks/results/{newest.name})", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def tests_of(promise: str) -> set[tuple[str, str]]:
+    """File and name of the test functions that are about a promise."""
+    found = set()
+    patterns, words = TESTS[promise]
+    for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "name", "") if isinstance(node, ast.FunctionDef) else ""
+            if name.startswith("test_") and any(word in name for word in words):
+                found.add((path.name, name))
+    return found
 
 
 def main() -> None:
