@@ -12,10 +12,13 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-try:
-    from isal.isal_zlib import crc32 as _crc32  # the same numbers at nearly ten times the speed
+try:  # the same numbers at nearly ten times the speed
+    from isal.isal_zlib import crc32 as _crc32
+    from isal.isal_zlib import crc32_combine as _crc32_combine
 except ImportError:
     from zlib import crc32 as _crc32
+
+    _crc32_combine = None  # type: ignore[assignment]
 
 DEFAULT_CHUNK_BYTES = 1 << 20
 # Two chunks and their framing stay below the 4 MiB that gRPC receives by default in every language.
@@ -69,7 +72,10 @@ def joined_checksum(parts: Iterable[tuple[int, int]]) -> int:
     """
     total = 0
     for crc, length in parts:
-        total = _apply(_zero_bytes(length), total) ^ crc
+        if _crc32_combine is not None:
+            total = _crc32_combine(total, crc, length)
+        else:
+            total = _apply(_zero_bytes(length), total) ^ crc
     return total
 
 

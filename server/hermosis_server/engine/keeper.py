@@ -34,7 +34,7 @@ from hermosis_server.errors import (
 )
 from hermosis_server.failpoints import reach
 from hermosis_server.identity import shown_id
-from hermosis_server.records import DurabilityMode, ExportedState, SessionStatus
+from hermosis_server.records import DurabilityMode, ExportedState, Outcome, SessionStatus
 from hermosis_server.storage.copies import Copies, Copy
 from hermosis_server.storage.journal import Journal, JournalEntry
 from hermosis_server.storage.snapshot_file import StoredSnapshot
@@ -185,7 +185,7 @@ class Keeper:
                 parts=replay.edit(self._encode(session.spec)),
             )
             future = self._loop.create_future()
-            self._append(session, entry, functools.partial(_settle, future))
+            self._append(session, entry, functools.partial(_settle, future), hurry=True)
             await future
         else:
             await self.snapshot(session)
@@ -271,8 +271,11 @@ class Keeper:
                 generation=session.replaced_generation,
                 created_s=session.created_s,
                 parts=replay.step(contributions, lr_scale, done),
+                checksums=[one.ticket.payload_crc32 for one in contributions]
+                if done.outcome is Outcome.APPLIED
+                else (),
             )
-            self._append(session, entry, lambda error: _release(contributions))
+            self._append(session, entry, lambda error: _release(contributions), hurry=False)
         else:
             _release(contributions)
         if kept is not None and self._is_due(session, kept):
@@ -299,14 +302,18 @@ class Keeper:
                 kept.waiting.append((fate.result.step, fate, tell))
                 if session.spec.durability.mode is DurabilityMode.SNAPSHOT:
                     self._begin(session, kept)
+                else:
+                    self.journal.hasten()
 
         return later
 
-    def _append(self, session: Session, entry: JournalEntry, then: Callable[[Exception | None], None]) -> None:
+    def _append(
+        self, session: Session, entry: JournalEntry, then: Callable[[Exception | None], None], *, hurry: bool
+    ) -> None:
         def written(error: Exception | None) -> None:
             self._loop.call_soon_threadsafe(self._journalled, session, entry, then, error)
 
-        self.journal.append(entry, written)
+        self.journal.append(entry, written, hurry=hurry)
         if self.journal.size_bytes > self.journal.most_bytes:
             self._make_room()
 

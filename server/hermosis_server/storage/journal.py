@@ -11,6 +11,7 @@ fit.
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,9 +33,14 @@ SEGMENT_BYTES = 64 << 20
 SPARES = 4
 _LEAST_SEGMENTS = 8  # that the whole journal is divided into: the oldest can go while others are needed
 _GROUP_BYTES = 256 << 20
+# While nobody waits for it an entry may wait for others, so that they share a sync: this long, or for so many bytes.
+_GATHER_S = 0.01
+_GATHER_BYTES = 16 << 20
 _ZEROS = bytes(journal_format.ALIGN)
 
 Done = Callable[[Exception | None], None]
+
+_SEAL = JournalEntry(session_id="", step=0, generation=0, parts=())
 
 
 class Journal:
@@ -71,6 +77,9 @@ class Journal:
         self._failure: Exception | None = None
         self._lock = threading.Lock()  # of the segments and of what waits
         self._waiting: deque[tuple[JournalEntry, Done]] = deque()
+        self._waiting_bytes = 0
+        self._hurry = False  # somebody waits for one of them
+        self._gathering = False
         self._wake = threading.Condition(self._lock)
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -122,10 +131,11 @@ class Journal:
 
     # Appending
 
-    def append(self, entry: JournalEntry, done: Done) -> None:
+    def append(self, entry: JournalEntry, done: Done, *, hurry: bool = True) -> None:
         """Writes an entry after all that were appended before it. Any thread may ask.
 
         Args:
+          hurry: somebody waits for it. Else it may wait for others, up to 10 ms; see also `hasten`.
           done: called on the journal's thread, in order: with None when the entry is on disk, else with StorageFull
                 (nothing of it was written; another time it may fit) or the error that ended the journal. After `close`
                 it is called at once, with StorageFailed.
@@ -138,12 +148,22 @@ class Journal:
         with self._lock:
             if not self._closing:
                 self._waiting.append((entry, done))
+                self._waiting_bytes += entry.size_bytes
+                self._hurry |= hurry
+                called = not self._gathering or hurry or self._waiting_bytes >= _GATHER_BYTES
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._work, name="hermosis-journal", daemon=True)
                     self._thread.start()
-                self._wake.notify()
+                if called:  # else it comes by itself
+                    self._wake.notify()
                 return
         done(StorageFailed("the journal is closed: the server stops; try again when it is back"))
+
+    def hasten(self) -> None:
+        """Somebody has come to wait for what was appended."""
+        with self._lock:
+            self._hurry = True
+            self._wake.notify()
 
     def close(self) -> None:
         """Writes what waits and ends the thread. Harmless when repeated."""
@@ -200,11 +220,14 @@ class Journal:
             with self._lock:
                 while not (self._waiting or self._closing or self._is_idle_over()):
                     self._wake.wait()
+                self._gather()
                 group: list[tuple[JournalEntry, Done]] = []
                 size = 0
                 while self._waiting and size < _GROUP_BYTES:
                     group.append(self._waiting.popleft())
                     size += group[-1][0].size_bytes
+                self._waiting_bytes -= size
+                self._hurry &= bool(self._waiting)
                 ending = self._closing and not group
             for (_, done), outcome in zip(group, self._write(group), strict=True):
                 try:
@@ -215,6 +238,18 @@ class Journal:
             self._tidy(idle=not self._waiting)
             if ending:
                 return
+
+    def _gather(self) -> None:
+        """Lets more come, while nobody waits for what there is. Called with the lock."""
+        if not self._waiting:
+            return
+        end = time.monotonic() + _GATHER_S
+        self._gathering = True
+        while not (self._hurry or self._closing) and self._waiting_bytes < _GATHER_BYTES:
+            left = end - time.monotonic()
+            if left <= 0 or not self._wake.wait(left):
+                break
+        self._gathering = False
 
     def _write(self, group: Sequence[tuple[JournalEntry, Done]]) -> list[Exception | None]:
         """Writes a group; gives what became of each."""
@@ -251,28 +286,27 @@ class Journal:
         least = journal_format.entry_bytes(entry.size_bytes)
         if self._file < 0 or self._at + least + SEAL_BYTES > self._segments[-1].size:  # a seal fits always
             self._begin_segment(least + SEAL_BYTES)
-        self._append_to_segment(entry.parts, entry.session_id, entry.step, entry.generation, entry.created_s)
+        self._append_to_segment(entry)
         with self._lock:
             self._segments[-1].held[entry.session_id] = entry.generation, entry.step
 
-    def _append_to_segment(
-        self, parts: Sequence[Bytes], session_id: str, step: int, generation: int, created_s: float
-    ) -> None:
-        size, crc32 = 0, 0
-        for part in parts:
-            crc32 = wire.checksum(part, crc32)
-            size += memoryview(part).nbytes
+    def _append_to_segment(self, entry: JournalEntry) -> None:
+        size, parts = entry.size_bytes, entry.parts
+        unknown = parts[: len(parts) - len(entry.checksums)]
+        checksums = [*map(wire.checksum, unknown), *entry.checksums]
+        lengths = [memoryview(part).nbytes for part in parts]
+        crc32 = wire.joined_checksum(zip(checksums, lengths, strict=True))
         header = Header(
             body_bytes=size,
             body_crc32=crc32,
             sequence=self._sequence + 1,
             durable=self._durable,
-            step=step,
-            generation=generation,
+            step=entry.step,
+            generation=entry.generation,
             serial=self._serial,
             begin=self._begin,
-            session_id=session_id,
-            created_s=created_s,
+            session_id=entry.session_id,
+            created_s=entry.created_s,
         ).chained(self._chain)
         pieces: list[Bytes] = [header.head(), *parts, _ZEROS[: -size % journal_format.ALIGN], header.foot()]
         self._at = self._disk.write(self._file, pieces, self._at)
@@ -334,7 +368,7 @@ class Journal:
             return
         try:
             if idle and self._file >= 0 and self._sealed < self._sequence:
-                self._append_to_segment((), "", 0, 0, 0.0)
+                self._append_to_segment(_SEAL)
                 self._sealed = self._sequence
             self._recycle()
         except Exception as error:

@@ -28,6 +28,7 @@ class JournalEntry:
       generation: that it belonged to; a snapshot of the same one continues with it.
       created_s:  when the session was made: a later one of the same id has nothing to do with this entry.
       parts:      the body in pieces, which must not change until it is on disk. Read back it is one piece.
+      checksums:  of the last of these pieces, where they are known; the others are computed.
     """
 
     session_id: str
@@ -35,6 +36,7 @@ class JournalEntry:
     generation: int
     created_s: float = 0.0
     parts: Sequence[Bytes]
+    checksums: Sequence[int] = ()
 
     @property
     def size_bytes(self) -> int:
