@@ -52,8 +52,8 @@ def page(result: dict[str, Any], costs: list[measure.Cost], recoveries: list[mea
         f"{result['losses_told']} times a worker was told to resume from an earlier step. "
         f"Violations: {len(result['violations'])}.",
         "",
-        "Tests are those of the suite, beside the drills, that are about a promise. Runs are looks at it after a death:",
-        "a session of a recovered server, or a read. Violations do not count those of planted bugs, which must be seen.",
+        "Tests are those of the suite, beside the drills, that are about a promise. Runs are looks at it after a",
+        "death: a session of a recovered server, or a read. Violations leave out those of planted bugs.",
         "",
         "| promise | | tests | runs | violations | planted bugs that broke it, and were seen |",
         "|---|---|---|---|---|---|",
