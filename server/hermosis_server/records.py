@@ -34,6 +34,26 @@ class ConsistencyMode(enum.IntEnum):
     LOCAL = 5
 
 
+class LatePolicy(enum.IntEnum):
+    REFUSE = 1
+    DROP = 2
+    CARRY = 3
+
+
+class StalenessWeight(enum.IntEnum):
+    AS_NOW = 1
+    AS_THEN = 2
+
+
+class AggregationRule(enum.IntEnum):
+    MEAN = 1
+    CLIPPED_MEAN = 2
+    MEDIAN = 3
+    TRIMMED_MEAN = 4
+    KRUM = 5
+    MULTI_KRUM = 6
+
+
 class DurabilityMode(enum.IntEnum):
     NONE = 1
     SNAPSHOT = 2
@@ -125,9 +145,38 @@ class RecipeChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consistency:
+    """When contributions become a step; the fields mean what they mean in hermosis.v1, zero included."""
+
     mode: ConsistencyMode = ConsistencyMode.BARRIER
     workers: int = 1
+    quorum: int = 0
+    deadline_s: float = 0.0
     max_staleness: int = 0
+    local_steps: int = 0
+    late: LatePolicy = LatePolicy.REFUSE
+    staleness_weight: StalenessWeight = StalenessWeight.AS_NOW
+    lease_s: float = 0.0
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether contributions wait for one another."""
+        return self.mode in (ConsistencyMode.BARRIER, ConsistencyMode.QUORUM, ConsistencyMode.LOCAL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregation:
+    """How the contributions of a round become one gradient."""
+
+    rule: AggregationRule = AggregationRule.MEAN
+    max_norm: float = 0.0
+    byzantine: int = 0
+    quarantine: bool = False
+    clip_norm: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the mean of all and no more."""
+        return self.rule is AggregationRule.MEAN and not (self.quarantine or self.clip_norm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,6 +104,7 @@ class SessionSpec(_message.Message):
     PARAMETERS_ON_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    AGGREGATION_FIELD_NUMBER: _builtins.int
     parameters_on: _types_pb2.ParametersOn.ValueType
     """parameters_on; unspecified means SERVER."""
     display_name: _builtins.str
@@ -128,6 +129,10 @@ class SessionSpec(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """labels for filters; at most 64, keys and values at most 256 bytes."""
 
+    @_builtins.property
+    def aggregation(self) -> _types_pb2.Aggregation:
+        """aggregation of a round's contributions; absent means their mean."""
+
     def __init__(
         self,
         *,
@@ -138,10 +143,11 @@ class SessionSpec(_message.Message):
         parameters_on: _types_pb2.ParametersOn.ValueType = ...,
         display_name: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        aggregation: _types_pb2.Aggregation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "durability", b"durability", "layout", b"layout", "optimizer", b"optimizer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "consistency", b"consistency", "durability", b"durability", "layout", b"layout", "optimizer", b"optimizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "display_name", b"display_name", "durability", b"durability", "labels", b"labels", "layout", b"layout", "optimizer", b"optimizer", "parameters_on", b"parameters_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "consistency", b"consistency", "display_name", b"display_name", "durability", b"durability", "labels", b"labels", "layout", b"layout", "optimizer", b"optimizer", "parameters_on", b"parameters_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,6 +465,7 @@ class SessionEdit(_message.Message):
     THERMAL_PROFILE_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     lr_scale: _builtins.float
     """lr_scale multiplies the learning rate; must be positive when named in the mask."""
     display_name: _builtins.str
@@ -471,6 +478,10 @@ class SessionEdit(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """labels for filters."""
 
+    @_builtins.property
+    def consistency(self) -> _types_pb2.Consistency:
+        """consistency from the next step on; what has come for the round in the making stays in it."""
+
     def __init__(
         self,
         *,
@@ -478,10 +489,11 @@ class SessionEdit(_message.Message):
         thermal_profile: _dynamics_pb2.ThermalProfile | None = ...,
         display_name: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        consistency: _types_pb2.Consistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["thermal_profile", b"thermal_profile"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "thermal_profile", b"thermal_profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "labels", b"labels", "lr_scale", b"lr_scale", "thermal_profile", b"thermal_profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "display_name", b"display_name", "labels", b"labels", "lr_scale", b"lr_scale", "thermal_profile", b"thermal_profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1266,6 +1278,9 @@ class Worker(_message.Message):
     STALENESS_FIELD_NUMBER: _builtins.int
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
+    AWAITED_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    INFLUENCE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """worker_id it gave."""
     connected: _builtins.bool
@@ -1278,6 +1293,12 @@ class Worker(_message.Message):
     """staleness of its last contribution, in steps."""
     received_bytes: _builtins.int
     """received_bytes of gradient payload since the server started."""
+    awaited: _builtins.bool
+    """awaited is true while others have contributed to the round in the making, and this one has not."""
+    lost: _builtins.bool
+    """lost is true once it was silent for longer than the lease, or ended its stream: rounds go on without it."""
+    influence: _builtins.float
+    """influence of its last contribution on the gradient of its round, from 0 to 1; all of a round add up to 1."""
     @_builtins.property
     def last_seen_time(self) -> _timestamp_pb2.Timestamp:
         """last_seen_time by the server's clock."""
@@ -1292,10 +1313,13 @@ class Worker(_message.Message):
         staleness: _builtins.int = ...,
         received_bytes: _builtins.int = ...,
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
+        awaited: _builtins.bool = ...,
+        lost: _builtins.bool = ...,
+        influence: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_time", b"last_seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_step", b"base_step", "connected", b"connected", "last_seen_time", b"last_seen_time", "next_sequence", b"next_sequence", "received_bytes", b"received_bytes", "staleness", b"staleness", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited", b"awaited", "base_step", b"base_step", "connected", b"connected", "influence", b"influence", "last_seen_time", b"last_seen_time", "lost", b"lost", "next_sequence", b"next_sequence", "received_bytes", b"received_bytes", "staleness", b"staleness", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

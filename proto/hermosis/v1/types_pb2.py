@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17hermosis/v1/types.proto\x12\x0bhermosis.v1\"L\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.hermosis.v1.Dtype\";\n\x0fParameterLayout\x12(\n\x07tensors\x18\x01 \x03(\x0b\x32\x17.hermosis.v1.TensorSpec\"\x9a\x01\n\x0b\x43onsistency\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1c.hermosis.v1.ConsistencyMode\x12\x0f\n\x07workers\x18\x02 \x01(\r\x12\x0e\n\x06quorum\x18\x03 \x01(\r\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\x12\x15\n\rmax_staleness\x18\x05 \x01(\x04\x12\x13\n\x0blocal_steps\x18\x06 \x01(\r\"o\n\nDurability\x12)\n\x04mode\x18\x01 \x01(\x0e\x32\x1b.hermosis.v1.DurabilityMode\x12\x1c\n\x14snapshot_every_steps\x18\x02 \x01(\x04\x12\x18\n\x10snapshot_every_s\x18\x03 \x01(\x01\"\xef\x04\n\x0c\x45nergySample\x12\x11\n\x04loss\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rsmoothed_loss\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\x0ekinetic_energy\x18\x03 \x01(\x01\x12\x1d\n\x10potential_energy\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0ethermal_energy\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0ctotal_energy\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\x19\n\x0ckinetic_loss\x18\x07 \x01(\x01H\x05\x88\x01\x01\x12\x1b\n\x13kinetic_temperature\x18\x08 \x01(\x01\x12\x1a\n\renergy_defect\x18\t \x01(\x01H\x06\x88\x01\x01\x12\x1c\n\x0finternal_energy\x18\n \x01(\x01H\x07\x88\x01\x01\x12\x14\n\x07\x65ntropy\x18\x0b \x01(\x01H\x08\x88\x01\x01\x12\x10\n\x08log_beta\x18\x0c \x01(\x01\x12\x11\n\tretention\x18\r \x01(\x01\x12\x14\n\x0c\x63ooling_rate\x18\x0e \x01(\x01\x12\x0f\n\x07\x62raking\x18\x0f \x01(\x01\x12\x11\n\tstep_norm\x18\x10 \x01(\x01\x12\x15\n\rgradient_norm\x18\x11 \x01(\x01\x12\x15\n\rmomentum_norm\x18\x12 \x01(\x01\x12\x15\n\rlearning_rate\x18\x13 \x01(\x01\x42\x07\n\x05_lossB\x10\n\x0e_smoothed_lossB\x13\n\x11_potential_energyB\x11\n\x0f_thermal_energyB\x0f\n\r_total_energyB\x0f\n\r_kinetic_lossB\x10\n\x0e_energy_defectB\x12\n\x10_internal_energyB\n\n\x08_entropy\"\xdc\x01\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x1a\n\rretry_after_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x34\n\x08metadata\x18\x06 \x03(\x0b\x32\".hermosis.v1.Refusal.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_retry_after_s*X\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03*a\n\x0cParametersOn\x12\x1d\n\x19PARAMETERS_ON_UNSPECIFIED\x10\x00\x12\x18\n\x14PARAMETERS_ON_SERVER\x10\x01\x12\x18\n\x14PARAMETERS_ON_WORKER\x10\x02*\xc4\x01\n\x0f\x43onsistencyMode\x12 \n\x1c\x43ONSISTENCY_MODE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ONSISTENCY_MODE_BARRIER\x10\x01\x12\x1b\n\x17\x43ONSISTENCY_MODE_QUORUM\x10\x02\x12\x1a\n\x16\x43ONSISTENCY_MODE_ASYNC\x10\x03\x12\x1c\n\x18\x43ONSISTENCY_MODE_BOUNDED\x10\x04\x12\x1a\n\x16\x43ONSISTENCY_MODE_LOCAL\x10\x05*\x86\x01\n\x0e\x44urabilityMode\x12\x1f\n\x1b\x44URABILITY_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44URABILITY_MODE_NONE\x10\x01\x12\x1c\n\x18\x44URABILITY_MODE_SNAPSHOT\x10\x02\x12\x1b\n\x17\x44URABILITY_MODE_JOURNAL\x10\x03*k\n\x08\x41\x63kLevel\x12\x19\n\x15\x41\x43K_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x43K_LEVEL_RECEIVED\x10\x01\x12\x15\n\x11\x41\x43K_LEVEL_APPLIED\x10\x02\x12\x15\n\x11\x41\x43K_LEVEL_DURABLE\x10\x03*\xa1\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x14\n\x10OUTCOME_RECEIVED\x10\x02\x12\x1f\n\x1bOUTCOME_NON_FINITE_GRADIENT\x10\x03\x12\x1c\n\x18OUTCOME_NON_FINITE_STATE\x10\x04\x12\x13\n\x0fOUTCOME_DROPPED\x10\x05*\xd6\x01\n\rSessionStatus\x12\x1e\n\x1aSESSION_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17SESSION_STATUS_CREATING\x10\x01\x12\x18\n\x14SESSION_STATUS_READY\x10\x02\x12\x19\n\x15SESSION_STATUS_PAUSED\x10\x03\x12\x1d\n\x19SESSION_STATUS_RECOVERING\x10\x04\x12\x19\n\x15SESSION_STATUS_FAILED\x10\x05\x12\x19\n\x15SESSION_STATUS_CLOSED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17hermosis/v1/types.proto\x12\x0bhermosis.v1\"L\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.hermosis.v1.Dtype\";\n\x0fParameterLayout\x12(\n\x07tensors\x18\x01 \x03(\x0b\x32\x17.hermosis.v1.TensorSpec\"\x8a\x02\n\x0b\x43onsistency\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1c.hermosis.v1.ConsistencyMode\x12\x0f\n\x07workers\x18\x02 \x01(\r\x12\x0e\n\x06quorum\x18\x03 \x01(\r\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\x12\x15\n\rmax_staleness\x18\x05 \x01(\x04\x12\x13\n\x0blocal_steps\x18\x06 \x01(\r\x12%\n\x04late\x18\x07 \x01(\x0e\x32\x17.hermosis.v1.LatePolicy\x12\x36\n\x10staleness_weight\x18\x08 \x01(\x0e\x32\x1c.hermosis.v1.StalenessWeight\x12\x0f\n\x07lease_s\x18\t \x01(\x01\"\x85\x01\n\x0b\x41ggregation\x12*\n\x04rule\x18\x01 \x01(\x0e\x32\x1c.hermosis.v1.AggregationRule\x12\x10\n\x08max_norm\x18\x02 \x01(\x01\x12\x11\n\tbyzantine\x18\x03 \x01(\r\x12\x12\n\nquarantine\x18\x04 \x01(\x08\x12\x11\n\tclip_norm\x18\x05 \x01(\x01\"o\n\nDurability\x12)\n\x04mode\x18\x01 \x01(\x0e\x32\x1b.hermosis.v1.DurabilityMode\x12\x1c\n\x14snapshot_every_steps\x18\x02 \x01(\x04\x12\x18\n\x10snapshot_every_s\x18\x03 \x01(\x01\"\xef\x04\n\x0c\x45nergySample\x12\x11\n\x04loss\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rsmoothed_loss\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\x0ekinetic_energy\x18\x03 \x01(\x01\x12\x1d\n\x10potential_energy\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0ethermal_energy\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0ctotal_energy\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\x19\n\x0ckinetic_loss\x18\x07 \x01(\x01H\x05\x88\x01\x01\x12\x1b\n\x13kinetic_temperature\x18\x08 \x01(\x01\x12\x1a\n\renergy_defect\x18\t \x01(\x01H\x06\x88\x01\x01\x12\x1c\n\x0finternal_energy\x18\n \x01(\x01H\x07\x88\x01\x01\x12\x14\n\x07\x65ntropy\x18\x0b \x01(\x01H\x08\x88\x01\x01\x12\x10\n\x08log_beta\x18\x0c \x01(\x01\x12\x11\n\tretention\x18\r \x01(\x01\x12\x14\n\x0c\x63ooling_rate\x18\x0e \x01(\x01\x12\x0f\n\x07\x62raking\x18\x0f \x01(\x01\x12\x11\n\tstep_norm\x18\x10 \x01(\x01\x12\x15\n\rgradient_norm\x18\x11 \x01(\x01\x12\x15\n\rmomentum_norm\x18\x12 \x01(\x01\x12\x15\n\rlearning_rate\x18\x13 \x01(\x01\x42\x07\n\x05_lossB\x10\n\x0e_smoothed_lossB\x13\n\x11_potential_energyB\x11\n\x0f_thermal_energyB\x0f\n\r_total_energyB\x0f\n\r_kinetic_lossB\x10\n\x0e_energy_defectB\x12\n\x10_internal_energyB\n\n\x08_entropy\"\xdc\x01\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x1a\n\rretry_after_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x34\n\x08metadata\x18\x06 \x03(\x0b\x32\".hermosis.v1.Refusal.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_retry_after_s*X\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03*a\n\x0cParametersOn\x12\x1d\n\x19PARAMETERS_ON_UNSPECIFIED\x10\x00\x12\x18\n\x14PARAMETERS_ON_SERVER\x10\x01\x12\x18\n\x14PARAMETERS_ON_WORKER\x10\x02*\xc4\x01\n\x0f\x43onsistencyMode\x12 \n\x1c\x43ONSISTENCY_MODE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ONSISTENCY_MODE_BARRIER\x10\x01\x12\x1b\n\x17\x43ONSISTENCY_MODE_QUORUM\x10\x02\x12\x1a\n\x16\x43ONSISTENCY_MODE_ASYNC\x10\x03\x12\x1c\n\x18\x43ONSISTENCY_MODE_BOUNDED\x10\x04\x12\x1a\n\x16\x43ONSISTENCY_MODE_LOCAL\x10\x05*n\n\nLatePolicy\x12\x1b\n\x17LATE_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12LATE_POLICY_REFUSE\x10\x01\x12\x14\n\x10LATE_POLICY_DROP\x10\x02\x12\x15\n\x11LATE_POLICY_CARRY\x10\x03*n\n\x0fStalenessWeight\x12 \n\x1cSTALENESS_WEIGHT_UNSPECIFIED\x10\x00\x12\x1b\n\x17STALENESS_WEIGHT_AS_NOW\x10\x01\x12\x1c\n\x18STALENESS_WEIGHT_AS_THEN\x10\x02*\xed\x01\n\x0f\x41ggregationRule\x12 \n\x1c\x41GGREGATION_RULE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41GGREGATION_RULE_MEAN\x10\x01\x12!\n\x1d\x41GGREGATION_RULE_CLIPPED_MEAN\x10\x02\x12\x1b\n\x17\x41GGREGATION_RULE_MEDIAN\x10\x03\x12!\n\x1d\x41GGREGATION_RULE_TRIMMED_MEAN\x10\x04\x12\x19\n\x15\x41GGREGATION_RULE_KRUM\x10\x05\x12\x1f\n\x1b\x41GGREGATION_RULE_MULTI_KRUM\x10\x06*\x86\x01\n\x0e\x44urabilityMode\x12\x1f\n\x1b\x44URABILITY_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44URABILITY_MODE_NONE\x10\x01\x12\x1c\n\x18\x44URABILITY_MODE_SNAPSHOT\x10\x02\x12\x1b\n\x17\x44URABILITY_MODE_JOURNAL\x10\x03*k\n\x08\x41\x63kLevel\x12\x19\n\x15\x41\x43K_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x43K_LEVEL_RECEIVED\x10\x01\x12\x15\n\x11\x41\x43K_LEVEL_APPLIED\x10\x02\x12\x15\n\x11\x41\x43K_LEVEL_DURABLE\x10\x03*\xa1\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x14\n\x10OUTCOME_RECEIVED\x10\x02\x12\x1f\n\x1bOUTCOME_NON_FINITE_GRADIENT\x10\x03\x12\x1c\n\x18OUTCOME_NON_FINITE_STATE\x10\x04\x12\x13\n\x0fOUTCOME_DROPPED\x10\x05*\xd6\x01\n\rSessionStatus\x12\x1e\n\x1aSESSION_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17SESSION_STATUS_CREATING\x10\x01\x12\x18\n\x14SESSION_STATUS_READY\x10\x02\x12\x19\n\x15SESSION_STATUS_PAUSED\x10\x03\x12\x1d\n\x19SESSION_STATUS_RECOVERING\x10\x04\x12\x19\n\x15SESSION_STATUS_FAILED\x10\x05\x12\x19\n\x15SESSION_STATUS_CLOSED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,32 +33,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REFUSAL_METADATAENTRY']._loaded_options = None
   _globals['_REFUSAL_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_DTYPE']._serialized_start=1298
-  _globals['_DTYPE']._serialized_end=1386
-  _globals['_PARAMETERSON']._serialized_start=1388
-  _globals['_PARAMETERSON']._serialized_end=1485
-  _globals['_CONSISTENCYMODE']._serialized_start=1488
-  _globals['_CONSISTENCYMODE']._serialized_end=1684
-  _globals['_DURABILITYMODE']._serialized_start=1687
-  _globals['_DURABILITYMODE']._serialized_end=1821
-  _globals['_ACKLEVEL']._serialized_start=1823
-  _globals['_ACKLEVEL']._serialized_end=1930
-  _globals['_OUTCOME']._serialized_start=1933
-  _globals['_OUTCOME']._serialized_end=2094
-  _globals['_SESSIONSTATUS']._serialized_start=2097
-  _globals['_SESSIONSTATUS']._serialized_end=2311
+  _globals['_DTYPE']._serialized_start=1546
+  _globals['_DTYPE']._serialized_end=1634
+  _globals['_PARAMETERSON']._serialized_start=1636
+  _globals['_PARAMETERSON']._serialized_end=1733
+  _globals['_CONSISTENCYMODE']._serialized_start=1736
+  _globals['_CONSISTENCYMODE']._serialized_end=1932
+  _globals['_LATEPOLICY']._serialized_start=1934
+  _globals['_LATEPOLICY']._serialized_end=2044
+  _globals['_STALENESSWEIGHT']._serialized_start=2046
+  _globals['_STALENESSWEIGHT']._serialized_end=2156
+  _globals['_AGGREGATIONRULE']._serialized_start=2159
+  _globals['_AGGREGATIONRULE']._serialized_end=2396
+  _globals['_DURABILITYMODE']._serialized_start=2399
+  _globals['_DURABILITYMODE']._serialized_end=2533
+  _globals['_ACKLEVEL']._serialized_start=2535
+  _globals['_ACKLEVEL']._serialized_end=2642
+  _globals['_OUTCOME']._serialized_start=2645
+  _globals['_OUTCOME']._serialized_end=2806
+  _globals['_SESSIONSTATUS']._serialized_start=2809
+  _globals['_SESSIONSTATUS']._serialized_end=3023
   _globals['_TENSORSPEC']._serialized_start=40
   _globals['_TENSORSPEC']._serialized_end=116
   _globals['_PARAMETERLAYOUT']._serialized_start=118
   _globals['_PARAMETERLAYOUT']._serialized_end=177
   _globals['_CONSISTENCY']._serialized_start=180
-  _globals['_CONSISTENCY']._serialized_end=334
-  _globals['_DURABILITY']._serialized_start=336
-  _globals['_DURABILITY']._serialized_end=447
-  _globals['_ENERGYSAMPLE']._serialized_start=450
-  _globals['_ENERGYSAMPLE']._serialized_end=1073
-  _globals['_REFUSAL']._serialized_start=1076
-  _globals['_REFUSAL']._serialized_end=1296
-  _globals['_REFUSAL_METADATAENTRY']._serialized_start=1231
-  _globals['_REFUSAL_METADATAENTRY']._serialized_end=1278
+  _globals['_CONSISTENCY']._serialized_end=446
+  _globals['_AGGREGATION']._serialized_start=449
+  _globals['_AGGREGATION']._serialized_end=582
+  _globals['_DURABILITY']._serialized_start=584
+  _globals['_DURABILITY']._serialized_end=695
+  _globals['_ENERGYSAMPLE']._serialized_start=698
+  _globals['_ENERGYSAMPLE']._serialized_end=1321
+  _globals['_REFUSAL']._serialized_start=1324
+  _globals['_REFUSAL']._serialized_end=1544
+  _globals['_REFUSAL_METADATAENTRY']._serialized_start=1479
+  _globals['_REFUSAL_METADATAENTRY']._serialized_end=1526
 # @@protoc_insertion_point(module_scope)

@@ -117,6 +117,98 @@ CONSISTENCY_MODE_LOCAL: ConsistencyMode.ValueType  # 5
 """CONSISTENCY_MODE_LOCAL takes the difference after `local_steps` steps on the worker as a pseudo-gradient."""
 Global___ConsistencyMode: _TypeAlias = ConsistencyMode  # noqa: Y015
 
+class _LatePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LatePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LatePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LATE_POLICY_UNSPECIFIED: _LatePolicy.ValueType  # 0
+    """LATE_POLICY_UNSPECIFIED is as the mode has it."""
+    LATE_POLICY_REFUSE: _LatePolicy.ValueType  # 1
+    """LATE_POLICY_REFUSE answers StaleGradient; its number is free again."""
+    LATE_POLICY_DROP: _LatePolicy.ValueType  # 2
+    """LATE_POLICY_DROP answers OUTCOME_DROPPED with the present parameters; its number is used up, nothing changed."""
+    LATE_POLICY_CARRY: _LatePolicy.ValueType  # 3
+    """LATE_POLICY_CARRY counts it into the round that is in the making."""
+
+class LatePolicy(_LatePolicy, metaclass=_LatePolicyEnumTypeWrapper):
+    """LatePolicy is what becomes of a contribution that comes too late."""
+
+LATE_POLICY_UNSPECIFIED: LatePolicy.ValueType  # 0
+"""LATE_POLICY_UNSPECIFIED is as the mode has it."""
+LATE_POLICY_REFUSE: LatePolicy.ValueType  # 1
+"""LATE_POLICY_REFUSE answers StaleGradient; its number is free again."""
+LATE_POLICY_DROP: LatePolicy.ValueType  # 2
+"""LATE_POLICY_DROP answers OUTCOME_DROPPED with the present parameters; its number is used up, nothing changed."""
+LATE_POLICY_CARRY: LatePolicy.ValueType  # 3
+"""LATE_POLICY_CARRY counts it into the round that is in the making."""
+Global___LatePolicy: _TypeAlias = LatePolicy  # noqa: Y015
+
+class _StalenessWeight:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StalenessWeightEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StalenessWeight.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STALENESS_WEIGHT_UNSPECIFIED: _StalenessWeight.ValueType  # 0
+    """STALENESS_WEIGHT_UNSPECIFIED means AS_NOW."""
+    STALENESS_WEIGHT_AS_NOW: _StalenessWeight.ValueType  # 1
+    """STALENESS_WEIGHT_AS_NOW counts it like one of the present step."""
+    STALENESS_WEIGHT_AS_THEN: _StalenessWeight.ValueType  # 2
+    """STALENESS_WEIGHT_AS_THEN counts it as if it had come in its own time: times the retentions of the steps since."""
+
+class StalenessWeight(_StalenessWeight, metaclass=_StalenessWeightEnumTypeWrapper):
+    """StalenessWeight is how much a late gradient counts."""
+
+STALENESS_WEIGHT_UNSPECIFIED: StalenessWeight.ValueType  # 0
+"""STALENESS_WEIGHT_UNSPECIFIED means AS_NOW."""
+STALENESS_WEIGHT_AS_NOW: StalenessWeight.ValueType  # 1
+"""STALENESS_WEIGHT_AS_NOW counts it like one of the present step."""
+STALENESS_WEIGHT_AS_THEN: StalenessWeight.ValueType  # 2
+"""STALENESS_WEIGHT_AS_THEN counts it as if it had come in its own time: times the retentions of the steps since."""
+Global___StalenessWeight: _TypeAlias = StalenessWeight  # noqa: Y015
+
+class _AggregationRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AggregationRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AggregationRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AGGREGATION_RULE_UNSPECIFIED: _AggregationRule.ValueType  # 0
+    """AGGREGATION_RULE_UNSPECIFIED means MEAN."""
+    AGGREGATION_RULE_MEAN: _AggregationRule.ValueType  # 1
+    """AGGREGATION_RULE_MEAN is the mean, weighted by sample_count where every contribution states one."""
+    AGGREGATION_RULE_CLIPPED_MEAN: _AggregationRule.ValueType  # 2
+    """AGGREGATION_RULE_CLIPPED_MEAN is the mean of contributions that are first shortened to max_norm."""
+    AGGREGATION_RULE_MEDIAN: _AggregationRule.ValueType  # 3
+    """AGGREGATION_RULE_MEDIAN is the median of each coordinate."""
+    AGGREGATION_RULE_TRIMMED_MEAN: _AggregationRule.ValueType  # 4
+    """AGGREGATION_RULE_TRIMMED_MEAN leaves out the `byzantine` largest and smallest of each coordinate."""
+    AGGREGATION_RULE_KRUM: _AggregationRule.ValueType  # 5
+    """AGGREGATION_RULE_KRUM takes the contribution closest to its neighbours, when up to `byzantine` are hostile."""
+    AGGREGATION_RULE_MULTI_KRUM: _AggregationRule.ValueType  # 6
+    """AGGREGATION_RULE_MULTI_KRUM is the mean of all but the `byzantine` that are furthest from their neighbours."""
+
+class AggregationRule(_AggregationRule, metaclass=_AggregationRuleEnumTypeWrapper):
+    """AggregationRule makes one gradient of a round's contributions."""
+
+AGGREGATION_RULE_UNSPECIFIED: AggregationRule.ValueType  # 0
+"""AGGREGATION_RULE_UNSPECIFIED means MEAN."""
+AGGREGATION_RULE_MEAN: AggregationRule.ValueType  # 1
+"""AGGREGATION_RULE_MEAN is the mean, weighted by sample_count where every contribution states one."""
+AGGREGATION_RULE_CLIPPED_MEAN: AggregationRule.ValueType  # 2
+"""AGGREGATION_RULE_CLIPPED_MEAN is the mean of contributions that are first shortened to max_norm."""
+AGGREGATION_RULE_MEDIAN: AggregationRule.ValueType  # 3
+"""AGGREGATION_RULE_MEDIAN is the median of each coordinate."""
+AGGREGATION_RULE_TRIMMED_MEAN: AggregationRule.ValueType  # 4
+"""AGGREGATION_RULE_TRIMMED_MEAN leaves out the `byzantine` largest and smallest of each coordinate."""
+AGGREGATION_RULE_KRUM: AggregationRule.ValueType  # 5
+"""AGGREGATION_RULE_KRUM takes the contribution closest to its neighbours, when up to `byzantine` are hostile."""
+AGGREGATION_RULE_MULTI_KRUM: AggregationRule.ValueType  # 6
+"""AGGREGATION_RULE_MULTI_KRUM is the mean of all but the `byzantine` that are furthest from their neighbours."""
+Global___AggregationRule: _TypeAlias = AggregationRule  # noqa: Y015
+
 class _DurabilityMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -319,6 +411,9 @@ class Consistency(_message.Message):
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     MAX_STALENESS_FIELD_NUMBER: _builtins.int
     LOCAL_STEPS_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    STALENESS_WEIGHT_FIELD_NUMBER: _builtins.int
+    LEASE_S_FIELD_NUMBER: _builtins.int
     mode: Global___ConsistencyMode.ValueType
     """mode of the session; unspecified means BARRIER."""
     workers: _builtins.int
@@ -333,6 +428,14 @@ class Consistency(_message.Message):
     """
     local_steps: _builtins.int
     """local_steps a worker takes by itself in LOCAL mode; zero means 1."""
+    late: Global___LatePolicy.ValueType
+    """late says what becomes of a contribution that comes after its round has stepped, or further behind than
+    max_staleness allows; unspecified means that it is refused as StaleGradient, in QUORUM that it is dropped.
+    """
+    staleness_weight: Global___StalenessWeight.ValueType
+    """staleness_weight of contributions computed at an earlier step; unspecified means AS_NOW."""
+    lease_s: _builtins.float
+    """lease_s is how long a worker may be silent before rounds go on without it; zero means they wait for ever."""
     def __init__(
         self,
         *,
@@ -342,14 +445,55 @@ class Consistency(_message.Message):
         deadline_s: _builtins.float = ...,
         max_staleness: _builtins.int = ...,
         local_steps: _builtins.int = ...,
+        late: Global___LatePolicy.ValueType = ...,
+        staleness_weight: Global___StalenessWeight.ValueType = ...,
+        lease_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "local_steps", b"local_steps", "max_staleness", b"max_staleness", "mode", b"mode", "quorum", b"quorum", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "late", b"late", "lease_s", b"lease_s", "local_steps", b"local_steps", "max_staleness", b"max_staleness", "mode", b"mode", "quorum", b"quorum", "staleness_weight", b"staleness_weight", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
+
+@_typing.final
+class Aggregation(_message.Message):
+    """Aggregation is how the contributions of a round become one gradient."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    MAX_NORM_FIELD_NUMBER: _builtins.int
+    BYZANTINE_FIELD_NUMBER: _builtins.int
+    QUARANTINE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    rule: Global___AggregationRule.ValueType
+    """rule by which; unspecified means MEAN."""
+    max_norm: _builtins.float
+    """max_norm that CLIPPED_MEAN shortens contributions to."""
+    byzantine: _builtins.int
+    """byzantine is how many hostile workers TRIMMED_MEAN, KRUM and MULTI_KRUM withstand."""
+    quarantine: _builtins.bool
+    """quarantine leaves contributions that hold NaN or infinity out of the round, which goes on with the others."""
+    clip_norm: _builtins.float
+    """clip_norm shortens the gradient of the round to this Euclidean length before the kick; zero means not."""
+    def __init__(
+        self,
+        *,
+        rule: Global___AggregationRule.ValueType = ...,
+        max_norm: _builtins.float = ...,
+        byzantine: _builtins.int = ...,
+        quarantine: _builtins.bool = ...,
+        clip_norm: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["byzantine", b"byzantine", "clip_norm", b"clip_norm", "max_norm", b"max_norm", "quarantine", b"quarantine", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Aggregation: _TypeAlias = Aggregation  # noqa: Y015
 
 @_typing.final
 class Durability(_message.Message):

@@ -1,7 +1,9 @@
 """Batch: rounds and fleets become entries of launches, one a cohort, and what those led to goes back to each."""
 
 import logging
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -10,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hermosis.wire import Dtype
+from hermosis_server.engine.aggregate import aggregate
 from hermosis_server.engine.arena import Arena, from_wire, wire_bytes
 from hermosis_server.engine.cohort import Cohort
-from hermosis_server.engine.entries import Entry, Part
+from hermosis_server.engine.entries import Entry, Part, mean_of
 from hermosis_server.engine.resident import Resident, digest
 from hermosis_server.engine.rounds import Contribution, weights
 from hermosis_server.engine.scheduler import Ready, ReadyFleet, ReadyRound
@@ -21,6 +24,9 @@ from hermosis_server.errors import InternalError
 from hermosis_server.records import EnergySample, Outcome, Reply, ReplyWish, StateBuffer, Vector, WorkerSequence
 
 logger = logging.getLogger(__name__)
+
+MOST_RETENTIONS = 1024  # of a session; a gradient that is later counts nothing as in its own time
+_RETENTION = EnergySample._fields.index("retention")
 
 
 class Launch(NamedTuple):
@@ -37,6 +43,23 @@ class Launch(NamedTuple):
     sessions: int
 
 
+class Mixture(NamedTuple):
+    """How a round's contributions went into its gradient, each at its place.
+
+    Attributes:
+      influences:   from 0 to 1; empty where it is their mean, or nothing was tried.
+      quarantined:  those that were left out for not being finite.
+      late_weights: beside the mean's; empty where each counts in full.
+    """
+
+    influences: Sequence[float] = ()
+    quarantined: frozenset[int] = frozenset()
+    late_weights: Sequence[float] = ()
+
+
+_PLAIN = Mixture()
+
+
 class StepDone(NamedTuple):
     """What a round led to: news from the device thread to the rpc thread."""
 
@@ -47,6 +70,7 @@ class StepDone(NamedTuple):
     vectors: Sequence[Vector | None]  # of each contribution, what it asked for
     state_digest: bytes
     launch: Launch
+    mixture: "Mixture"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,16 +108,20 @@ def begin_batch(arena: Arena, stepper: Stepper, batch: Sequence[Ready]) -> Calla
 
     In between a batch of other sessions may begin, and nothing else may happen in the arena.
     """
-    members = [_members(item) for item in batch]
-    end = _begin(stepper, [entry for entries in members for entry in entries])
+    mixed = [_mixed(item) for item in batch]
+    end = _begin(stepper, [entry for entries, _ in mixed for entry in entries])
 
     def results() -> Results:
         fates, first, told = end(), 0, Results()
-        for item, entries in zip(batch, members, strict=True):
-            if isinstance(item, ReadyRound):
-                told.append(fates.failed[first] if first in fates.failed else _round_done(arena, item, fates, first))
-            else:
+        for item, (entries, mixture) in zip(batch, mixed, strict=True):
+            if not isinstance(item, ReadyRound):
                 told.append(_fleet_done(item, fates, first))
+            elif not entries:
+                told.append(_untried(item, mixture, fates.launch))
+            elif first in fates.failed:
+                told.append(fates.failed[first])
+            else:
+                told.append(_round_done(arena, item, fates, first, mixture))
             first += len(entries)
         return told
 
@@ -165,13 +193,47 @@ def _joined(
     return _Fates(outcomes, before, after, samples, replies, launch, failed)
 
 
-def _members(item: Ready) -> list[Entry]:
-    if isinstance(item, ReadyRound):
-        wish = _launch_wish(item.contributions)
-        return [Entry(item.resident, _parts(item.contributions), item.loss, item.lr_scale, wish)]
-    wish = None if item.wish.reply is Reply.NONE else item.wish
-    columns = zip(item.residents, item.parts, item.losses, item.lr_scales, strict=True)
-    return [Entry(resident, (part,), loss, lr_scale, wish) for resident, part, loss, lr_scale in columns]
+def _mixed(item: Ready) -> tuple[list[Entry], Mixture]:
+    """The entries of an item; none of a round that is not to be tried."""
+    if isinstance(item, ReadyFleet):
+        wish = None if item.wish.reply is Reply.NONE else item.wish
+        columns = zip(item.residents, item.parts, item.losses, item.lr_scales, strict=True)
+        return [Entry(resident, (part,), loss, lr_scale, wish) for resident, part, loss, lr_scale in columns], _PLAIN
+    if item.dropped:
+        return [], _PLAIN
+    mixture, late = _PLAIN, _late_weights(item)
+    parts = _parts(item.contributions)
+    if late:
+        mixture = mixture._replace(late_weights=late)
+        parts = [part._replace(weight=part.weight * weight) for part, weight in zip(parts, late, strict=True)]
+    if item.aggregation is not None:
+        one = aggregate(parts, item.aggregation)
+        mixture = mixture._replace(influences=one.influences, quarantined=one.quarantined)
+        if one.part is None:
+            return [], mixture
+        parts = [one.part]
+    elif len(parts) == 1 and parts[0].weight != 1:
+        parts = [mean_of(parts)]
+    return [Entry(item.resident, parts, item.loss, item.lr_scale, _launch_wish(item.contributions))], mixture
+
+
+def _late_weights(item: ReadyRound) -> Sequence[float]:
+    """What late contributions count in their own time: the product of the retentions of the steps since (THEORY 6).
+
+    What is older than the retentions that are known counts nothing.
+    """
+    if item.late_weights is not None:
+        return item.late_weights
+    resident: Resident = item.resident
+    if not item.as_then:
+        return ()
+    if resident.retentions is None:
+        resident.retentions = deque(maxlen=MOST_RETENTIONS)
+    known, now = resident.retentions, resident.step
+    ages = [max(0, now - one.commit.base_step) for one in item.contributions]
+    if not any(ages):
+        return ()
+    return [math.prod(list(known)[len(known) - age :]) if age <= len(known) else 0.0 for age in ages]
 
 
 def _parts(contributions: list[Contribution]) -> list[Part]:
@@ -199,20 +261,45 @@ def _launch_wish(contributions: list[Contribution]) -> ReplyWish | None:
     return None
 
 
-def _round_done(arena: Arena, item: ReadyRound, fates: _Fates, index: int) -> StepDone:
+def outcome_of(outcome: Outcome, mixture: Mixture, place: int) -> Outcome:
+    """Of one contribution to a round with that outcome."""
+    return Outcome.NON_FINITE_GRADIENT if place in mixture.quarantined else outcome
+
+
+def _note(item: ReadyRound, outcome: Outcome, step: int, mixture: Mixture) -> None:
+    """Writes the round's contributions into the sequence table."""
+    resident: Resident = item.resident
+    for place, one in enumerate(item.contributions):
+        fate = outcome_of(outcome, mixture, place)
+        table = resident.workers if fate is Outcome.APPLIED else resident.refused
+        table[one.worker.worker_id] = WorkerSequence(
+            one.worker.worker_id, one.commit.sequence, one.ticket.payload_crc32, fate, step
+        )
+
+
+def _untried(item: ReadyRound, mixture: Mixture, launch: Launch) -> StepDone:
+    """The fate of a round that came too late, or of which nothing was finite."""
+    resident: Resident = item.resident
+    outcome, step = Outcome.DROPPED if item.dropped else Outcome.NON_FINITE_GRADIENT, resident.step
+    _note(item, outcome, step, mixture)
+    return StepDone(
+        outcome=outcome,
+        step=step,
+        base_step=step,
+        energies=EnergySample(*[math.nan] * len(EnergySample._fields)),
+        vectors=_vectors(item, step, None),
+        state_digest=b"",
+        launch=launch,
+        mixture=mixture,
+    )
+
+
+def _round_done(arena: Arena, item: ReadyRound, fates: _Fates, index: int, mixture: Mixture) -> StepDone:
     step, outcome = int(fates.after[index]), fates.outcomes[index]
     resident: Resident = item.resident
-    if outcome is Outcome.APPLIED:
-        for one in item.contributions:
-            worker_id = one.worker.worker_id
-            resident.workers[worker_id] = WorkerSequence(
-                worker_id, one.commit.sequence, one.ticket.payload_crc32, Outcome.APPLIED, step
-            )
-    else:
-        for one in item.contributions:
-            resident.refused[one.worker.worker_id] = WorkerSequence(
-                one.worker.worker_id, one.commit.sequence, one.ticket.payload_crc32, outcome, step
-            )
+    _note(item, outcome, step, mixture)
+    if resident.retentions is not None and outcome is Outcome.APPLIED:
+        resident.retentions.append(float(fates.samples[index][_RETENTION]))
     wanted = any(one.commit.want_digest for one in item.contributions)
     return StepDone(
         outcome=outcome,
@@ -222,6 +309,7 @@ def _round_done(arena: Arena, item: ReadyRound, fates: _Fates, index: int) -> St
         vectors=_vectors(item, step, fates.replies[index]),
         state_digest=digest(arena, resident) if wanted else b"",
         launch=fates.launch,
+        mixture=mixture,
     )
 
 

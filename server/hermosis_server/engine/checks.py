@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from hermosis.wire import SESSION_ID, is_plain_name
 from hermosis_server.dynamics import Hamiltonian, check_parameters_on_worker, resolve
 from hermosis_server.engine.session import SessionSpec
-from hermosis_server.errors import InvalidHyperparameter, InvalidRequest, QuotaExceeded, Unsupported
-from hermosis_server.records import ConsistencyMode, Limits, ParametersOn, RecipeChoice
+from hermosis_server.errors import InvalidHyperparameter, InvalidRequest, QuotaExceeded
+from hermosis_server.records import (
+    Aggregation,
+    AggregationRule,
+    Consistency,
+    ConsistencyMode,
+    LatePolicy,
+    Limits,
+    ParametersOn,
+    RecipeChoice,
+)
 
-CONSISTENCY_MODES = (ConsistencyMode.BARRIER, ConsistencyMode.ASYNC)
+CONSISTENCY_MODES = tuple(ConsistencyMode)
 MAX_LABELS = 64
 MAX_NAME_BYTES = 256
 MAX_WORKER_ID_BYTES = 128
@@ -26,33 +35,73 @@ def checked_hamiltonian(spec: SessionSpec, limits: Limits) -> Hamiltonian:
     hamiltonian = resolve(optimizer.name, optimizer.parameters) if isinstance(optimizer, RecipeChoice) else optimizer
     if spec.parameters_on is ParametersOn.WORKER:
         check_parameters_on_worker(hamiltonian)
+    check_holders(spec)
     if spec.layout.parameter_count > limits.max_parameters:
         raise QuotaExceeded(
             f"the layout has {spec.layout.parameter_count} elements, this server takes {limits.max_parameters}",
             field="spec.layout",
         )
-    _check_consistency(spec, limits)
+    check_consistency(spec.consistency, limits, field="spec.consistency")
+    check_aggregation(spec.aggregation, workers=spec.consistency.workers)
     check_labels(spec.display_name, spec.labels)
     return hamiltonian
 
 
-def _check_consistency(spec: SessionSpec, limits: Limits) -> None:
-    consistency = spec.consistency
-    if consistency.mode not in CONSISTENCY_MODES:
-        names = ", ".join(mode.name for mode in CONSISTENCY_MODES)
-        raise Unsupported(
-            f"consistency {consistency.mode.name} is part of the contract, but this server runs {names} so far",
-            field="spec.consistency.mode",
+def check_holders(spec: SessionSpec) -> None:
+    """Raises InvalidRequest where a worker that holds the parameters could miss an increment."""
+    rounds = spec.consistency.mode in (ConsistencyMode.BARRIER, ConsistencyMode.ASYNC)
+    if spec.parameters_on is ParametersOn.WORKER and (spec.consistency.lease_s or not rounds):
+        raise InvalidRequest(
+            "where workers hold the parameters none may miss an increment; choose BARRIER without a lease, or let the "
+            "server hold them",
+            field="spec.parameters_on",
         )
+
+
+def check_consistency(consistency: Consistency, limits: Limits, *, field: str) -> None:
+    """Raises InvalidRequest for a rule that no session can follow."""
+
+    def refuse(name: str, problem: str) -> None:
+        raise InvalidRequest(f"{name} is {getattr(consistency, name)!r}; {problem}", field=f"{field}.{name}")
+
+    mode, rounds = consistency.mode, consistency.has_rounds
     if not 1 <= consistency.workers <= limits.max_workers:
-        raise InvalidRequest(
-            f"consistency asks for {consistency.workers} workers; wanted 1 to {limits.max_workers}",
-            field="spec.consistency.workers",
-        )
-    if consistency.mode is ConsistencyMode.BARRIER and consistency.max_staleness:
-        raise InvalidRequest(
-            "a BARRIER session takes gradients of its present step only; leave max_staleness at zero or choose ASYNC",
-            field="spec.consistency.max_staleness",
+        refuse("workers", f"wanted 1 to {limits.max_workers}")
+    if consistency.quorum > consistency.workers:
+        refuse("quorum", f"wanted at most the {consistency.workers} workers")
+    for name in ("deadline_s", "lease_s"):
+        if not 0 <= getattr(consistency, name) < math.inf:
+            refuse(name, "wanted seconds, or 0 for never")
+    if (consistency.quorum or consistency.deadline_s) and mode not in (ConsistencyMode.QUORUM, ConsistencyMode.LOCAL):
+        refuse("quorum" if consistency.quorum else "deadline_s", "only QUORUM and LOCAL rounds go on without somebody")
+    if consistency.local_steps and mode is not ConsistencyMode.LOCAL:
+        refuse("local_steps", f"only workers of a LOCAL session take steps by themselves, this one is {mode.name}")
+    if consistency.max_staleness and rounds and consistency.late is not LatePolicy.CARRY:
+        refuse("max_staleness", f"a {mode.name} session takes gradients of its present step only, unless late is CARRY")
+    if consistency.late is LatePolicy.CARRY and not rounds:
+        refuse("late", f"a {mode.name} session has no round to carry anything into")
+
+
+def check_aggregation(aggregation: Aggregation, *, workers: int) -> None:
+    """Raises InvalidRequest for a rule without what it needs."""
+
+    def refuse(name: str, problem: str) -> None:
+        given = getattr(aggregation, name)
+        raise InvalidRequest(f"{name} is {given!r}; {problem}", field=f"spec.aggregation.{name}")
+
+    for name in ("max_norm", "clip_norm"):
+        if not 0 <= getattr(aggregation, name) < math.inf:
+            refuse(name, "wanted a length, or 0 for none")
+    if aggregation.rule is AggregationRule.CLIPPED_MEAN and not aggregation.max_norm:
+        refuse("max_norm", "CLIPPED_MEAN shortens contributions to it; give a positive one")
+    least = {
+        AggregationRule.TRIMMED_MEAN: 2 * aggregation.byzantine + 1,
+        AggregationRule.KRUM: aggregation.byzantine + 3,
+    }
+    least[AggregationRule.MULTI_KRUM] = least[AggregationRule.KRUM]
+    if workers < least.get(aggregation.rule, 0):
+        refuse(
+            "byzantine", f"{aggregation.rule.name} needs {least[aggregation.rule]} workers for it, there are {workers}"
         )
 
 

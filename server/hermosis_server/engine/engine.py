@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ from hermosis_server.errors import (
 from hermosis_server.failpoints import reach
 from hermosis_server.identity import DEFAULT_TENANT, full_name, parted, shown_id
 from hermosis_server.records import (
+    Consistency,
     Durability,
     Limits,
     ParametersOn,
@@ -74,6 +76,7 @@ class SessionEdit:
     thermal: ThermalProfile | None = None
     display_name: str | None = None
     labels: Mapping[str, str] | None = None
+    consistency: Consistency | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +194,7 @@ class Engine:
             spec=spec,
             telemetry=TelemetryRing(session_id, self._shelf),
             max_workers=self.limits.max_workers,
+            on_change=self.intake.changed,
         )
         return session
 
@@ -249,6 +253,11 @@ class Engine:
         checks.check_lr_scale(edit.lr_scale, field="edit.lr_scale")
         checks.check_labels(edit.display_name or "", edit.labels or {})
         session = self.resident_session(session_id)
+        if edit.consistency is not None:
+            after = replace(session.spec, consistency=edit.consistency)
+            checks.check_consistency(edit.consistency, self.limits, field="edit.consistency")
+            checks.check_aggregation(after.aggregation, workers=edit.consistency.workers)
+            checks.check_holders(after)
         async with session.editing:
             if etag and etag != str(session.revision):
                 raise PayloadMismatch(
@@ -267,6 +276,10 @@ class Engine:
                 session.spec = replace(session.spec, display_name=edit.display_name)
             if edit.labels is not None:
                 session.spec = replace(session.spec, labels=dict(edit.labels))
+            if edit.consistency is not None:
+                session.spec = replace(session.spec, consistency=edit.consistency)
+                session.recount(time.monotonic())
+                self.intake.changed(session)
             session.revision += 1
             reach("update.changed")
             await self._save(session)

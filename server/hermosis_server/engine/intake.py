@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import time
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from hermosis.wire import Dtype
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler, StagingBudget
-from hermosis_server.engine.batch import StepDone
+from hermosis_server.engine.batch import StepDone, outcome_of
 from hermosis_server.engine.keeper import Keeper
 from hermosis_server.engine.rounds import Answer, Round, StepTicket, Tell, WorkerRecord, awaited, mean_loss
 from hermosis_server.engine.scheduler import ReadyRound
@@ -26,11 +27,13 @@ from hermosis_server.records import (
     Reply,
     ReplyWish,
     SessionStatus,
+    StalenessWeight,
     StepResult,
     TelemetryReading,
 )
 
 RETRY_AFTER_STOP_S = 1.0
+LOOKS = 4  # for lost workers, in the time of a lease
 
 
 class Intake:
@@ -107,7 +110,8 @@ class Intake:
                 ticket = session.repeat(worker, commit.sequence, gradient)
             else:
                 reach("intake.admitted")
-                session.admit(worker, commit, wish, gradient, [answer] if level is not AckLevel.RECEIVED else [])
+                waiting = [answer] if level is not AckLevel.RECEIVED else []
+                late = session.admit(worker, commit, wish, gradient, waiting)
         except BaseException:
             gradient.release()
             raise
@@ -115,7 +119,10 @@ class Intake:
             gradient.release()
             self._repeat(session, worker, ticket, wish, answer)
             return
-        self._advance(session)
+        if late is not None:
+            self._submit(session, Round(1, {worker.worker_id: late}), dropped=True)
+        else:
+            self.advance(session)
         if level is AckLevel.RECEIVED:
             answer(session.received(commit))
 
@@ -127,12 +134,33 @@ class Intake:
                 field="ack_level",
             )
 
-    def _advance(self, session: Session) -> None:
-        """Hands the round over, if it is ready."""
+    def advance(self, session: Session) -> None:
+        """Hands the round over, if it is ready; else sees to it that nobody waits for ever where that is not wanted."""
+        consistency = session.spec.consistency
+        waits = consistency.lease_s or consistency.deadline_s
+        if waits:
+            session.recount(time.monotonic())
         ready = session.take_round()
-        if ready is None:
-            return
-        contributions = ready.ordered()
+        if ready is not None:
+            self._submit(session, ready)
+        elif waits and session.round.contributions and session.timer is None:
+            left_s = consistency.lease_s / LOOKS or math.inf
+            if consistency.deadline_s:
+                left_s = min(left_s, session.round.began_s + consistency.deadline_s - time.monotonic())
+            session.timer = asyncio.get_running_loop().call_later(max(0.001, left_s), self._look_again, session)
+
+    def changed(self, session: Session) -> None:
+        """Somebody has come or gone, or the rule has changed."""
+        if session.status is SessionStatus.READY and session.round.contributions:
+            self.advance(session)
+        self._let_go_on(session)
+
+    def _look_again(self, session: Session) -> None:
+        session.timer = None
+        self.changed(session)
+
+    def _submit(self, session: Session, ready: Round, *, dropped: bool = False) -> None:
+        contributions, spec = ready.ordered(), session.spec
         lr_scale = session.lr_scale * _or_one(contributions[0].commit.lr_scale)
         session.executor.submit(
             ReadyRound(
@@ -142,6 +170,9 @@ class Intake:
                 loss=mean_loss(contributions),
                 size_bytes=sum(contribution.gradient.size_bytes for contribution in contributions),
                 done=functools.partial(self._finished, session, ready, lr_scale),
+                aggregation=None if spec.aggregation.is_plain else spec.aggregation,
+                as_then=spec.consistency.staleness_weight is StalenessWeight.AS_THEN,
+                dropped=dropped,
             )
         )
 
@@ -164,23 +195,33 @@ class Intake:
         else:
             for contribution in contributions:
                 contribution.gradient.release()
-        for contribution, vector in zip(contributions, done.vectors, strict=True):
+        mixture, now_s = done.mixture, time.monotonic()
+        for place, (contribution, vector) in enumerate(zip(contributions, done.vectors, strict=True)):
+            worker, outcome = contribution.worker, outcome_of(done.outcome, mixture, place)
+            worker.influence = mixture.influences[place] if mixture.influences else 1.0 / len(contributions)
+            worker.clock += 1
             sent_bytes += len(vector.payload) if vector else 0
             contribution.worker.staleness = done.base_step - contribution.commit.base_step
             result = StepResult(
                 sequence=contribution.commit.sequence,
-                outcome=done.outcome,
+                outcome=outcome,
                 step=done.step,
                 generation=session.generation,
                 durable_step=session.durable_step,
                 staleness=contribution.worker.staleness,
                 contributions=len(contributions),
-                energies=done.energies if applied else None,
+                energies=done.energies if outcome is Outcome.APPLIED else None,
                 state_digest=done.state_digest if contribution.commit.want_digest else b"",
             )
             if vector is not None and vector.reply is Reply.INCREMENT:
                 session.keep_increment(contribution.worker, result.sequence, vector)
-            contribution.ticket.resolve(Answer(result, vector))
+            answer = Answer(result, vector)
+            if session.is_ahead(worker, now_s):
+                go_on = functools.partial(self._answer_late, session, contribution.ticket, contribution.wish, answer)
+                session.parked.append((worker, go_on))
+            else:
+                contribution.ticket.resolve(answer)
+        self._let_go_on(session)
         reach("intake.answered")
         if applied:
             reading = TelemetryReading(
@@ -198,6 +239,40 @@ class Intake:
             )
             session.telemetry.append(reading)
             self._watchers.offer(reading)
+
+    def _let_go_on(self, session: Session) -> None:
+        """Answers those that are no longer too far ahead of the others."""
+        if not session.parked:
+            return
+        now_s = time.monotonic()
+        free = [held for held in session.parked if not session.is_ahead(held[0], now_s)]
+        session.parked = [held for held in session.parked if held not in free]
+        for _, go_on in free:
+            go_on()
+        if session.parked and session.spec.consistency.lease_s and session.timer is None:
+            delay_s = session.spec.consistency.lease_s / LOOKS
+            session.timer = asyncio.get_running_loop().call_later(delay_s, self._look_again, session)
+
+    def _answer_late(self, session: Session, ticket: StepTicket, wish: ReplyWish, answer: Answer) -> None:
+        """Answers somebody who was held back, with the parameters of now: that is what it waited for."""
+        if wish.reply is not Reply.PARAMETERS or session.status is SessionStatus.CLOSED:
+            ticket.resolve(answer)
+            return
+
+        async def read() -> None:
+            try:
+                vector = await session.executor.run(
+                    lambda arena: on_device.read_parameters(arena, session.on_device, wish.dtype),
+                    of=[session.on_device],
+                )
+            except Exception:  # the step was taken, whatever became of the session since
+                ticket.resolve(answer)
+            else:
+                ticket.resolve(Answer(replace(answer.result, step=vector.step), vector))
+
+        task = asyncio.ensure_future(read())
+        self._repeats.add(task)
+        task.add_done_callback(self._repeats.discard)
 
     def _repeat(
         self, session: Session, worker: WorkerRecord, ticket: StepTicket, wish: ReplyWish, answer: Tell

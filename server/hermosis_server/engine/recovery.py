@@ -260,6 +260,8 @@ class _Replay:
                 loss=replay.loss(made),
                 size_bytes=size,
                 done=done,
+                aggregation=None if session.spec.aggregation.is_plain else session.spec.aggregation,
+                late_weights=said.late_weights,
             )
         )
         self._under_way.append((size, future))

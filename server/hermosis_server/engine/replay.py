@@ -33,6 +33,7 @@ class TriedRound:
     fingerprint: int
     lr_scale: float
     commits: Sequence[tuple[str, Commit, Dtype, int]]  # worker, numbers, dtype and checksum of its gradient
+    late_weights: Sequence[float]  # beside the mean's; empty where each counts in full
     gradients: Sequence[memoryview]
 
 
@@ -46,7 +47,7 @@ class Edited:
 def step(contributions: Sequence[Contribution], lr_scale: float, done: StepDone) -> Parts:
     """What the journal keeps of a round. Of one that changed nothing the gradients are left out."""
     applied = done.outcome is Outcome.APPLIED
-    head = {
+    head: dict[str, Any] = {
         "outcome": int(done.outcome),
         "fingerprint": fingerprint(done.energies) if applied else 0,
         "lr_scale": lr_scale,
@@ -63,6 +64,8 @@ def step(contributions: Sequence[Contribution], lr_scale: float, done: StepDone)
             for one in contributions
         ],
     }
+    if done.mixture.late_weights:
+        head["late"] = [weight.hex() for weight in done.mixture.late_weights]
     gradients = [_memory(one.gradient) for one in contributions] if applied else []
     return [*_framed(head), *gradients]
 
@@ -141,6 +144,7 @@ def _tried(head: dict[str, Any], rest: memoryview) -> TriedRound:
         fingerprint=head["fingerprint"],
         lr_scale=head["lr_scale"],
         commits=commits,
+        late_weights=[float.fromhex(weight) for weight in head.get("late", ())],
         gradients=gradients,
     )
 

@@ -4,6 +4,7 @@ Every function here runs as a job of the executor, between two steps.
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,6 +38,7 @@ class Resident:
       workers:     the last applied contribution of each worker, changed together with the rows.
       refused:     the last one of each worker that was tried and changed nothing; no part of the state digest.
       initialised: whether parameters have been set.
+      retentions:  of the last steps, the newest last; None while no late gradient is weighed by them.
       solo:        what the stepper has laid out for steps of this session alone.
     """
 
@@ -48,6 +50,7 @@ class Resident:
     workers: dict[str, WorkerSequence] = field(default_factory=dict)
     refused: dict[str, WorkerSequence] = field(default_factory=dict)
     initialised: bool = False
+    retentions: deque[float] | None = None
     solo: Any = None
 
     @property

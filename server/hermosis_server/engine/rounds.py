@@ -90,6 +90,10 @@ class WorkerRecord:
       recent:     the last contributions counted, by their numbers.
       unfinished: what came of the next contribution before its stream broke.
       increments: answered since the last of them was counted; kept because nobody could compute them again.
+      heard_s:    monotonic seconds when something of it came last.
+      left:       whether its last stream has ended.
+      clock:      contributions that were tried since it joined, of a BOUNDED session.
+      influence:  of its last contribution on the gradient of its round.
     """
 
     worker_id: str
@@ -102,6 +106,10 @@ class WorkerRecord:
     last_seen_s: float = 0.0
     streams: int = 0
     unfinished: Unfinished | None = None
+    heard_s: float = 0.0
+    left: bool = False
+    clock: int = 0
+    influence: float = 0.0
 
     def remember(self, sequence: int, ticket: StepTicket | Tickets) -> None:
         if self.increments:
@@ -138,18 +146,24 @@ class Round:
     """Contributions that make one step together.
 
     Attributes:
-      quorum: how many make it ready.
+      quorum:  how many make it ready.
+      began_s: monotonic seconds when the first one came.
+      is_due:  whether it steps with what there is.
     """
 
     quorum: int
     contributions: dict[str, Contribution] = field(default_factory=dict)
+    began_s: float = math.inf
+    is_due: bool = False
 
     def add(self, contribution: Contribution) -> None:
+        if not self.contributions:
+            self.began_s = contribution.counted_s
         self.contributions[contribution.worker.worker_id] = contribution
 
     @property
     def ready(self) -> bool:
-        return len(self.contributions) >= self.quorum
+        return len(self.contributions) >= self.quorum or (self.is_due and bool(self.contributions))
 
     def ordered(self) -> list[Contribution]:
         """In the order of worker ids, so that the sum never depends on who came first."""

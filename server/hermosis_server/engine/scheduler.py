@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hermosis_server.engine.rounds import Contribution
-from hermosis_server.records import ReplyWish
+from hermosis_server.records import Aggregation, ReplyWish
 
 # Steps of more than this take a millisecond or more: they do not share a batch with lighter ones, which would wait.
 LIGHT_BYTES = 2 << 20
@@ -23,7 +23,14 @@ MOST_LOOKED_AT = 64  # for light rounds, between two slices of a heavy one
 
 
 class ReadyRound(NamedTuple):
-    """Contributions of one session on their way to its next step, in the order of worker ids."""
+    """Contributions of one session on their way to its next step, in the order of worker ids.
+
+    Attributes:
+      aggregation:  by which they become one gradient; None means their mean.
+      as_then:      whether late ones count as in their own time.
+      late_weights: of each, where they are known from an earlier time.
+      dropped:      they change nothing, and are told so in their place between the steps.
+    """
 
     resident: Any  # the executor's Resident; the scheduler only tells one from another
     contributions: list[Contribution]
@@ -31,6 +38,10 @@ class ReadyRound(NamedTuple):
     loss: float
     size_bytes: int
     done: Callable[[Any], None]
+    aggregation: Aggregation | None = None
+    as_then: bool = False
+    late_weights: Sequence[float] | None = None
+    dropped: bool = False
 
     @property
     def residents(self) -> Sequence[Any]:

@@ -36,16 +36,19 @@ from hermosis_server.errors import (
 )
 from hermosis_server.identity import DEFAULT_TENANT
 from hermosis_server.records import (
+    Aggregation,
     Commit,
     Consistency,
     ConsistencyMode,
     Durability,
+    LatePolicy,
     Outcome,
     ParameterLayout,
     ParametersOn,
     RecipeChoice,
     ReplyWish,
     SessionStatus,
+    StalenessWeight,
     StepResult,
     Vector,
     WorkerSequence,
@@ -68,6 +71,7 @@ class SessionSpec:
     parameters_on: ParametersOn = ParametersOn.SERVER
     display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    aggregation: Aggregation = field(default_factory=Aggregation)
 
 
 @dataclass(eq=False, slots=True)
@@ -86,6 +90,9 @@ class Session:
       replaced_generation: the one that began when the state was last replaced on purpose; since then it only went on.
       recovered_steps:     at which each later generation began, in order: what a crash left of the one before.
       obstacle:     makes the error of why no gradient can be taken though the session is READY.
+      on_change:    called when a round may have become ready by somebody's coming or going.
+      timer:        for a round that waits for nobody for ever.
+      parked:       answers of workers that are ahead of the others, in a BOUNDED session.
       stepping:     rounds handed to the device thread whose fate is not known yet.
       most_stepping: as many as its budget has room for; asked where many sessions share staging memory.
       editing:      held from the check of an edit's etag to its end; an edit waits for the device in between.
@@ -113,6 +120,9 @@ class Session:
     revision: int = 1  # of the edits; the etag
     created_s: float = field(default_factory=time.time)
     workers: dict[str, WorkerRecord] = field(default_factory=dict)
+    on_change: Callable[["Session"], None] | None = None
+    timer: asyncio.TimerHandle | None = None
+    parked: list[tuple[WorkerRecord, Callable[[], None]]] = field(default_factory=list)
     stepping: int = 0
     most_stepping: int = field(init=False)
     editing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -132,8 +142,8 @@ class Session:
 
     @property
     def steps_at_once(self) -> bool:
-        """Whether each contribution makes a step by itself."""
-        return self.round.quorum == 1
+        """Whether each contribution makes a step by itself, and is answered with it."""
+        return self._is_simple and self.round.quorum == 1
 
     def join(self, worker_id: str) -> WorkerRecord:
         """The record of a worker that opened a stream or a call; give it back to `leave`.
@@ -142,17 +152,29 @@ class Session:
           QuotaExceeded: the session has as many workers as it may.
         """
         record = self.workers.get(worker_id)
+        comes_late = record.left if record is not None else len(self.workers) >= self.spec.consistency.workers
         if record is None:
             if len(self.workers) >= self.max_workers:
                 raise QuotaExceeded(f"session {self.session_id} has {self.max_workers} workers, the most it may have")
             record = self.workers[worker_id] = WorkerRecord(worker_id)
+        if comes_late:
+            others = [each.clock for each in self.workers.values() if each is not record and not each.left]
+            record.clock = max(record.clock, min(others, default=0))  # nobody waits until it has caught up
         record.streams += 1
+        record.left, record.heard_s = False, time.monotonic()
+        self._recount()
         return record
 
-    def leave(self, worker: WorkerRecord) -> None:
-        """Forgets a worker that has gone and never contributed; one that did is remembered, for its repeats."""
+    def leave(self, worker: WorkerRecord, *, ended: bool = False) -> None:
+        """Forgets a worker that has gone and never contributed; one that did is remembered, for its repeats.
+
+        Args:
+          ended: it had a stream, so it will not go on by itself; a unary call says nothing of that.
+        """
         worker.streams -= 1
+        worker.left = ended and not worker.streams
         self._tidy(worker)
+        self._recount()
 
     def keep(self, worker: WorkerRecord, sequence: int, gradient: Assembler, generation: int) -> None:
         """Keeps what came of a gradient whose stream broke, for a while; the assembler is the record's from now on."""
@@ -229,33 +251,69 @@ class Session:
             )
         return ticket
 
+    def members(self, now_s: float) -> tuple[list[WorkerRecord], int]:
+        """Workers that take part, and how many that did are lost: silent for longer than the lease, or gone."""
+        lease_s = self.spec.consistency.lease_s
+        there, lost = [], 0
+        held_back = {worker.worker_id for worker, _ in self.parked}  # they wait for us
+        for worker in self.workers.values():
+            here = worker.worker_id in self.round.contributions or worker.worker_id in held_back
+            if here or not lease_s or not (worker.left or now_s - worker.heard_s > lease_s):
+                there.append(worker)
+            elif worker.sequence:
+                lost += 1
+        return there, lost
+
+    def recount(self, now_s: float) -> None:
+        """Sees again how many contributions make the round, and whether it has waited long enough."""
+        self.round.quorum = self._quorum(now_s)
+        deadline_s = self.spec.consistency.deadline_s
+        self.round.is_due = bool(deadline_s) and now_s - self.round.began_s >= deadline_s
+
+    def is_ahead(self, worker: WorkerRecord, now_s: float) -> bool:
+        """Whether a worker of a BOUNDED session is further ahead than it may be, and has to wait for the others."""
+        if self.spec.consistency.mode is not ConsistencyMode.BOUNDED:
+            return False
+        there, lost = self.members(now_s)
+        slowest = min((each.clock for each in there), default=worker.clock)
+        if len(there) + lost < self.spec.consistency.workers:
+            slowest = 0  # somebody has not come yet
+        return worker.clock - slowest > self.spec.consistency.max_staleness
+
     def admit(
         self, worker: WorkerRecord, commit: Commit, wish: ReplyWish, gradient: Assembler, waiting: list[Tell]
-    ) -> None:
+    ) -> Contribution | None:
         """Counts a whole gradient into the round. Everything is checked before anything changes.
 
         Args:
           waiting: who will be told of its fate.
 
+        Returns:
+          The contribution, where it came too late and is to be dropped; None where it is part of the round.
+
         Raises:
           SessionNotReady, InvalidRequest, StaleGradient: see the messages; nothing was counted.
         """
-        self.require_admissible(worker, commit.sequence, commit.base_step, commit.loss)
+        in_time = self.require_admissible(worker, commit.sequence, commit.base_step, commit.loss)
         ticket = StepTicket(gradient.checksum(), waiting)
         self.count(worker, commit.sequence, commit.base_step, ticket, gradient.size_bytes, time.time())
-        self.round.add(
-            Contribution(
-                worker=worker,
-                commit=commit,
-                wish=wish,
-                gradient=gradient,
-                ticket=ticket,
-                counted_s=time.monotonic(),
-            )
+        contribution = Contribution(
+            worker=worker,
+            commit=commit,
+            wish=wish,
+            gradient=gradient,
+            ticket=ticket,
+            counted_s=time.monotonic(),
         )
+        worker.heard_s = contribution.counted_s
+        if not in_time:
+            self.stepping += 1
+            return contribution
+        self.round.add(contribution)
+        return None
 
-    def require_admissible(self, worker: WorkerRecord, sequence: int, base_step: int, loss: float) -> None:
-        """Raises unless a worker's contribution may be counted now.
+    def require_admissible(self, worker: WorkerRecord, sequence: int, base_step: int, loss: float) -> bool:
+        """Raises unless a worker's contribution may be counted now; tells whether it is in time.
 
         Raises:
           SessionNotReady, InvalidRequest, StaleGradient: see the messages.
@@ -273,7 +331,7 @@ class Session:
                 "send a finite loss with every gradient",
                 field="commit.loss",
             )
-        self._require_fresh(worker, base_step)
+        return self._is_in_time(worker, base_step)
 
     def count(
         self,
@@ -310,6 +368,12 @@ class Session:
         self.stepping += 1
         return ready
 
+    def end_waiting(self) -> None:
+        """Answers whoever is held back for being ahead."""
+        parked, self.parked = self.parked, []
+        for _, go_on in parked:
+            go_on()
+
     def abandon_round(self, error: Exception) -> None:
         """Drops the round in the making: its contributions were never tried, and their numbers are free again."""
         for contribution in self.round.contributions.values():
@@ -317,12 +381,17 @@ class Session:
             contribution.worker.forget(contribution.commit.sequence)
             contribution.ticket.fail(error)
         self.round = self._new_round()
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.end_waiting()
 
     def adopt_workers(self, table: Iterable[WorkerSequence]) -> None:
         """Replaces what is known of the workers by the sequence table of another state; the highest number counts."""
         self.workers = {}
         for entry in sorted(table, key=lambda entry: entry.sequence):
-            record = self.workers[entry.worker_id] = WorkerRecord(entry.worker_id)
+            # Heard of now: it has the time of a lease to come back.
+            record = self.workers[entry.worker_id] = WorkerRecord(entry.worker_id, heard_s=time.monotonic())
             result = StepResult(
                 sequence=entry.sequence, outcome=entry.outcome, step=entry.step, generation=self.generation
             )
@@ -346,32 +415,68 @@ class Session:
         """Of a gradient and its answer, at the most."""
         return 2 * Dtype.FLOAT32.itemsize * self.spec.layout.parameter_count
 
-    def _new_round(self) -> Round:
+    @property
+    def _is_simple(self) -> bool:
+        """Whether contributions need no more than to be counted and stepped."""
         consistency = self.spec.consistency
-        return Round(consistency.workers if consistency.mode is ConsistencyMode.BARRIER else 1)
+        plain = consistency.late is LatePolicy.REFUSE and consistency.staleness_weight is StalenessWeight.AS_NOW
+        waits = consistency.lease_s or consistency.mode is ConsistencyMode.BOUNDED
+        return plain and not waits and self.spec.aggregation.is_plain
 
-    def _require_fresh(self, worker: WorkerRecord, base_step: int) -> None:
-        behind = self.step - base_step
-        if self.spec.consistency.mode is ConsistencyMode.BARRIER:
+    def _new_round(self) -> Round:
+        return Round(self._full_quorum)
+
+    @property
+    def _full_quorum(self) -> int:
+        consistency = self.spec.consistency
+        return (consistency.quorum or consistency.workers) if consistency.has_rounds else 1
+
+    def _quorum(self, now_s: float) -> int:
+        """How many contributions make a round now: with a lease, nobody waits for those that are lost."""
+        consistency = self.spec.consistency
+        if not (consistency.lease_s and consistency.has_rounds):
+            return self._full_quorum
+        there, lost = self.members(now_s)
+        everybody = max(1, consistency.workers - lost, len(there))
+        return min(consistency.quorum or everybody, everybody)
+
+    def _recount(self) -> None:
+        if self.spec.consistency.lease_s and self.on_change is not None:
+            self.on_change(self)
+
+    def _is_in_time(self, worker: WorkerRecord, base_step: int) -> bool:
+        """Whether a contribution is counted; else it is dropped. Raises StaleGradient where it is neither."""
+        consistency = self.spec.consistency
+        behind = self.step + self.stepping - base_step
+        if consistency.has_rounds:
             if worker.worker_id in self.round.contributions:
                 raise StaleGradient(
                     f"worker {worker.worker_id} has contributed to the round from step {self.step} already; "
                     "wait for its result",
                     metadata={"step": str(self.step)},
                 )
-            if behind or self.stepping:
-                raise StaleGradient(
-                    f"gradient was computed at step {base_step}, session {self.session_id} is at step "
-                    f"{self.step}{' and stepping' if self.stepping else ''}; pull the parameters and compute it again",
-                    metadata={"step": str(self.step)},
-                )
-        limit = self.spec.consistency.max_staleness
-        if limit and behind + self.stepping > limit:
+            if not behind:
+                return True
+            carried = consistency.late is LatePolicy.CARRY
+            if carried and not (consistency.max_staleness and behind > consistency.max_staleness):
+                return True
+            if consistency.late is not LatePolicy.REFUSE:
+                return False
             raise StaleGradient(
-                f"gradient is {behind + self.stepping} steps behind session {self.session_id}, which allows {limit}; "
-                "pull the parameters and compute it again",
+                f"gradient was computed at step {base_step}, session {self.session_id} is at step "
+                f"{self.step}{' and stepping' if self.stepping else ''}; pull the parameters and compute it again",
                 metadata={"step": str(self.step)},
             )
+        limit = consistency.max_staleness if consistency.mode is ConsistencyMode.ASYNC else 0
+        if not limit or behind <= limit:
+            return True
+        if consistency.late is LatePolicy.DROP:
+            return False
+        raise StaleGradient(
+            f"gradient is {behind} steps behind session {self.session_id}, which allows {limit}; "
+            "pull the parameters and compute it again",
+            metadata={"step": str(self.step)},
+        )
 
 
 def require_next(sequence: int, worker: WorkerRecord, *, begun: int = 0) -> None:

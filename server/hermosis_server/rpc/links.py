@@ -3,6 +3,7 @@
 The stream and the unary calls share these, so a gradient means the same whichever way it came.
 """
 
+import time
 from dataclasses import dataclass, field, replace
 
 from hermosis import wire
@@ -27,6 +28,7 @@ class Link:
     """A worker's part in a session.
 
     Attributes:
+      lasts:     whether it is a stream's, and not of one call.
       segments:  of its stream.
       unanswered: commits and pulls whose answers have not been written.
       segment:   memory shared with the worker, where there is any.
@@ -40,6 +42,7 @@ class Link:
     gradient_dtype: Dtype
     wish: ReplyWish
     ack_level: AckLevel
+    lasts: bool = False
     unanswered: int = 0
     segments: StreamSegments | None = None
     segment: Segment | None = None
@@ -59,7 +62,7 @@ class Link:
         if self.segment is not None and self.segments is not None:
             self.segments.let_go(self.segment)
             self.segment = None
-        self.session.leave(self.worker)
+        self.session.leave(self.worker, ended=self.lasts)
 
     def refuse(self, sequence: int) -> None:
         """Drops a gradient on its way and ignores the rest of it.
@@ -93,6 +96,7 @@ class Link:
             if gradient is None:
                 gradient = engine.intake.begin_gradient(self.session, self.worker, chunk.sequence, self.gradient_dtype)
             self.gradients[chunk.sequence] = gradient
+        self.worker.heard_s = time.monotonic()
         gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
 
     def _resumed(self, chunk: GradientChunk) -> Assembler | None:
@@ -171,6 +175,7 @@ def open_link(
     reply: int,
     reply_dtype: int,
     gradient_dtype: int,
+    lasts: bool = True,
 ) -> Link:
     """Checks what a worker asks for; the numbers are those of the wire. The caller closes the link.
 
@@ -211,6 +216,7 @@ def open_link(
         gradient_dtype=wire_dtype,
         wish=wish,
         ack_level=level,
+        lasts=lasts,
     )
 
 
@@ -228,4 +234,5 @@ def link_for_call(
         reply=reply,
         reply_dtype=reply_dtype,
         gradient_dtype=request.gradient.dtype,
+        lasts=False,
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -213,6 +214,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ListWorkersRequest, context: Any
     ) -> session_pb2.ListWorkersResponse:
         session = self._reach(context).session(request.session_id)
+        there, _ = session.members(time.monotonic())
+        here, contributed = {worker.worker_id for worker in there}, session.round.contributions
         workers = [
             session_pb2.Worker(
                 worker_id=record.worker_id,
@@ -222,6 +225,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 staleness=record.staleness,
                 received_bytes=record.received_bytes,
                 last_seen_time=telemetry_codec.timestamp(record.last_seen_s),
+                awaited=bool(contributed) and record.worker_id in here and record.worker_id not in contributed,
+                lost=record.worker_id not in here,
+                influence=record.influence,
             )
             for record in sorted(session.workers.values(), key=lambda record: record.worker_id)
         ]

@@ -18,16 +18,20 @@ from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.errors import CorruptState, HermosisError, InvalidRequest, LayoutMismatch, QuotaExceeded
 from hermosis_server.identity import shown_id
 from hermosis_server.records import (
+    Aggregation,
+    AggregationRule,
     Consistency,
     ConsistencyMode,
     Durability,
     DurabilityMode,
     ExportedState,
+    LatePolicy,
     Limits,
     Outcome,
     ParameterLayout,
     ParametersOn,
     SessionStatus,
+    StalenessWeight,
     StateBuffer,
     StateScalars,
     TensorSpec,
@@ -101,14 +105,35 @@ def spec(message: session_pb2.SessionSpec, limits: Limits, default: Durability |
         ),
         display_name=message.display_name,
         labels=dict(message.labels),
+        aggregation=aggregation(message.aggregation),
     )
 
 
-def consistency(message: types_pb2.Consistency) -> Consistency:
+def consistency(message: types_pb2.Consistency, field: str = "spec.consistency") -> Consistency:
+    mode = enums.known(ConsistencyMode, message.mode, default=ConsistencyMode.BARRIER, field=f"{field}.mode")
+    usual = LatePolicy.DROP if mode is ConsistencyMode.QUORUM else LatePolicy.REFUSE
     return Consistency(
-        mode=enums.known(ConsistencyMode, message.mode, default=ConsistencyMode.BARRIER, field="spec.consistency.mode"),
+        mode=mode,
         workers=message.workers or 1,
+        quorum=message.quorum,
+        deadline_s=message.deadline_s,
         max_staleness=message.max_staleness,
+        local_steps=message.local_steps,
+        late=enums.known(LatePolicy, message.late, default=usual, field=f"{field}.late"),
+        staleness_weight=enums.known(
+            StalenessWeight, message.staleness_weight, default=StalenessWeight.AS_NOW, field=f"{field}.staleness_weight"
+        ),
+        lease_s=message.lease_s,
+    )
+
+
+def aggregation(message: types_pb2.Aggregation) -> Aggregation:
+    return Aggregation(
+        rule=enums.known(AggregationRule, message.rule, default=AggregationRule.MEAN, field="spec.aggregation.rule"),
+        max_norm=message.max_norm,
+        byzantine=message.byzantine,
+        quarantine=message.quarantine,
+        clip_norm=message.clip_norm,
     )
 
 
@@ -190,11 +215,7 @@ def _spec_message(record: SessionSpec) -> session_pb2.SessionSpec:
     return session_pb2.SessionSpec(
         layout=types_pb2.ParameterLayout(tensors=tensors),
         optimizer=optimizer.to_message(record.optimizer),
-        consistency=types_pb2.Consistency(
-            mode=int(record.consistency.mode),  # type: ignore[arg-type]
-            workers=record.consistency.workers,
-            max_staleness=record.consistency.max_staleness,
-        ),
+        consistency=_consistency_message(record.consistency),
         durability=types_pb2.Durability(
             mode=int(record.durability.mode),  # type: ignore[arg-type]
             snapshot_every_steps=record.durability.snapshot_every_steps,
@@ -203,6 +224,31 @@ def _spec_message(record: SessionSpec) -> session_pb2.SessionSpec:
         parameters_on=int(record.parameters_on),  # type: ignore[arg-type]
         display_name=record.display_name,
         labels=record.labels,
+        aggregation=None if record.aggregation == Aggregation() else _aggregation_message(record.aggregation),
+    )
+
+
+def _consistency_message(record: Consistency) -> types_pb2.Consistency:
+    return types_pb2.Consistency(
+        mode=int(record.mode),  # type: ignore[arg-type]
+        workers=record.workers,
+        quorum=record.quorum,
+        deadline_s=record.deadline_s,
+        max_staleness=record.max_staleness,
+        local_steps=record.local_steps,
+        late=int(record.late),  # type: ignore[arg-type]
+        staleness_weight=int(record.staleness_weight),  # type: ignore[arg-type]
+        lease_s=record.lease_s,
+    )
+
+
+def _aggregation_message(record: Aggregation) -> types_pb2.Aggregation:
+    return types_pb2.Aggregation(
+        rule=int(record.rule),  # type: ignore[arg-type]
+        max_norm=record.max_norm,
+        byzantine=record.byzantine,
+        quarantine=record.quarantine,
+        clip_norm=record.clip_norm,
     )
 
 
@@ -213,6 +259,7 @@ def edit(request: session_pb2.UpdateSessionRequest) -> SessionEdit:
         "thermal_profile": lambda: hamiltonian.thermal_profile(request.edit.thermal_profile),
         "display_name": lambda: request.edit.display_name,
         "labels": lambda: dict(request.edit.labels),
+        "consistency": lambda: consistency(request.edit.consistency, "edit.consistency"),
     }
     paths = request.update_mask.paths
     unknown = [path for path in paths if path not in readers]
