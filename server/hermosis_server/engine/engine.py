@@ -57,6 +57,7 @@ from hermosis_server.records import (
     StateBuffer,
     Vector,
 )
+from hermosis_server.storage.store import SnapshotInfo
 
 RETRY_RECOVERING_S = 0.5
 
@@ -414,6 +415,12 @@ class Engine:
         """
         session = self._initialised(session_id)
         return await self._require_keeper().snapshot(session)
+
+    async def snapshots(self, session_id: str) -> list[SnapshotInfo]:
+        """The session's snapshots on disk, newest first; one that was set aside has them, too."""
+        if session_id not in self.quarantined:
+            self.session(session_id)
+        return [] if self.keeper is None else await self.keeper.snapshots(session_id)
 
     async def restore_session(self, session_id: str, snapshot_id: str = "") -> Session:
         """Goes back to a snapshot, the newest if none is named; one that was set aside as damaged comes back so.

@@ -172,6 +172,10 @@ class Keeper:
         if session in self._kept:
             await self.snapshot(session)
 
+    async def snapshots(self, session_id: str) -> list[SnapshotInfo]:
+        """The snapshots of a session, newest first."""
+        return await self._on_disk(self.store.snapshots, session_id)
+
     async def load(self, session_id: str, snapshot_id: str) -> StoredSnapshot:
         """Reads a snapshot, the newest if none is named.
 
@@ -179,7 +183,7 @@ class Keeper:
           InvalidRequest: there is no such snapshot.
           CorruptState:   it is damaged.
         """
-        held = await self._on_disk(self.store.snapshots, session_id)
+        held = await self.snapshots(session_id)
         chosen = [info for info in held if snapshot_id in ("", name_of(info))]
         if not chosen:
             names = ", ".join(map(name_of, held)) or "none"
