@@ -20,6 +20,7 @@ from hermosis_client.exchange import Worker, WorkerSettings
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import (
     AckLevel,
+    Optimizer,
     ParametersOn,
     Recipe,
     Reply,
@@ -27,6 +28,7 @@ from hermosis_client.records import (
     SessionStatus,
     Snapshot,
     StepResult,
+    StoredSnapshot,
     TelemetryReading,
     WorkerInfo,
 )
@@ -127,14 +129,24 @@ class Session:
         )
         return codec.session_info(self._connection.call(self._connection.sessions.RestoreSession, request).session)
 
-    def fork(self, session_id: str = "") -> "Session":
+    def snapshots(self) -> list[StoredSnapshot]:
+        """What of the session is on the server's disk, newest first."""
+        request = session_pb2.ListSnapshotsRequest(session_id=self.session_id)
+        response = self._connection.call(self._connection.sessions.ListSnapshots, request)
+        return [codec.stored_snapshot(snapshot) for snapshot in response.snapshots]
+
+    def fork(self, session_id: str = "", *, optimizer: Optimizer | str | None = None) -> "Session":
         """A new session that continues from this one's present state, with workers of its own.
 
         Args:
           session_id: of the new session; the server chooses when empty.
+          optimizer:  of the new session, which must keep the same vectors; None means the same.
         """
         request = session_pb2.ForkSessionRequest(
-            request_id=new_request_id(), session_id=self.session_id, fork_session_id=session_id
+            request_id=new_request_id(),
+            session_id=self.session_id,
+            fork_session_id=session_id,
+            optimizer=None if optimizer is None else codec.optimizer_message(optimizer),
         )
         response = self._connection.call(self._connection.sessions.ForkSession, request)
         return Session(self._connection, codec.session_info(response.session), created=True)
