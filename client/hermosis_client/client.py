@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hermosis.v1 import session_pb2, types_pb2
-from hermosis_client import codec, fleet_birth
+from hermosis_client import codec, fleet_birth, kept
 from hermosis_client.access import Access
 from hermosis_client.access_calls import AccessCalls
 from hermosis_client.connection import Connection, new_request_id
@@ -27,6 +27,7 @@ from hermosis_client.records import (
     RecipeDescription,
     SessionInfo,
     SessionStatus,
+    SnapshotInfo,
 )
 from hermosis_client.session import Session, WireDtype
 from hermosis_client.watch import Watch
@@ -296,6 +297,14 @@ class Client(AccessCalls):
         )
         response = self._connection.call(self._connection.sessions.ListSessions, request)
         return [codec.session_info(session) for session in response.sessions], response.next_page_token
+
+    def snapshots(self, session_id: str) -> list[SnapshotInfo]:
+        """`Session.snapshots` of a session that may be set aside as damaged."""
+        return kept.snapshots(self._connection, session_id)
+
+    def restore(self, session_id: str, snapshot_id: str = "") -> SessionInfo:
+        """`Session.restore` of a session that may be set aside as damaged, which brings it back."""
+        return kept.restore(self._connection, session_id, snapshot_id)
 
     def watch(self, session_ids: Sequence[str] = (), *, min_interval_s: float = 0.0) -> Watch:
         """Readings as steps are applied, of these sessions or of all, those created later included.

@@ -29,8 +29,8 @@ from hermosis_client.records import (
     Role,
     SessionInfo,
     SessionStatus,
+    SnapshotInfo,
     StepResult,
-    StoredSnapshot,
     TelemetryReading,
     TokenInfo,
     WorkerInfo,
@@ -120,8 +120,8 @@ def durability_message(wanted: Durability | None) -> types_pb2.Durability | None
     )
 
 
-def stored_snapshot(message: session_pb2.StoredSnapshot) -> StoredSnapshot:
-    return StoredSnapshot(
+def snapshot_info(message: session_pb2.Snapshot) -> SnapshotInfo:
+    return SnapshotInfo(
         snapshot_id=message.snapshot_id,
         step=message.step,
         generation=message.generation,

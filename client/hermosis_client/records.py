@@ -267,7 +267,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSnapshot:
+class SnapshotInfo:
     """A snapshot as the server's disk has it."""
 
     snapshot_id: str

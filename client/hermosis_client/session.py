@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from hermosis import wire
 from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2
-from hermosis_client import codec, state
+from hermosis_client import codec, kept, state
 from hermosis_client.connection import Connection, new_request_id
 from hermosis_client.dtypes import Float32, dtype_named, encode
 from hermosis_client.errors import HermosisError, SessionNotReady
@@ -27,8 +27,8 @@ from hermosis_client.records import (
     SessionInfo,
     SessionStatus,
     Snapshot,
+    SnapshotInfo,
     StepResult,
-    StoredSnapshot,
     TelemetryReading,
     WorkerInfo,
 )
@@ -124,16 +124,11 @@ class Session:
 
         Raises the generation: workers that know the old one are refused as StaleGeneration until they pull.
         """
-        request = session_pb2.RestoreSessionRequest(
-            request_id=new_request_id(), session_id=self.session_id, snapshot_id=snapshot_id
-        )
-        return codec.session_info(self._connection.call(self._connection.sessions.RestoreSession, request).session)
+        return kept.restore(self._connection, self.session_id, snapshot_id)
 
-    def snapshots(self) -> list[StoredSnapshot]:
+    def snapshots(self) -> list[SnapshotInfo]:
         """What of the session is on the server's disk, newest first."""
-        request = session_pb2.ListSnapshotsRequest(session_id=self.session_id)
-        response = self._connection.call(self._connection.sessions.ListSnapshots, request)
-        return [codec.stored_snapshot(snapshot) for snapshot in response.snapshots]
+        return kept.snapshots(self._connection, self.session_id)
 
     def fork(self, session_id: str = "", *, optimizer: Optimizer | str | None = None) -> "Session":
         """A new session that continues from this one's present state, with workers of its own.

@@ -1264,8 +1264,8 @@ class ListSnapshotsRequest(_message.Message):
 Global___ListSnapshotsRequest: _TypeAlias = ListSnapshotsRequest  # noqa: Y015
 
 @_typing.final
-class StoredSnapshot(_message.Message):
-    """StoredSnapshot is a snapshot on the server's disk."""
+class Snapshot(_message.Message):
+    """Snapshot is the whole state of a session on the server's disk."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1301,7 +1301,7 @@ class StoredSnapshot(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredSnapshot: _TypeAlias = StoredSnapshot  # noqa: Y015
+Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
 
 @_typing.final
 class ListSnapshotsResponse(_message.Message):
@@ -1311,13 +1311,13 @@ class ListSnapshotsResponse(_message.Message):
 
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredSnapshot]:
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot]:
         """snapshots, newest first; none where nothing of the session is kept."""
 
     def __init__(
         self,
         *,
-        snapshots: _abc.Iterable[Global___StoredSnapshot] | None = ...,
+        snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -199,7 +199,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ListSnapshotsRequest, context: Any
     ) -> session_pb2.ListSnapshotsResponse:
         held = await self._engine.snapshots(self._reach(context).name(request.session_id))
-        return session_pb2.ListSnapshotsResponse(snapshots=map(session_codec.stored_snapshot, held))
+        return session_pb2.ListSnapshotsResponse(snapshots=map(session_codec.snapshot, held))
 
     async def ListWorkers(
         self, request: session_pb2.ListWorkersRequest, context: Any

@@ -184,8 +184,8 @@ def set_aside(session_id: str, reason: str) -> session_pb2.Session:
     return session_pb2.Session(session_id=session_id, status=status, status_reason=reason)  # type: ignore[arg-type]
 
 
-def stored_snapshot(record: SnapshotInfo) -> session_pb2.StoredSnapshot:
-    return session_pb2.StoredSnapshot(
+def snapshot(record: SnapshotInfo) -> session_pb2.Snapshot:
+    return session_pb2.Snapshot(
         snapshot_id=name_of(record),
         step=record.step,
         generation=record.generation,
