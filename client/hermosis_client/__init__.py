@@ -15,17 +15,22 @@ from hermosis_client.exchange import Worker
 from hermosis_client.fleet import Fleet, FleetResult
 from hermosis_client.layout import ParameterLayout, Tensors, TensorSpec
 from hermosis_client.records import (
+    AuditEntry,
     Capabilities,
     Durability,
     EnergySample,
+    NewToken,
     Outcome,
     Recipe,
     RecipeDescription,
+    Role,
     SessionInfo,
     SessionStatus,
     Snapshot,
+    SnapshotInfo,
     StepResult,
     TelemetryReading,
+    TokenInfo,
     WorkerInfo,
 )
 from hermosis_client.session import Session
@@ -33,6 +38,7 @@ from hermosis_client.state import ExportedState
 from hermosis_client.watch import Watch
 
 __all__ = [
+    "AuditEntry",
     "Capabilities",
     "Client",
     "ConnectionFailed",
@@ -42,18 +48,22 @@ __all__ = [
     "Fleet",
     "FleetResult",
     "HermosisError",
+    "NewToken",
     "Outcome",
     "ParameterLayout",
     "Recipe",
     "RecipeDescription",
+    "Role",
     "Session",
     "SessionInfo",
     "SessionStatus",
     "Snapshot",
+    "SnapshotInfo",
     "StepResult",
     "TelemetryReading",
     "TensorSpec",
     "Tensors",
+    "TokenInfo",
     "Watch",
     "Worker",
     "WorkerInfo",

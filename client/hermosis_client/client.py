@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hermosis.v1 import session_pb2, types_pb2
-from hermosis_client import codec, fleet_birth
+from hermosis_client import codec, fleet_birth, kept
 from hermosis_client.access import Access
+from hermosis_client.access_calls import AccessCalls
 from hermosis_client.connection import Connection, new_request_id
 from hermosis_client.dtypes import Float32
 from hermosis_client.errors import HermosisError
@@ -28,13 +29,14 @@ from hermosis_client.records import (
     RecipeDescription,
     SessionInfo,
     SessionStatus,
+    SnapshotInfo,
 )
-from hermosis_client.session import Session, WireDtype, restored
+from hermosis_client.session import Session, WireDtype
 from hermosis_client.state import ExportedState
 from hermosis_client.watch import Watch
 
 
-class Client:
+class Client(AccessCalls):
     """A server's sessions, telemetry and description. Safe to share between threads.
 
     Making one sends nothing: the first call connects. What is safe to repeat is repeated, for at most `timeout_s`, when
@@ -145,16 +147,6 @@ class Client:
         request = session_pb2.GetSessionRequest(session_id=session_id)
         response = self._connection.call(self._connection.sessions.GetSession, request)
         return Session(self._connection, codec.session_info(response.session), created=False)
-
-    def restore_session(self, session_id: str, snapshot_id: str = "") -> SessionInfo:
-        """`Session.restore` of a session that may not be there: one set aside as damaged, or left as a copy only.
-
-        Raises:
-          SessionNotFound: there is neither a session nor a copy of that name.
-          InvalidRequest:  there is no such snapshot.
-          CorruptState:    that one is damaged too.
-        """
-        return restored(self._connection, session_id, snapshot_id)
 
     def import_session(self, exported: ExportedState, session_id: str = "") -> Session:
         """Makes a session that goes on where an exported one was, on this server or another.
@@ -280,19 +272,64 @@ class Client:
         )
 
     def sessions(
-        self, *, status: SessionStatus = SessionStatus.UNKNOWN, labels: Mapping[str, str] | None = None
+        self,
+        *,
+        status: SessionStatus = SessionStatus.UNKNOWN,
+        labels: Mapping[str, str] | None = None,
+        search: str = "",
+        order_by: str = "",
     ) -> Iterator[SessionInfo]:
-        """All sessions, or those of one status and with these labels, in order of creation; fetched page by page."""
+        """All sessions, or those that are asked for; fetched page by page.
+
+        Args:
+          status, labels: that they have.
+          search:   text in the id, the display name, the name of the recipe or a label written key=value.
+          order_by: "create_time", "session_id" or "step", followed by " desc" for the other way round; empty means
+                    in order of creation.
+        """
         token = ""
         while True:
-            request = session_pb2.ListSessionsRequest(
-                page_token=token, status=types_pb2.SessionStatus.ValueType(status), labels=labels
+            page, token = self.session_page(
+                status=status, labels=labels, search=search, order_by=order_by, page_token=token
             )
-            response = self._connection.call(self._connection.sessions.ListSessions, request)
-            yield from map(codec.session_info, response.sessions)
-            token = response.next_page_token
+            yield from page
             if not token:
                 return
+
+    def session_page(
+        self,
+        *,
+        status: SessionStatus = SessionStatus.UNKNOWN,
+        labels: Mapping[str, str] | None = None,
+        search: str = "",
+        order_by: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> tuple[list[SessionInfo], str]:
+        """One page of what `sessions` gives, and the token of the next one; empty where this is the last.
+
+        Args:
+          page_size:  the most to give, up to 1000; zero means 100.
+          page_token: of the page before, asked for in the same words.
+        """
+        request = session_pb2.ListSessionsRequest(
+            page_size=page_size,
+            page_token=page_token,
+            status=types_pb2.SessionStatus.ValueType(status),
+            labels=labels,
+            search=search,
+            order_by=order_by,
+        )
+        response = self._connection.call(self._connection.sessions.ListSessions, request)
+        return [codec.session_info(session) for session in response.sessions], response.next_page_token
+
+    def snapshots(self, session_id: str) -> list[SnapshotInfo]:
+        """`Session.snapshots` of a session that may be set aside as damaged."""
+        return kept.snapshots(self._connection, session_id)
+
+    def restore(self, session_id: str, snapshot_id: str = "") -> SessionInfo:
+        """`Session.restore` of a session that may be set aside as damaged, or be left as a copy only; it brings it back."""
+        return kept.restore(self._connection, session_id, snapshot_id)
 
     def watch(self, session_ids: Sequence[str] = (), *, min_interval_s: float = 0.0) -> Watch:
         """Readings as steps are applied, of these sessions or of all, those created later included.

@@ -6,11 +6,12 @@ import math
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hermosis import hot
-from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2, types_pb2
+from hermosis.v1 import access_pb2, dynamics_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_client.layout import ParameterLayout, TensorSpec
 from hermosis_client.records import (
     ENERGIES,
+    AuditEntry,
     Capabilities,
     ConsistencyMode,
     Durability,
@@ -25,10 +26,13 @@ from hermosis_client.records import (
     RecipeDescription,
     RecipeParameter,
     RecipeValue,
+    Role,
     SessionInfo,
     SessionStatus,
+    SnapshotInfo,
     StepResult,
     TelemetryReading,
+    TokenInfo,
     WorkerInfo,
 )
 
@@ -96,6 +100,8 @@ def session_info(message: session_pb2.Session) -> SessionInfo:
         expected_workers=spec.consistency.workers or 1,
         workers=message.workers,
         durability=DurabilityMode(spec.durability.mode),
+        snapshot_every_steps=spec.durability.snapshot_every_steps,
+        snapshot_every_s=spec.durability.snapshot_every_s,
         parameters_on=ParametersOn(spec.parameters_on or ParametersOn.SERVER),
         display_name=spec.display_name,
         labels=dict(spec.labels),
@@ -111,6 +117,41 @@ def durability_message(wanted: Durability | None) -> types_pb2.Durability | None
         mode=types_pb2.DurabilityMode.ValueType(DurabilityMode[wanted.mode.upper()]),
         snapshot_every_steps=wanted.snapshot_every_steps,
         snapshot_every_s=wanted.snapshot_every_s,
+    )
+
+
+def snapshot_info(message: session_pb2.Snapshot) -> SnapshotInfo:
+    return SnapshotInfo(
+        snapshot_id=message.snapshot_id,
+        step=message.step,
+        generation=message.generation,
+        size_bytes=message.size_bytes,
+        time_s=_seconds(message.time),
+    )
+
+
+def token_info(message: access_pb2.Token) -> TokenInfo:
+    return TokenInfo(
+        name=message.name,
+        role=Role(message.role),
+        tenant=message.tenant,
+        sessions=message.sessions,
+        create_time_s=_seconds(message.create_time),
+        expire_time_s=_seconds(message.expire_time) if message.HasField("expire_time") else None,
+        revoke_time_s=_seconds(message.revoke_time) if message.HasField("revoke_time") else None,
+    )
+
+
+def audit_entry(message: access_pb2.AuditEntry) -> AuditEntry:
+    return AuditEntry(
+        time_s=_seconds(message.time),
+        subject=message.subject,
+        role=Role(message.role),
+        method=message.method,
+        session_id=message.session_id,
+        token=message.token,
+        request_id=message.request_id,
+        outcome=message.outcome,
     )
 
 

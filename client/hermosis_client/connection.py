@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar, cast
 import grpc
 
 from hermosis import allocator
-from hermosis.v1 import session_pb2_grpc, telemetry_pb2_grpc
+from hermosis.v1 import access_pb2_grpc, session_pb2_grpc, telemetry_pb2_grpc
 from hermosis_client.access import Access, is_loopback
 from hermosis_client.errors import ConnectionFailed, HermosisError, TlsFailed, error_from_call
 from hermosis_client.retry import Patience, patiently
@@ -101,6 +101,7 @@ class Connection:
         )
         self.sessions = session_pb2_grpc.SessionServiceStub(self._channel)
         self.telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._channel)
+        self.access_service = access_pb2_grpc.AccessServiceStub(self._channel)
 
     def sharing(self, token: str) -> "Connection":
         """The same connection, which this one does not end, under another token; empty for none."""

@@ -7,7 +7,7 @@ does not know reads as UNKNOWN.
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from hermosis.v1 import dynamics_pb2
@@ -112,6 +112,15 @@ class ParameterKind(_Known):
     NUMBER = 1
     FLAG = 2
     CHOICE = 3
+
+
+class Role(_Known):
+    """What the bearer of a token may do; each may do what those before it may."""
+
+    UNKNOWN = 0
+    VIEWER = 1
+    WORKER = 2
+    OPERATOR = 3
 
 
 RecipeValue = float | bool | str
@@ -239,6 +248,8 @@ class SessionInfo:
     expected_workers: int  # that take part in a round
     workers: int  # that have contributed or hold a stream
     durability: DurabilityMode
+    snapshot_every_steps: int  # zero means not by steps
+    snapshot_every_s: float  # zero means not by time
     parameters_on: ParametersOn
     display_name: str
     labels: Mapping[str, str]
@@ -253,6 +264,17 @@ class Snapshot:
     snapshot_id: str
     step: int
     state_digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInfo:
+    """A snapshot as the server's disk has it."""
+
+    snapshot_id: str
+    step: int
+    generation: int  # of the session when it was written
+    size_bytes: int
+    time_s: float  # seconds since 1970 by the server's clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,3 +346,42 @@ class Capabilities:
     durability_modes: tuple[DurabilityMode, ...]
     default_durability_mode: DurabilityMode
     device_bytes_free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenInfo:
+    """What the server knows of a token. Times are seconds since 1970 by its clock; None means never."""
+
+    name: str
+    role: Role
+    tenant: str
+    sessions: str  # pattern of the ids that its bearer sees
+    create_time_s: float
+    expire_time_s: float | None
+    revoke_time_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewToken:
+    """A token that was just made.
+
+    Attributes:
+      secret: the token itself, which nobody can show again.
+    """
+
+    info: TokenInfo
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """One management call."""
+
+    time_s: float  # seconds since 1970 by the server's clock
+    subject: str
+    role: Role
+    method: str
+    session_id: str  # empty where it was about none
+    token: str  # the name of the one that it was about; empty where it was about none
+    request_id: str
+    outcome: str  # "OK", or the class name of the error

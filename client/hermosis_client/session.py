@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from hermosis import wire
 from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2
-from hermosis_client import codec, state
+from hermosis_client import codec, kept, state
 from hermosis_client.connection import Connection, new_request_id
 from hermosis_client.dtypes import Float32, dtype_named, encode
 from hermosis_client.errors import HermosisError, SessionNotReady
@@ -20,12 +20,14 @@ from hermosis_client.exchange import Worker, WorkerSettings
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import (
     AckLevel,
+    Optimizer,
     ParametersOn,
     Recipe,
     Reply,
     SessionInfo,
     SessionStatus,
     Snapshot,
+    SnapshotInfo,
     StepResult,
     TelemetryReading,
     WorkerInfo,
@@ -122,16 +124,24 @@ class Session:
 
         Raises the generation: workers that know the old one are refused as StaleGeneration until they pull.
         """
-        return restored(self._connection, self.session_id, snapshot_id)
+        return kept.restore(self._connection, self.session_id, snapshot_id)
 
-    def fork(self, session_id: str = "") -> "Session":
+    def snapshots(self) -> list[SnapshotInfo]:
+        """What of the session is on the server's disk, newest first."""
+        return kept.snapshots(self._connection, self.session_id)
+
+    def fork(self, session_id: str = "", *, optimizer: Optimizer | str | None = None) -> "Session":
         """A new session that continues from this one's present state, with workers of its own.
 
         Args:
           session_id: of the new session; the server chooses when empty.
+          optimizer:  of the new session, which must keep the same vectors; None means the same.
         """
         request = session_pb2.ForkSessionRequest(
-            request_id=new_request_id(), session_id=self.session_id, fork_session_id=session_id
+            request_id=new_request_id(),
+            session_id=self.session_id,
+            fork_session_id=session_id,
+            optimizer=None if optimizer is None else codec.optimizer_message(optimizer),
         )
         response = self._connection.call(self._connection.sessions.ForkSession, request)
         return Session(self._connection, codec.session_info(response.session), created=True)
@@ -367,11 +377,3 @@ class Session:
                 session_id=session_id, offset=offset, crc32=wire.checksum(payload), payload=payload
             )
             session_id = ""  # Said once.
-
-
-def restored(connection: Connection, session_id: str, snapshot_id: str) -> SessionInfo:
-    """As `Session.restore`, of a session that need not be there."""
-    request = session_pb2.RestoreSessionRequest(
-        request_id=new_request_id(), session_id=session_id, snapshot_id=snapshot_id
-    )
-    return codec.session_info(connection.call(connection.sessions.RestoreSession, request).session)

@@ -18,6 +18,7 @@ from hermosis import allocator
 from hermosis_server import __version__
 from hermosis_server.access.audit import AuditLog
 from hermosis_server.access.certificates import CertificateFiles
+from hermosis_server.access.desk import Desk
 from hermosis_server.access.gatekeeper import Gatekeeper
 from hermosis_server.access.issuer import Issuer
 from hermosis_server.access.tokens import TokenFile
@@ -148,6 +149,7 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
     rpc = RpcServer(
         engine,
         gatekeeper,
+        Desk(settings.data_folder),
         device_name=names,
         address=f"{host}:{settings.port}",
         audit=audit,

@@ -45,6 +45,7 @@ ConsistencyMode = Annotated[
 DurabilityMode = Annotated[
     records.DurabilityMode, PlainSerializer(_word, return_type=Literal["UNKNOWN", "NONE", "SNAPSHOT", "JOURNAL"])
 ]
+Role = Annotated[records.Role, PlainSerializer(_word, return_type=Literal["UNKNOWN", "VIEWER", "WORKER", "OPERATOR"])]
 ParameterKind = Annotated[
     records.ParameterKind, PlainSerializer(_word, return_type=Literal["UNKNOWN", "NUMBER", "FLAG", "CHOICE"])
 ]
@@ -105,6 +106,8 @@ class Consistency(BaseModel):
 
 class Durability(BaseModel):
     mode: DurabilityMode = Field(description="What reaches the server's disk.")
+    snapshot_every_steps: int = Field(description="Steps between snapshots; zero means not by steps.")
+    snapshot_every_s: float = Field(description="Seconds between snapshots; zero means not by time.")
 
 
 class SessionSpec(BaseModel):
@@ -126,12 +129,23 @@ class NewConsistency(_Asked):
     workers: Uint32 = Field(default=1, description="Workers that take part in a round.")
 
 
+class NewDurability(_Asked):
+    mode: Literal["NONE", "SNAPSHOT", "JOURNAL"] = Field(
+        description="NONE keeps nothing, SNAPSHOT the whole state every so often, JOURNAL every step, too."
+    )
+    snapshot_every_steps: Int64 = Field(default=0, description="Steps between snapshots; zero means not by steps.")
+    snapshot_every_s: Annotated[Number, Field(ge=0)] = Field(
+        default=0.0, description="Seconds between snapshots; zero means not by time, both zero leave it to the server."
+    )
+
+
 class NewSessionSpec(_Asked):
     """What a session is to be made from."""
 
     layout: ParameterLayout
     optimizer: Optimizer
     consistency: NewConsistency = NewConsistency()
+    durability: NewDurability | None = Field(default=None, description="None leaves it to the server.")
     parameters_on: Literal["SERVER", "WORKER"] = Field(default="SERVER", description="Who keeps the weights.")
     display_name: str = Field(default="", description="For people.")
     labels: dict[str, str] = Field(default={}, description="For filters.")
@@ -142,6 +156,42 @@ class NewSession(_Asked):
 
     session_id: str = Field(default="", description='1 to 63 of a-z, 0-9 and "-"; empty means the server chooses.')
     spec: NewSessionSpec
+
+
+class SessionEdit(_Asked):
+    """What is to change at a step boundary; what is left out or null stays as it is."""
+
+    lr_scale: Annotated[Number, Field(gt=0)] | None = Field(
+        default=None, description="Multiplies the learning rate.", examples=[0.5]
+    )
+    thermal_profile: dict[str, JsonValue] | None = Field(
+        default=None,
+        description="To go on with from the present beta: hermosis.v1.ThermalProfile in protobuf's JSON.",
+        examples=[{"exponential": {"momentum_retention": 0.9}}],
+    )
+    display_name: str | None = Field(default=None, description="For people.")
+    labels: dict[str, str] | None = Field(default=None, description="For filters; they replace all that were there.")
+
+    @model_validator(mode="after")
+    def _something(self) -> "SessionEdit":
+        if all(value is None for value in self.__dict__.values()):
+            raise ValueError("give one or more of lr_scale, thermal_profile, display_name and labels")
+        return self
+
+
+class Restoring(_Asked):
+    """Where a session is to be set back to."""
+
+    snapshot_id: str = Field(default="", description="As the list of snapshots shows it; empty means the newest.")
+
+
+class Forking(_Asked):
+    """A session that is to go on from another's present state."""
+
+    session_id: str = Field(default="", description='1 to 63 of a-z, 0-9 and "-"; empty means the server chooses.')
+    optimizer: Optimizer | None = Field(
+        default=None, description="Of the new session, which must keep the same vectors; null means the same."
+    )
 
 
 # --- telemetry
@@ -206,17 +256,26 @@ class SessionSummary(BaseModel):
     status: Status
     status_reason: str = Field(description="Why it FAILED; empty otherwise.")
     step: int
+    durable_step: int = Field(description="The last step that survives a crash; zero means none does.")
     generation: int
     parameter_count: int
+    device: str = Field(description="Device that it was placed on.")
+    device_bytes: int = Field(description="Device memory held; zero while it idles in host memory.")
+    host_bytes: int = Field(description="Host memory held while it idles there.")
     optimizer: Optimizer
+    lr_scale: float
+    consistency_mode: ConsistencyMode
+    durability_mode: DurabilityMode
     workers: int = Field(description="That have contributed or hold a stream.")
+    expected_workers: int = Field(description="That take part in a round.")
     labels: dict[str, str]
     create_time: datetime
     reading: TelemetryReading | None = Field(description="The newest known; null before the first step.")
 
 
 class SessionList(BaseModel):
-    sessions: list[SessionSummary] = Field(description="In order of creation, newest last.")
+    sessions: list[SessionSummary]
+    next_page_token: str = Field(description="Asks for the page after this one; empty means that there is none.")
 
 
 class Session(BaseModel):
@@ -238,6 +297,103 @@ class Session(BaseModel):
     create_time: datetime
     etag: str
     workers: int = Field(description="That have contributed or hold a stream.")
+
+
+class Snapshot(BaseModel):
+    """A session's whole state on the server's disk."""
+
+    snapshot_id: str
+    step: int
+    state_digest: str = Field(description="SHA-256 over the whole optimizer state, in hexadecimal.")
+
+
+class SnapshotInfo(BaseModel):
+    """A snapshot as the disk has it."""
+
+    snapshot_id: str
+    step: int
+    generation: int = Field(description="Of the session when it was written.")
+    size_bytes: int
+    time: datetime = Field(description="Of its writing, by the server's clock.")
+
+
+class SnapshotList(BaseModel):
+    snapshots: list[SnapshotInfo] = Field(description="Newest first.")
+
+
+class Worker(BaseModel):
+    """One contributor as the server sees it."""
+
+    worker_id: str
+    connected: bool = Field(description="Whether it holds a stream.")
+    next_sequence: int = Field(description="That the server expects of it.")
+    base_step: int = Field(description="Of its last contribution.")
+    staleness: int = Field(description="Of its last contribution, in steps.")
+    received_bytes: int = Field(description="Gradient payload since the server started.")
+    last_seen_time: datetime
+
+
+class WorkerList(BaseModel):
+    workers: list[Worker] = Field(description="By worker_id.")
+
+
+# --- access
+
+
+class Token(BaseModel):
+    """What is known of a token."""
+
+    name: str
+    role: Role
+    tenant: str
+    sessions: str = Field(description="Pattern of the ids that its bearer sees.")
+    create_time: datetime
+    expire_time: datetime | None = Field(description="Since when it lets nobody in; null means never.")
+    revoke_time: datetime | None = Field(description="Since when it lets nobody in; null means it was not revoked.")
+
+
+class TokenList(BaseModel):
+    tokens: list[Token] = Field(description="Oldest first, those that hold no longer included.")
+
+
+class NewToken(_Asked):
+    """A token to be made, of the caller's tenant."""
+
+    name: str = Field(description="To revoke it by: 1 to 63 letters, digits, '.', '_' and '-'.", examples=["rig-1"])
+    role: Literal["VIEWER", "WORKER", "OPERATOR"] = Field(
+        description="A VIEWER reads; a WORKER also sends gradients and reads weights; an OPERATOR does everything."
+    )
+    sessions: str = Field(
+        default="",
+        description="Pattern of session ids, with * and ?; empty means the caller's own.",
+        examples=["run-*"],
+    )
+    lifetime_s: Annotated[Number, Field(ge=0)] = Field(
+        default=0.0, description="Seconds that it holds; zero means for ever."
+    )
+
+
+class MadeToken(Token):
+    """A token that was just made."""
+
+    secret: str = Field(description="The token itself. It is shown this once: nobody can show it again.")
+
+
+class AuditEntry(BaseModel):
+    """One management call."""
+
+    time: datetime
+    subject: str = Field(description="Name of the caller's token, certificate or account.")
+    role: Role
+    method: str
+    session_id: str = Field(description="That it was about; empty where it was about none.")
+    token: str = Field(description="Name of the token that it was about; empty where it was about none.")
+    request_id: str
+    outcome: str = Field(description="OK, or the name of the error's class.")
+
+
+class AuditList(BaseModel):
+    entries: list[AuditEntry] = Field(description="Newest first.")
 
 
 # --- the server

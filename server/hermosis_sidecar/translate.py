@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Literal, TypeVar
 
 from google.protobuf import json_format
+from google.protobuf.message import Message
+from pydantic import JsonValue
 
 from hermosis.v1 import dynamics_pb2
 from hermosis.wire import Dtype
 from hermosis_client import errors, layout, records
 from hermosis_sidecar import schemas
+
+_Message = TypeVar("_Message", bound=Message)
 
 _DTYPE_WORDS: Mapping[Dtype, schemas.DtypeWord] = {
     Dtype.FLOAT32: "FLOAT32",
@@ -25,7 +30,11 @@ def session(info: records.SessionInfo) -> schemas.Session:
             layout=_layout(info.layout),
             optimizer=optimizer(info.optimizer),
             consistency=schemas.Consistency(mode=info.consistency, workers=info.expected_workers),
-            durability=schemas.Durability(mode=info.durability),
+            durability=schemas.Durability(
+                mode=info.durability,
+                snapshot_every_steps=info.snapshot_every_steps,
+                snapshot_every_s=info.snapshot_every_s,
+            ),
             parameters_on=info.parameters_on,
             display_name=info.display_name,
             labels=dict(info.labels),
@@ -55,10 +64,18 @@ def summary(info: records.SessionInfo, reading: records.TelemetryReading | None)
         status=info.status,
         status_reason=info.status_reason,
         step=info.step,
+        durable_step=info.durable_step,
         generation=info.generation,
         parameter_count=info.parameter_count,
+        device=info.device,
+        device_bytes=info.device_bytes,
+        host_bytes=info.host_bytes,
         optimizer=optimizer(info.optimizer),
+        lr_scale=info.lr_scale,
+        consistency_mode=info.consistency,
+        durability_mode=info.durability,
         workers=info.workers,
+        expected_workers=info.expected_workers,
         labels=dict(info.labels),
         create_time=_time(info.create_time_s),
         reading=None if reading is None else schemas.TelemetryReading.model_validate(reading),
@@ -80,10 +97,30 @@ def optimizer_record(asked: schemas.Optimizer) -> records.Optimizer:
     """
     if asked.recipe is not None:
         return records.Recipe(asked.recipe.name, **asked.recipe.parameters)
-    try:
-        return json_format.ParseDict(asked.hamiltonian or {}, dynamics_pb2.Hamiltonian())
-    except json_format.ParseError as error:
-        raise errors.InvalidRequest(str(error), field="spec.optimizer.hamiltonian") from None
+    return _parsed(asked.hamiltonian or {}, dynamics_pb2.Hamiltonian(), field="optimizer.hamiltonian")
+
+
+def thermal_profile_record(asked: dict[str, JsonValue]) -> dynamics_pb2.ThermalProfile:
+    """A thermal profile.
+
+    Raises:
+      InvalidRequest: it is none.
+    """
+    return _parsed(asked, dynamics_pb2.ThermalProfile(), field="thermal_profile")
+
+
+def durability_record(asked: schemas.NewDurability) -> records.Durability:
+    """What is to be kept of a session."""
+    modes: dict[str, Literal["none", "snapshot", "journal"]] = {
+        "NONE": "none",
+        "SNAPSHOT": "snapshot",
+        "JOURNAL": "journal",
+    }
+    return records.Durability(
+        mode=modes[asked.mode],
+        snapshot_every_steps=asked.snapshot_every_steps,
+        snapshot_every_s=asked.snapshot_every_s,
+    )
 
 
 def layout_record(asked: schemas.ParameterLayout) -> layout.ParameterLayout:
@@ -93,6 +130,72 @@ def layout_record(asked: schemas.ParameterLayout) -> layout.ParameterLayout:
             layout.TensorSpec(name=tensor.name, shape=tuple(tensor.shape), dtype=Dtype[tensor.dtype])
             for tensor in asked.tensors
         )
+    )
+
+
+def snapshot(record: records.Snapshot) -> schemas.Snapshot:
+    """A snapshot that was just written."""
+    return schemas.Snapshot(snapshot_id=record.snapshot_id, step=record.step, state_digest=record.state_digest.hex())
+
+
+def snapshots(held: list[records.SnapshotInfo]) -> schemas.SnapshotList:
+    """What the disk has."""
+    return schemas.SnapshotList(
+        snapshots=[
+            schemas.SnapshotInfo(
+                snapshot_id=each.snapshot_id,
+                step=each.step,
+                generation=each.generation,
+                size_bytes=each.size_bytes,
+                time=_time(each.time_s),
+            )
+            for each in held
+        ]
+    )
+
+
+def workers(known: list[records.WorkerInfo]) -> schemas.WorkerList:
+    """Who contributes."""
+    return schemas.WorkerList(
+        workers=[
+            schemas.Worker(
+                worker_id=each.worker_id,
+                connected=each.connected,
+                next_sequence=each.next_sequence,
+                base_step=each.base_step,
+                staleness=each.staleness,
+                received_bytes=each.received_bytes,
+                last_seen_time=_time(each.last_seen_time_s),
+            )
+            for each in known
+        ]
+    )
+
+
+def token(info: records.TokenInfo) -> schemas.Token:
+    """What is known of a token."""
+    return schemas.Token(
+        name=info.name,
+        role=info.role,
+        tenant=info.tenant,
+        sessions=info.sessions,
+        create_time=_time(info.create_time_s),
+        expire_time=None if info.expire_time_s is None else _time(info.expire_time_s),
+        revoke_time=None if info.revoke_time_s is None else _time(info.revoke_time_s),
+    )
+
+
+def audit_entry(record: records.AuditEntry) -> schemas.AuditEntry:
+    """One management call."""
+    return schemas.AuditEntry(
+        time=_time(record.time_s),
+        subject=record.subject,
+        role=record.role,
+        method=record.method,
+        session_id=record.session_id,
+        token=record.token,
+        request_id=record.request_id,
+        outcome=record.outcome,
     )
 
 
@@ -110,6 +213,13 @@ def capabilities(record: records.Capabilities) -> schemas.Capabilities:
 def recipes(descriptions: list[records.RecipeDescription]) -> schemas.RecipeList:
     """The named optimizers."""
     return schemas.RecipeList(recipes=[schemas.RecipeDescription.model_validate(each) for each in descriptions])
+
+
+def _parsed(asked: dict[str, JsonValue], message: _Message, *, field: str) -> _Message:
+    try:
+        return json_format.ParseDict(asked, message)
+    except json_format.ParseError as error:
+        raise errors.InvalidRequest(str(error), field=field) from None
 
 
 def _layout(record: layout.ParameterLayout) -> schemas.ParameterLayout:

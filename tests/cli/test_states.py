@@ -202,10 +202,10 @@ def test_a_session_that_is_only_left_as_a_copy_is_restored_by_its_name(tmp_path:
     with serve_with_copies(tmp_path / "first", copies) as server, Client(server.address) as client:
         digest = train(client, "a", steps=4)
     with serve_with_copies(tmp_path / "second", copies) as server, Client(server.address) as client:
-        assert client.restore_session("a").step == 4
+        assert client.restore("a").step == 4
         assert client.session("a").digest() == digest
         with pytest.raises(errors.SessionNotFound):
-            client.restore_session("nobody")
+            client.restore("nobody")
         advance(client, "a", 1)
 
 

@@ -101,6 +101,11 @@ class SessionServiceStub(object):
                 request_serializer=hermosis_dot_v1_dot_session__pb2.ForkSessionRequest.SerializeToString,
                 response_deserializer=hermosis_dot_v1_dot_session__pb2.ForkSessionResponse.FromString,
                 _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/hermosis.v1.SessionService/ListSnapshots',
+                request_serializer=hermosis_dot_v1_dot_session__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=hermosis_dot_v1_dot_session__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
         self.ListWorkers = channel.unary_unary(
                 '/hermosis.v1.SessionService/ListWorkers',
                 request_serializer=hermosis_dot_v1_dot_session__pb2.ListWorkersRequest.SerializeToString,
@@ -138,7 +143,7 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """ListSessions shows the sessions, newest last.
+        """ListSessions shows the sessions, newest last unless another order is asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +214,13 @@ class SessionServiceServicer(object):
 
     def ForkSession(self, request, context):
         """ForkSession makes a new session that continues from this one's present state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """ListSnapshots shows what of a session is on the server's disk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -302,6 +314,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ForkSession,
                     request_deserializer=hermosis_dot_v1_dot_session__pb2.ForkSessionRequest.FromString,
                     response_serializer=hermosis_dot_v1_dot_session__pb2.ForkSessionResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=hermosis_dot_v1_dot_session__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=hermosis_dot_v1_dot_session__pb2.ListSnapshotsResponse.SerializeToString,
             ),
             'ListWorkers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkers,
@@ -672,6 +689,33 @@ class SessionService(object):
             '/hermosis.v1.SessionService/ForkSession',
             hermosis_dot_v1_dot_session__pb2.ForkSessionRequest.SerializeToString,
             hermosis_dot_v1_dot_session__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hermosis.v1.SessionService/ListSnapshots',
+            hermosis_dot_v1_dot_session__pb2.ListSnapshotsRequest.SerializeToString,
+            hermosis_dot_v1_dot_session__pb2.ListSnapshotsResponse.FromString,
             options,
             channel_credentials,
             insecure,

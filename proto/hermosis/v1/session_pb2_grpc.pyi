@@ -40,7 +40,7 @@ class SessionServiceStub:
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]
     """GetSession shows one session."""
     ListSessions: _grpc.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]
-    """ListSessions shows the sessions, newest last."""
+    """ListSessions shows the sessions, newest last unless another order is asked for."""
     UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.UpdateSessionRequest, _session_pb2.UpdateSessionResponse]
     """UpdateSession edits a running session at a step boundary."""
     PauseSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.PauseSessionRequest, _session_pb2.PauseSessionResponse]
@@ -61,6 +61,8 @@ class SessionServiceStub:
     """RestoreSession goes back to a snapshot and raises the generation."""
     ForkSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.ForkSessionRequest, _session_pb2.ForkSessionResponse]
     """ForkSession makes a new session that continues from this one's present state."""
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_session_pb2.ListSnapshotsRequest, _session_pb2.ListSnapshotsResponse]
+    """ListSnapshots shows what of a session is on the server's disk."""
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_session_pb2.ListWorkersRequest, _session_pb2.ListWorkersResponse]
     """ListWorkers shows who contributes to a session."""
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_session_pb2.GetCapabilitiesRequest, _session_pb2.GetCapabilitiesResponse]
@@ -80,7 +82,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
     GetSession: _aio.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]  # type: ignore[assignment]
     """GetSession shows one session."""
     ListSessions: _aio.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]  # type: ignore[assignment]
-    """ListSessions shows the sessions, newest last."""
+    """ListSessions shows the sessions, newest last unless another order is asked for."""
     UpdateSession: _aio.UnaryUnaryMultiCallable[_session_pb2.UpdateSessionRequest, _session_pb2.UpdateSessionResponse]  # type: ignore[assignment]
     """UpdateSession edits a running session at a step boundary."""
     PauseSession: _aio.UnaryUnaryMultiCallable[_session_pb2.PauseSessionRequest, _session_pb2.PauseSessionResponse]  # type: ignore[assignment]
@@ -101,6 +103,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """RestoreSession goes back to a snapshot and raises the generation."""
     ForkSession: _aio.UnaryUnaryMultiCallable[_session_pb2.ForkSessionRequest, _session_pb2.ForkSessionResponse]  # type: ignore[assignment]
     """ForkSession makes a new session that continues from this one's present state."""
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_session_pb2.ListSnapshotsRequest, _session_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    """ListSnapshots shows what of a session is on the server's disk."""
     ListWorkers: _aio.UnaryUnaryMultiCallable[_session_pb2.ListWorkersRequest, _session_pb2.ListWorkersResponse]  # type: ignore[assignment]
     """ListWorkers shows who contributes to a session."""
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_session_pb2.GetCapabilitiesRequest, _session_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
@@ -135,7 +139,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.ListSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.ListSessionsResponse, _abc.Awaitable[_session_pb2.ListSessionsResponse]]:
-        """ListSessions shows the sessions, newest last."""
+        """ListSessions shows the sessions, newest last unless another order is asked for."""
 
     @_abc_1.abstractmethod
     def UpdateSession(
@@ -216,6 +220,14 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.ForkSessionResponse, _abc.Awaitable[_session_pb2.ForkSessionResponse]]:
         """ForkSession makes a new session that continues from this one's present state."""
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _session_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.ListSnapshotsResponse, _abc.Awaitable[_session_pb2.ListSnapshotsResponse]]:
+        """ListSnapshots shows what of a session is on the server's disk."""
 
     @_abc_1.abstractmethod
     def ListWorkers(

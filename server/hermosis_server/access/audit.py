@@ -1,6 +1,6 @@
 """Audit: who managed what, one line of JSON a call, in a file of the data folder that grows no further than it may.
 
-A line says time, subject, tenant, role, method, session, request_id and what became of it; never what was sent.
+A line says time, subject, tenant, role, method, session, token, request_id and what became of it; never what was sent.
 """
 
 import json
@@ -23,6 +23,7 @@ class AuditEntry:
     """One management call.
 
     Attributes:
+      token:   the name of the one that was made or revoked.
       outcome: "OK", or the name of the error that it met.
     """
 
@@ -33,6 +34,7 @@ class AuditEntry:
     session: str
     request_id: str
     outcome: str
+    token: str = ""
 
 
 class AuditLog:

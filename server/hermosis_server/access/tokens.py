@@ -144,23 +144,33 @@ class TokenFile:
             expires_s=None if lifetime_s is None else now_s + lifetime_s,
         )
         with self._changing() as records:
-            if any(other.name == name and other.revoked_s is None for other in records):
+            if any(other.name == name and other.tenant == tenant and other.revoked_s is None for other in records):
                 raise InvalidRequest(f"there is a token {name}; revoke it first, or choose another name", field="name")
             records.append(record)
         return token
 
-    def revoke(self, name: str) -> None:
+    def revoke(self, name: str, *, tenant: str | None = None) -> TokenRecord:
         """Lets a token in no longer; a running server ends its calls.
 
+        Args:
+          tenant: whose it is; None looks at all of them.
+
         Raises:
-          InvalidRequest: no valid token has this name.
+          InvalidRequest: no valid token has this name, or those of several tenants have it.
         """
         with self._changing() as records:
-            for place, record in enumerate(records):
-                if record.name == name and record.revoked_s is None:
-                    records[place] = replace(record, revoked_s=self._clock())
-                    return
-            raise InvalidRequest(f"there is no token {name[:80]!r}; 'hermosis token list' shows them", field="name")
+            found = [
+                place
+                for place, record in enumerate(records)
+                if record.name == name and record.revoked_s is None and tenant in (None, record.tenant)
+            ]
+            if not found:
+                raise InvalidRequest(f"there is no token {name[:80]!r}; list the tokens to see them", field="name")
+            if len(found) > 1:
+                tenants = ", ".join(records[place].tenant for place in found)
+                raise InvalidRequest(f"tenants {tenants} each have a token {name}; say which one", field="tenant")
+            records[found[0]] = replace(records[found[0]], revoked_s=self._clock())
+            return records[found[0]]
 
     @contextmanager
     def _changing(self) -> Iterator[list[TokenRecord]]:

@@ -98,7 +98,7 @@ def restore(
     """
     context.obj = {"token": token, "ca_file": ca}
     with sessions.connected(context, address) as client:
-        info = client.restore_session(session_id, snapshot_id)
+        info = client.restore(session_id, snapshot_id)
     sessions.show_session(info, as_json=json)
 
 

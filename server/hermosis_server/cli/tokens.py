@@ -81,11 +81,14 @@ def list_tokens(
 @app.command()
 def revoke(
     name: Annotated[str, typer.Argument(help="Name of the token, as `hermosis token list` shows it.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose token it is, where several have one of that name.", show_default="any")
+    ] = None,
     data_folder: Folder = DEFAULT_FOLDER,
 ) -> None:
     """Let a token in no longer; a running server ends its calls within a second or two."""
     with opened(data_folder) as tokens:
-        tokens.revoke(name)
+        tokens.revoke(name, tenant=tenant)
 
 
 def _facts(record: "TokenRecord", now_s: float) -> dict[str, str | None]:

@@ -196,6 +196,10 @@ class Keeper:
         if session in self._kept:
             await self.snapshot(session)
 
+    async def snapshots(self, session_id: str) -> list[SnapshotInfo]:
+        """The snapshots of a session, newest first."""
+        return await self._on_disk(self.store.snapshots, session_id)
+
     async def load(self, session_id: str, snapshot_id: str) -> StoredSnapshot:
         """Reads a snapshot, the newest if none is named.
 
@@ -205,7 +209,7 @@ class Keeper:
           CorruptState:    it is damaged.
           StorageFailed:   the copies, which are asked where the disk has it not, cannot be read.
         """
-        held = await self._on_disk(self.store.snapshots, session_id)
+        held = await self.snapshots(session_id)
         for info in held:
             if snapshot_id in ("", name_of(info)):
                 return await self._on_disk(self.store.load_snapshot, info)

@@ -17,6 +17,7 @@ from hermosis_server.errors import CorruptState, HermosisError, InvalidRequest, 
 from hermosis_server.failpoints import reach
 from hermosis_server.identity import parted
 from hermosis_server.records import ExportedState, RecipeChoice, SessionStatus, StateBuffer
+from hermosis_server.storage.store import SnapshotInfo
 
 UNKNOWN_GENERATIONS = 1 << 20  # added where nobody can know how often a session was recovered: old workers stay out
 
@@ -107,6 +108,13 @@ class States:
         require_fit(session, stored.state)
         await self._replace(session, stored.state, keeper.decode(stored.document))
         return session
+
+    async def snapshots(self, session_id: str) -> list[SnapshotInfo]:
+        """The session's snapshots on disk, newest first; one that was set aside has them, too."""
+        if session_id not in self._engine.quarantined:
+            self._engine.session(session_id)
+        keeper = self._engine.keeper
+        return [] if keeper is None else await keeper.snapshots(session_id)
 
     async def _revive(self, session_id: str, spec: SessionSpec, generation: int) -> Session:
         """A session that was set aside or lost, with memory again; whoever calls this gives it its state.

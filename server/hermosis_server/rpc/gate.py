@@ -32,6 +32,7 @@ class Call:
       identity:   of the caller.
       session_id: that the call is about, as the caller wrote it; for the audit.
       request_id: by which it may be repeated; for the audit.
+      token:      that is made or revoked, by its name; for the audit.
       read:       the next message, in bytes; it comes no faster than the tenant may send.
     """
 
@@ -42,11 +43,13 @@ class Call:
         self.read: Callable[[], Awaitable[Any]] = context.read if meter is None else self._paced_read
         self.session_id = ""
         self.request_id = ""
+        self.token = ""
 
     def note(self, message: Any) -> None:
         """Keeps what a message says about the call itself: the first that says so, a session's answer last."""
         self.session_id = self.session_id or str(getattr(message, "session_id", ""))
         self.request_id = self.request_id or str(getattr(message, "request_id", ""))
+        self.token = self.token or str(getattr(message, "name", ""))
 
     async def _paced_read(self) -> Any:
         raw = await self._context.read()
@@ -173,6 +176,7 @@ def _entry(call: Call, method: str, outcome: str) -> AuditEntry:
         session=call.session_id[:MAX_NOTED],
         request_id=call.request_id[:MAX_NOTED],
         outcome=outcome,
+        token=call.token[:MAX_NOTED],
     )
 
 

@@ -12,6 +12,7 @@ LEAST_ROLE: Final = {
     "/hermosis.v1.SessionService/GetSession": _VIEWER,
     "/hermosis.v1.SessionService/ListSessions": _VIEWER,
     "/hermosis.v1.SessionService/ListWorkers": _VIEWER,
+    "/hermosis.v1.SessionService/ListSnapshots": _VIEWER,
     "/hermosis.v1.SessionService/GetCapabilities": _VIEWER,
     "/hermosis.v1.SessionService/GetRecipes": _VIEWER,
     "/hermosis.v1.TelemetryService/GetTelemetry": _VIEWER,
@@ -34,14 +35,23 @@ LEAST_ROLE: Final = {
     "/hermosis.v1.SessionService/SnapshotSession": _OPERATOR,
     "/hermosis.v1.SessionService/RestoreSession": _OPERATOR,
     "/hermosis.v1.SessionService/ForkSession": _OPERATOR,
+    # Who may come in, and who did what. Each operator deals with its own tenant's; see access/desk.py.
+    "/hermosis.v1.AccessService/CreateToken": _OPERATOR,
+    "/hermosis.v1.AccessService/ListTokens": _OPERATOR,
+    "/hermosis.v1.AccessService/RevokeToken": _OPERATOR,
+    "/hermosis.v1.AccessService/ListAudit": _OPERATOR,
     # Tells what the .proto files tell, but to nobody who has no business here.
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _VIEWER,
 }
 
+# Change nothing and take no weights away; a page that shows the audit log would else fill it.
+_LOOKS: Final = {"/hermosis.v1.AccessService/ListTokens", "/hermosis.v1.AccessService/ListAudit"}
+
 # Each leaves a line in the audit log.
-MANAGEMENT: Final = frozenset(method for method, role in LEAST_ROLE.items() if role is _OPERATOR) | {
-    "/hermosis.v1.SessionService/InitialiseParameters"
-}
+MANAGEMENT: Final = (
+    frozenset(method for method, role in LEAST_ROLE.items() if role is _OPERATOR)
+    | {"/hermosis.v1.SessionService/InitialiseParameters"}
+) - _LOOKS
 
 # Load balancers ask without any proof; the answer says nothing of what is inside.
 OPEN_PREFIX: Final = "/grpc.health."

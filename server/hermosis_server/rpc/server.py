@@ -7,6 +7,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hermosis.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     gradient_pb2,
     gradient_pb2_grpc,
     session_pb2,
@@ -15,8 +17,10 @@ from hermosis.v1 import (
     telemetry_pb2_grpc,
 )
 from hermosis_server.access.audit import AuditLog
+from hermosis_server.access.desk import Desk
 from hermosis_server.access.gatekeeper import Gatekeeper
 from hermosis_server.engine.engine import Engine
+from hermosis_server.rpc.access_servicer import AccessServicer
 from hermosis_server.rpc.gate import Gate
 from hermosis_server.rpc.gradient_servicer import GradientServicer
 from hermosis_server.rpc.interceptor import Door
@@ -27,6 +31,7 @@ SERVICES = (
     session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
     gradient_pb2.DESCRIPTOR.services_by_name["GradientService"].full_name,
     telemetry_pb2.DESCRIPTOR.services_by_name["TelemetryService"].full_name,
+    access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name,
 )
 MIN_PING_INTERVAL_MS = 30_000
 MAX_METADATA_BYTES = 16 << 10  # a token of an identity provider takes up to 8 KiB
@@ -38,6 +43,7 @@ class RpcServer:
     Args:
       engine:      what the services talk to.
       gatekeeper:  knows who somebody is.
+      desk:        where operators deal with tokens and the audit log.
       device_name: told in GetCapabilities.
       address:     host:port; port 0 takes a free one.
       credentials: for TLS; None speaks clear text.
@@ -48,6 +54,7 @@ class RpcServer:
         self,
         engine: Engine,
         gatekeeper: Gatekeeper,
+        desk: Desk,
         *,
         device_name: str,
         address: str,
@@ -86,6 +93,7 @@ class RpcServer:
         self._watch: asyncio.Task[None] | None = None
         gradient_pb2_grpc.add_GradientServiceServicer_to_server(gradients, self._server)
         telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(TelemetryServicer(engine), self._server)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(desk), self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self) -> int:

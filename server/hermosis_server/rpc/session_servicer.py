@@ -13,9 +13,9 @@ from hermosis.wire import Dtype
 from hermosis_server import __version__
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.keeper import name_of
-from hermosis_server.engine.session import Session
 from hermosis_server.errors import InvalidRequest
-from hermosis_server.records import SessionStatus, StateBuffer
+from hermosis_server.records import StateBuffer
+from hermosis_server.rpc import listing
 from hermosis_server.rpc.codec import enums, optimizer
 from hermosis_server.rpc.codec import session as session_codec
 from hermosis_server.rpc.codec import telemetry as telemetry_codec
@@ -23,9 +23,6 @@ from hermosis_server.rpc.gate import Call
 from hermosis_server.rpc.reach import Reach
 from hermosis_server.rpc.requests import AnsweredRequests
 from hermosis_server.rpc.streams import stalled
-
-DEFAULT_PAGE = 100
-MAX_PAGE = 1000
 
 T = TypeVar("T", bound=Message)
 
@@ -57,18 +54,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def ListSessions(
         self, request: session_pb2.ListSessionsRequest, context: Any
     ) -> session_pb2.ListSessionsResponse:
-        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        wanted = [session for session in self._reach(context).sessions() if _matches(session, request)]
-        # A page begins after the creation time and id of the page before: sessions that close in between shift nothing.
-        after = _page_start(request.page_token)
-        wanted = sorted((s for s in wanted if (s.created_s, s.session_id) > after), key=_order)
-        page = wanted[:size]
-        token = f"{page[-1].created_s!r} {page[-1].session_id}" if len(wanted) > size else ""
-        messages = [session_codec.session(session) for session in page]
-        if not token and not request.labels and request.status in (0, int(SessionStatus.FAILED)):
-            # Those that were found damaged have nothing to sort or filter by; they end the last page.
-            messages += [session_codec.set_aside(*found) for found in self._reach(context).set_aside()]
-        return session_pb2.ListSessionsResponse(sessions=messages, next_page_token=token)
+        return listing.page(request, self._reach(context))
 
     async def UpdateSession(
         self, request: session_pb2.UpdateSessionRequest, context: Any
@@ -210,6 +196,12 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
         return await self._once(context, request, fork)
 
+    async def ListSnapshots(
+        self, request: session_pb2.ListSnapshotsRequest, context: Any
+    ) -> session_pb2.ListSnapshotsResponse:
+        held = await self._engine.states.snapshots(self._reach(context).name(request.session_id))
+        return session_pb2.ListSnapshotsResponse(snapshots=map(session_codec.snapshot, held))
+
     async def ListWorkers(
         self, request: session_pb2.ListWorkersRequest, context: Any
     ) -> session_pb2.ListWorkersResponse:
@@ -273,30 +265,6 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         fingerprint = session_codec.fingerprint(request)
         owner = call.identity.tenant, call.identity.sessions
         return await self._answered.once(request.request_id, fingerprint, make, owner=owner)
-
-
-def _matches(session: Session, request: session_pb2.ListSessionsRequest) -> bool:
-    if request.status and session.status is not enums.known(
-        SessionStatus, request.status, default=session.status, field="status"
-    ):
-        return False
-    return all(session.spec.labels.get(key) == value for key, value in request.labels.items())
-
-
-def _order(session: Session) -> tuple[float, str]:
-    return session.created_s, session.session_id
-
-
-def _page_start(token: str) -> tuple[float, str]:
-    if not token:
-        return float("-inf"), ""
-    created, _, session_id = token.partition(" ")
-    try:
-        return float(created), session_id
-    except ValueError:
-        raise InvalidRequest(
-            "page_token is not one that this server gave; begin again without it", field="page_token"
-        ) from None
 
 
 def _receive_state(chunk: session_pb2.StateChunk, assemblers: dict[StateBuffer, Any]) -> None:
