@@ -328,7 +328,7 @@ class Client(AccessCalls):
         return kept.snapshots(self._connection, session_id)
 
     def restore(self, session_id: str, snapshot_id: str = "") -> SessionInfo:
-        """`Session.restore` of a session that may be set aside as damaged, or be left as a copy only; it brings it back."""
+        """`Session.restore` of a session that may be set aside as damaged, or left as a copy only."""
         return kept.restore(self._connection, session_id, snapshot_id)
 
     def watch(self, session_ids: Sequence[str] = (), *, min_interval_s: float = 0.0) -> Watch:

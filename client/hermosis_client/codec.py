@@ -163,6 +163,9 @@ def worker_info(message: session_pb2.Worker) -> WorkerInfo:
         base_step=message.base_step,
         staleness=message.staleness,
         received_bytes=message.received_bytes,
+        awaited=message.awaited,
+        lost=message.lost,
+        influence=message.influence,
         last_seen_time_s=_seconds(message.last_seen_time),
     )
 

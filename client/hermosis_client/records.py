@@ -287,6 +287,9 @@ class WorkerInfo:
     base_step: int
     staleness: int
     received_bytes: int
+    awaited: bool  # others have contributed to the round in the making, and this one has not
+    lost: bool  # silent for longer than the lease, or gone: rounds go on without it
+    influence: float  # of its last contribution on the gradient of its round, from 0 to 1
     last_seen_time_s: float
 
 

@@ -265,7 +265,6 @@ BAD_SPECS: list[tuple[str, dict[str, Any], str, str]] = [
         "spec.layout.tensors[1].name",
     ),
     ("an unknown dtype", {"layout": tensor(dtype=9)}, "InvalidRequest", "spec.layout.tensors[0].dtype"),
-    ("a mode to come", {"consistency": types_pb2.Consistency(mode=2)}, "Unsupported", "spec.consistency.mode"),
     (
         "too many workers",
         {"consistency": types_pb2.Consistency(workers=9999)},
