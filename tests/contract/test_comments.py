@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import pytest
 from google.protobuf import descriptor_pb2
 
-from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
+from hermosis.v1 import access_pb2, dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
 
-MODULES = [types_pb2, dynamics_pb2, session_pb2, gradient_pb2, telemetry_pb2]
+MODULES = [types_pb2, dynamics_pb2, session_pb2, gradient_pb2, telemetry_pb2, access_pb2]
 
 
 class Word(NamedTuple):

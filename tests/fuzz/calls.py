@@ -16,7 +16,7 @@ from tests.fuzz.messages import damaged, message, mutated
 from tests.fuzz.rig import CALL_S, Rig, judge_end, judge_response, parsed
 from tests.rpc.conftest import Service
 
-from hermosis.v1 import gradient_pb2, session_pb2, telemetry_pb2
+from hermosis.v1 import access_pb2, gradient_pb2, session_pb2, telemetry_pb2
 
 
 class Method(NamedTuple):
@@ -32,7 +32,7 @@ class Method(NamedTuple):
 
 METHODS = tuple(
     Method(service.full_name, m.name, m.input_type, m.output_type, m.client_streaming, m.server_streaming)
-    for file in (session_pb2, gradient_pb2, telemetry_pb2)
+    for file in (session_pb2, gradient_pb2, telemetry_pb2, access_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for m in service.methods
 )

@@ -1,5 +1,6 @@
 """Playground: sessions of every sort for a case to play with, made anew for each, and right requests to begin from."""
 
+import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from google.protobuf.message import Message
 from tests.rpc.conftest import Service, push_request, recipe_message
 
-from hermosis.v1 import dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
+from hermosis.v1 import access_pb2, dynamics_pb2, gradient_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis.wire import checksum
 
 DEADLINE_S = 20.0
@@ -76,6 +77,7 @@ def right_requests(method: str) -> Iterator[list[Message]]:
     update.update_mask.paths.extend(["lr_scale", "display_name", "labels", "thermal_profile"])
     physical = spec("play-adam")
     physical.optimizer.hamiltonian.CopyFrom(hamiltonian())
+    page_token = base64.urlsafe_b64encode(b'["create_time", false, 0, 1.5, "play-sgd"]').decode()
     several: dict[str, list[list[Message]]] = {
         "CreateSession": [
             [session_pb2.CreateSessionRequest(request_id="r", session_id="made", spec=made)]
@@ -84,8 +86,12 @@ def right_requests(method: str) -> Iterator[list[Message]]:
         "UpdateSession": [[update]],
         "InitialiseParameters": [[upload("play-new")]],
         "ListSessions": [
-            [session_pb2.ListSessionsRequest(page_size=2, page_token="1.5 play-sgd", status=2, labels={"a": "b"})]
+            [session_pb2.ListSessionsRequest(page_size=2, page_token=page_token, status=2, labels={"a": "b"})],
+            [session_pb2.ListSessionsRequest(search="PLAY", order_by="step desc")],
         ],
+        "CreateToken": [[access_pb2.CreateTokenRequest(name="rig", role=2, sessions="run-*", lifetime_s=60)]],
+        "RevokeToken": [[access_pb2.RevokeTokenRequest(name="rig")]],
+        "ListAudit": [[access_pb2.ListAuditRequest(limit=3)]],
         "Push": [[step]],
         "Step": [[gradient_pb2.StepRequest(push=step, reply=1, reply_dtype=2)]],
         "Pull": [[gradient_pb2.PullRequest(session_id="play-sgd", worker_id="worker", dtype=3)]],

@@ -125,6 +125,7 @@ TARGETS = (
     Target("sessions", "any message to each method of SessionService", 128, Rig, _calls("SessionService")),
     Target("gradients", "any message to each method of GradientService", 60, Rig, _calls("GradientService")),
     Target("telemetry", "any message to each method of TelemetryService", 30, Rig, _calls("TelemetryService")),
+    Target("access", "any message to each method of AccessService", 30, Rig, _calls("AccessService")),
     Target("conversations", "a stream whose lines are out of order, twice or wrong", 60, Rig, _conversations),
     Target("imports", "states with other numbers, under a digest that is right", 30, Rig, _imports),
     Target("exactly-once", "workers and operators in any order, against a model", 30, Rig, _exactly_once),

@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor
 from pydantic import BaseModel
 from tests.sidecar.conftest import Sidecar
 
-from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2, types_pb2
+from hermosis.v1 import access_pb2, dynamics_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis_client import records
 from hermosis_sidecar import schemas
 from hermosis_sidecar.app import create_app
@@ -48,7 +48,7 @@ def test_every_route_is_documented_and_says_what_it_does(app: FastAPI, document:
     }
     documented = operations(document)
     assert routes == set(documented)
-    assert len(routes) == 14
+    assert len(routes) >= 24
     for operation in documented.values():
         assert operation["description"]
         assert operation["tags"]
@@ -91,6 +91,20 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
         (schemas.RecipeList, session_pb2.GetRecipesResponse.DESCRIPTOR),
         (schemas.Optimizer, dynamics_pb2.Optimizer.DESCRIPTOR),
         (schemas.Recipe, dynamics_pb2.Recipe.DESCRIPTOR),
+        (schemas.SessionList, session_pb2.ListSessionsResponse.DESCRIPTOR),
+        (schemas.SessionEdit, session_pb2.SessionEdit.DESCRIPTOR),
+        (schemas.Durability, types_pb2.Durability.DESCRIPTOR),
+        (schemas.NewDurability, types_pb2.Durability.DESCRIPTOR),
+        (schemas.NewSessionSpec, session_pb2.SessionSpec.DESCRIPTOR),
+        (schemas.Snapshot, session_pb2.SnapshotSessionResponse.DESCRIPTOR),
+        (schemas.SnapshotInfo, session_pb2.Snapshot.DESCRIPTOR),
+        (schemas.SnapshotList, session_pb2.ListSnapshotsResponse.DESCRIPTOR),
+        (schemas.Worker, session_pb2.Worker.DESCRIPTOR),
+        (schemas.WorkerList, session_pb2.ListWorkersResponse.DESCRIPTOR),
+        (schemas.Token, access_pb2.Token.DESCRIPTOR),
+        (schemas.TokenList, access_pb2.ListTokensResponse.DESCRIPTOR),
+        (schemas.AuditEntry, access_pb2.AuditEntry.DESCRIPTOR),
+        (schemas.AuditList, access_pb2.ListAuditResponse.DESCRIPTOR),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
@@ -102,11 +116,11 @@ def test_fields_are_those_of_the_contract(schema: type[BaseModel], message: Desc
     ("schema", "message"),
     [
         (schemas.NewSession, session_pb2.CreateSessionRequest.DESCRIPTOR),
-        (schemas.NewSessionSpec, session_pb2.SessionSpec.DESCRIPTOR),
+        (schemas.Restoring, session_pb2.RestoreSessionRequest.DESCRIPTOR),
+        (schemas.Forking, session_pb2.ForkSessionRequest.DESCRIPTOR),
+        (schemas.NewToken, access_pb2.CreateTokenRequest.DESCRIPTOR),
         (schemas.Consistency, types_pb2.Consistency.DESCRIPTOR),
-        (schemas.Durability, types_pb2.Durability.DESCRIPTOR),
         (schemas.History, telemetry_pb2.ListTelemetryResponse.DESCRIPTOR),
-        (schemas.SessionList, session_pb2.ListSessionsResponse.DESCRIPTOR),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
@@ -121,6 +135,7 @@ def test_fields_that_are_there_have_the_names_of_the_contract(schema: type[BaseM
         ("parameters_on", records.ParametersOn),
         ("mode", records.ConsistencyMode),
         ("kind", records.ParameterKind),
+        ("role", records.Role),
     ],
 )
 def test_enumerations_are_documented_by_their_words(document: dict[str, Any], name: str, words: Any) -> None:

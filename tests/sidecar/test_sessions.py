@@ -77,7 +77,7 @@ def test_list_shows_sessions_in_order_with_their_newest_reading(
         assert shown["step"] == 2
         assert shown["reading"]["session_id"] == session.session_id
         assert listed[places[later.session_id]]["reading"] is None
-        newest = sidecar.http.get("/v1/sessions", params={"limit": 1}).json()["sessions"]
+        newest = sidecar.http.get("/v1/sessions", params={"limit": 1, "sort": "-create_time"}).json()["sessions"]
         assert [each["session_id"] for each in newest] == [later.session_id]
         creating = sidecar.http.get("/v1/sessions", params={"status": "CREATING"}).json()["sessions"]
         assert later.session_id in {each["session_id"] for each in creating}
