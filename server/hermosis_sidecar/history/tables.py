@@ -56,5 +56,4 @@ events = Table(
     Column("kind", String, nullable=False),
     Column("text", String, nullable=False),
     Index("events_by_life", "life_key"),
-    Index("events_by_time", "time_s"),
 )

@@ -58,7 +58,6 @@ def upgrade() -> None:
         sa.Column("text", sa.String, nullable=False),
     )
     op.create_index("events_by_life", "events", ["life_key"])
-    op.create_index("events_by_time", "events", ["time_s"])
 
 
 def downgrade() -> None:
