@@ -213,7 +213,8 @@ class Store:
         )
         with self._transaction() as connection:
             groups = [dict(row) for row in connection.execute(grouped).mappings()]
-            connection.execute(stays, groups)
+            if groups:
+                connection.execute(stays, groups)
             connection.execute(sa.delete(readings).where(*these))
 
     def forget(self, before_s: float) -> None:
