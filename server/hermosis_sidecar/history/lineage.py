@@ -5,9 +5,10 @@ older step; both are seen when the server is asked about the session, at the lat
 server still holds of a life then says where it begins. Used from the recorder's thread alone.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 
 from hermosis_client import Client, SessionInfo, SessionStatus, TelemetryReading, errors
 from hermosis_sidecar.history.differences import Happened, differences
@@ -49,6 +50,7 @@ class Lineage:
         self._present: dict[str, _Present] = {}
         self._aside: dict[str, str] = {}
         self._away = True
+        self._looked = False
         self._happened: list[KeptEvent] = []
 
     def happened(self) -> list[KeptEvent]:
@@ -86,8 +88,7 @@ class Lineage:
           HermosisError: the server cannot be asked, or the store fails; to be tried again.
         """
         there = {info.session_id: info for info in self._client.sessions()}
-        for session_id in self._missing(there):
-            self._leave(session_id)
+        self._part_with_those_not(there)
         aside = {}
         for info in there.values():
             if info.create_time_s:
@@ -149,7 +150,7 @@ class Lineage:
             create_time_s=info.create_time_s,
             generation=info.generation,
             after_step=held[0].step - 1 if held else info.step,
-            from_time_s=held[0].time_s if earlier and held else info.create_time_s if not earlier else self._clock(),
+            from_time_s=_first_time_s(info, earlier, held),
         )
         present = self._present[info.session_id] = _Present(life=life, info=info)
         newest = self._store.newest(life)
@@ -179,12 +180,25 @@ class Lineage:
         if info.status is SessionStatus.READY:
             self._tell(present, Happened("ready", "the first parameters are there"), 0)
 
-    def _missing(self, there: dict[str, SessionInfo]) -> Iterator[str]:
-        if not self._present and self._away:  # the first look since the sidecar was started
+    def _part_with_those_not(self, there: Container[str]) -> None:
+        if not self._looked:  # Since the sidecar was started: some may have gone before.
             for life in self._store.lives():
-                if not life.closed and life.session_id not in there:
+                if not life.closed and life.session_id not in there and self._is_gone(life.session_id):
                     self._close(life, None)
-        yield from [session_id for session_id in self._present if session_id not in there]
+            self._looked = True
+        for session_id in [each for each in self._present if each not in there]:
+            if self._is_gone(session_id):
+                self._leave(session_id)
+
+    def _is_gone(self, session_id: str) -> bool:
+        """A list is no proof: a server that still reads its sessions back shows those that it has."""
+        try:
+            self._client.session(session_id)
+        except errors.SessionNotFound:
+            return True
+        except errors.CorruptState:
+            return False
+        return False
 
     def _leave(self, session_id: str) -> None:
         present = self._present.pop(session_id)
@@ -263,6 +277,13 @@ class Lineage:
             if reading.time_s - last_s >= self._interval_s:
                 last_s = reading.time_s
                 yield reading
+
+
+def _first_time_s(info: SessionInfo, earlier: list[Life], held: list[TelemetryReading]) -> float:
+    """Since when readings of the id must be of this life."""
+    if not earlier:
+        return info.create_time_s
+    return held[0].time_s if held else math.inf
 
 
 def _told_apart(info: SessionInfo) -> tuple[float, int]:
