@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hermosis_client import TelemetryReading, errors
@@ -83,7 +83,7 @@ class Recorder:
         self._clock = clock
         self._queue: deque[_Item] = deque()
         self._written: deque[Kept] = deque(maxlen=queue)  # in its life, not yet in the store
-        self._untold: list[KeptEvent] = []
+        self._untold: deque[KeptEvent] = deque(maxlen=_QUEUE)
         self._followed = False
         self._caught_up = threading.Event()
         self._wake = threading.Event()
@@ -179,8 +179,8 @@ class Recorder:
                 self._place(self._queue.popleft(), settled)
                 if len(self._written) >= _BATCH:
                     self._put()
-        finally:
             self._put()
+        finally:
             for each in settled:
                 each.set()
 
@@ -217,14 +217,12 @@ class Recorder:
     def _put(self) -> None:
         """Writes what was placed; it stays where that fails."""
         self._untold += self._lineage.happened()
-        kept: Sequence[Kept] = list(self._written)
-        if not kept and not self._untold:
+        if not self._written and not self._untold:
             return
-        self._store.add(kept, self._untold)
+        self._store.add(list(self._written), list(self._untold))
         self._written.clear()
-        told, self._untold = self._untold, []
-        for each in told:
-            self._tell(each)
+        while self._untold:
+            self._tell(self._untold.popleft())
 
     def _tend(self) -> None:
         now = self._clock()
