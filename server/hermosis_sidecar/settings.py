@@ -55,6 +55,23 @@ class Settings(BaseSettings):
     )
     max_viewers: int = Field(default=256, ge=1, description="live streams at a time")
     max_body_bytes: int = Field(default=16 << 20, ge=1, description="largest request body in bytes")
+    history_folder: str = Field(
+        default="hermosis-history",
+        description="folder for what was measured, one a server; empty keeps nothing beyond what the server holds",
+    )
+    history_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="database for what was measured instead of the folder: postgresql://user:password@host/name, which "
+        "needs the extra postgres",
+    )
+    history_raw_s: float = Field(
+        default=2 * 86400.0,
+        gt=0,
+        description="seconds for which every reading is kept; older ones are thinned to one a minute",
+    )
+    history_keep_s: float = Field(
+        default=30 * 86400.0, gt=0, description="seconds for which anything is kept; more takes more disk"
+    )
     metrics_sessions: int = Field(
         default=1000, ge=0, description="sessions with their own metrics, the newest first; more make Prometheus slow"
     )
