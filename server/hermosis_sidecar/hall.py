@@ -55,7 +55,6 @@ def opened(settings: Settings) -> Iterator[Hall]:
         Client(settings.server, timeout_s=settings.timeout_s, token="", **access) as client,
         Client(settings.server, timeout_s=settings.ready_timeout_s, token=own_token, **access) as probe,
     ):
-
         history = History(
             database_url(settings.history_folder, settings.history_url.get_secret_value()),
             probe,

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ class Sidecar:
     """``python -m hermosis_sidecar`` on a free port, with further settings in its environment."""
 
     def __init__(self, server: str, **settings: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="hermosis-history-")
+        settings.setdefault("history_folder", self._folder.name)
         environment = {f"HERMOSIS_SIDECAR_{name.upper()}": value for name, value in settings.items()}
         arguments = "-W error -m hermosis_sidecar --port 0 --until-stdin-closes --server"
         self.process = subprocess.Popen(
@@ -52,7 +55,14 @@ class Sidecar:
             self.process.kill()
             self.process.communicate()
             raise
+        finally:
+            self._folder.cleanup()
         return log
+
+    def kill(self) -> None:
+        """Ends it at once, as a crash does."""
+        self.process.kill()
+        self.process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -63,6 +73,7 @@ class Sidecar:
         else:
             self.http.close()
             self.process.communicate()
+            self._folder.cleanup()
 
 
 class Events:

@@ -7,7 +7,9 @@ from hermosis_client import SessionInfo, SessionStatus
 from hermosis_sidecar.history.records import EventKind
 
 # Seen here, whether or not somebody notes them as well.
-SEEN: frozenset[EventKind] = frozenset({"created", "ready", "paused", "resumed", "edited", "restored", "closed", "failed"})
+SEEN: frozenset[EventKind] = frozenset(
+    {"created", "ready", "paused", "resumed", "edited", "restored", "closed", "failed"}
+)
 
 
 class Happened(NamedTuple):

@@ -68,7 +68,10 @@ def _parquet(readings: Iterable[Found], schema: Any) -> Iterator[bytes]:
             for piece in _batched(readings):
                 columns = zip(*map(_cells, piece), strict=True)
                 writer.write_table(
-                    pyarrow.table([pyarrow.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
+                    pyarrow.table(
+                        [pyarrow.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)],
+                        schema=schema,
+                    )
                 )
         file.seek(0)
         while chunk := file.read(_CHUNK_BYTES):

@@ -1,24 +1,25 @@
 """History: the store and the recorder of one sidecar, or neither where it is turned off."""
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
-import anyio.to_thread
 import numpy as np
+from starlette.concurrency import run_in_threadpool
 
 from hermosis_client import Client, TelemetryReading, errors
 from hermosis_sidecar.history.differences import Happened
 from hermosis_sidecar.history.ids import Ids
 from hermosis_sidecar.history.lineage import Lineage
-from hermosis_sidecar.history.records import Event, EventKind, Kept, KeptEvent, Life, Steps
 from hermosis_sidecar.history.recorder import Recorder, Retention
+from hermosis_sidecar.history.records import Event, EventKind, Kept, KeptEvent, Life, Steps
 from hermosis_sidecar.history.store import Store
 from hermosis_sidecar.history.thinning import candidates, chosen
 
 _PAGE = 1000
-# Somebody who comes back waits this long for a server that is away to come back too, before they are told what is there.
+# Somebody who comes back waits this long for a server that is away as well, before they are told what is there.
 _PATIENCE_S = 10.0
 _BEAT_S = 0.05
 
@@ -135,13 +136,13 @@ class History:
         store, recorder = self._store, self._recorder
         if store is None or recorder is None:
             return
-        wanted = {life.life_key for life in await anyio.to_thread.run_sync(store.lives) if sees(life)}
+        wanted = {life.life_key for life in await run_in_threadpool(store.lives) if sees(life)}
         patience = time.monotonic() + _PATIENCE_S
         while not recorder.caught_up and time.monotonic() < patience:
-            await anyio.sleep(_BEAT_S)
+            await asyncio.sleep(_BEAT_S)
         paused = False
         while True:
-            page = await anyio.to_thread.run_sync(_page, store, after_id)
+            page = await run_in_threadpool(_page, store, after_id)
             for life_key, identifier, said in page:
                 after_id = identifier
                 if paused:
@@ -155,7 +156,7 @@ class History:
             pause()
             settled = recorder.settling()
             while not settled.is_set() and time.monotonic() < patience + _PATIENCE_S:
-                await anyio.sleep(_BEAT_S)
+                await asyncio.sleep(_BEAT_S)
             paused = True
 
     def _tell(self, kept: KeptEvent) -> None:

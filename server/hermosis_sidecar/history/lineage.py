@@ -1,8 +1,8 @@
 """Lineage: which life of which session a reading belongs to, and what was missed of it.
 
-Readings carry an id and a step alone. Their session may have been closed and made anew under the same id, or set back to an
-older step; both are seen when the server is asked about the session, at the latest when a step comes twice. What the
-server still holds of a life then says where it begins. Used from the recorder's thread alone.
+Readings carry an id and a step alone. Their session may have been closed and made anew under the same id, or set back
+to an older step; both are seen when the server is asked about the session, at the latest when a step comes twice. What
+the server still holds of a life then says where it begins. Used from the recorder's thread alone.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Recorder: a thread that keeps what the live stream brings, and looks after the sessions every few seconds.
 
-The stream is never held up: what it brings lies in a bounded queue until it is written, and where the database is too slow or
-away the oldest of it is lost, counted.
+The stream is never held up: what it brings lies in a bounded queue until it is written, and where the database is too
+slow or away some of it is lost, counted.
 """
 
 import logging

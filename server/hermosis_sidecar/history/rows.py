@@ -1,13 +1,12 @@
 """Between records and rows of the tables. What is undefined is NULL there, since SQLite has no NaN."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
+
+from sqlalchemy import RowMapping
 
 from hermosis_client import EnergySample, TelemetryReading
 from hermosis_sidecar.history.records import Event, Kept, KeptEvent, Life, LossOfMinute
-
-Row = Mapping[str, Any]
 
 
 def row_of(kept: Kept) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def row_of(kept: Kept) -> dict[str, Any]:
     }
 
 
-def kept_of(row: Row) -> Kept:
+def kept_of(row: RowMapping) -> Kept:
     """The other way round, from a row that has the session_id of its life too."""
     return Kept(
         reading_id=row["reading_id"],
@@ -76,7 +75,7 @@ def event_row_of(kept: KeptEvent) -> dict[str, Any]:
     }
 
 
-def event_of(row: Row) -> KeptEvent:
+def event_of(row: RowMapping) -> KeptEvent:
     """The other way round, from a row that has the session_id of its life too."""
     return KeptEvent(
         life_key=row["life_key"],
@@ -84,7 +83,7 @@ def event_of(row: Row) -> KeptEvent:
     )
 
 
-def life_of(row: Row) -> Life:
+def life_of(row: RowMapping) -> Life:
     """A life from its row."""
     return Life(**{name: row[name] for name in Life.__dataclass_fields__})
 

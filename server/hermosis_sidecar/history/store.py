@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from alembic import command
-from alembic.config import Config
 from hermosis_client import errors
 from hermosis_sidecar.history.records import Kept, KeptEvent, Life, Steps
 from hermosis_sidecar.history.rows import event_of, event_row_of, kept_of, life_of, row_of
@@ -79,9 +79,7 @@ class Store:
                 return life_of(known)
             beyond = sa.or_(lives.c.until_step.is_(None), lives.c.until_step > after_step)
             connection.execute(
-                sa.update(lives)
-                .where(*here, lives.c.generation < generation, beyond)
-                .values(until_step=after_step)
+                sa.update(lives).where(*here, lives.c.generation < generation, beyond).values(until_step=after_step)
             )
             others = sa.select(lives.c.life_key).where(lives.c.session_id == session_id)
             connection.execute(

@@ -1,7 +1,7 @@
 """Thinning: as many readings as a picture can show, with the peaks of the loss among them.
 
-MinMaxLTTB (Van Der Donckt et al., 2023) by the library tsdownsample: least and largest of each stretch, and of these the
-ones that keep the shape. First and last always stay.
+MinMaxLTTB (Van Der Donckt et al., 2023) by the library tsdownsample: least and largest of each stretch, and of these
+the ones that keep the shape. First and last always stay.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,6 @@
 """Lives, readings and events. Written out: a migration says what was true when it was made."""
 
 import sqlalchemy as sa
-
 from alembic import op
 
 revision = "0001"
