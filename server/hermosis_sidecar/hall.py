@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from hermosis_client import Client, errors
 from hermosis_sidecar.caller import is_own, token_of, under_token
 from hermosis_sidecar.following import Following, Followings
-from hermosis_sidecar.history import History, Retention, database_url
+from hermosis_sidecar.history import History, Retention
 from hermosis_sidecar.live import Live
 from hermosis_sidecar.newest import NewestReadings
 from hermosis_sidecar.settings import Settings
@@ -56,9 +56,10 @@ def opened(settings: Settings) -> Iterator[Hall]:
         Client(settings.server, timeout_s=settings.ready_timeout_s, token=own_token, **access) as probe,
     ):
         history = History(
-            database_url(settings.history_folder, settings.history_url.get_secret_value()),
+            settings.history_database(),
             probe,
             interval_s=settings.live_interval_s,
+            look_s=settings.history_look_s,
             retention=Retention(raw_s=settings.history_raw_s, keep_s=settings.history_keep_s),
         )
 

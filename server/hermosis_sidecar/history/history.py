@@ -1,15 +1,13 @@
 """History: the store and the recorder of one sidecar, or neither where it is turned off."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from hermosis_client import Client, TelemetryReading, errors
+from hermosis_client import Client, TelemetryReading
 from hermosis_sidecar.history.differences import Happened
 from hermosis_sidecar.history.ids import Ids
 from hermosis_sidecar.history.lineage import Lineage
@@ -33,19 +31,22 @@ class History:
       url:        of the database; empty keeps nothing.
       client:     to ask about sessions with, under the sidecar's own token.
       interval_s: least time between two readings of a session that are kept.
+      look_s:     between two looks at the sessions.
 
     Raises:
       StorageFailed: the database cannot be opened.
     """
 
-    def __init__(self, url: str, client: Client, *, interval_s: float, retention: Retention) -> None:
+    def __init__(self, url: str, client: Client, *, interval_s: float, look_s: float, retention: Retention) -> None:
         self._store = Store(url) if url else None
         self.ids = Ids(self._store.newest_id() if self._store is not None else 0)
         self._recorder: Recorder | None = None
         self._listeners: list[Callable[[Life, Event], None]] = []
         if self._store is not None:
             lineage = Lineage(self._store, client, self.ids, interval_s=interval_s)
-            self._recorder = Recorder(self._store, lineage, self.ids, retention=retention, tell=self._tell)
+            self._recorder = Recorder(
+                self._store, lineage, self.ids, retention=retention, tell=self._tell, look_s=look_s
+            )
 
     def start(self, listener: Callable[[Life, Event], None]) -> None:
         """Begins to record; the listener is given each event on another thread."""
@@ -167,24 +168,6 @@ class History:
 
     def _known(self, session_id: str) -> list[Life]:
         return [] if self._store is None else self._store.lives(session_id)
-
-
-def database_url(folder: str, url: str) -> str:
-    """Where to keep it: the URL if there is one, else a file in the folder, which is made; empty for nowhere.
-
-    Raises:
-      StorageFailed: the folder cannot be made.
-    """
-    if url or not folder:
-        return url
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.StorageFailed(
-            f"the history's folder {os.path.abspath(folder)} cannot be made ({error.strerror}); name another one by "
-            "--history-folder, or none: --history-folder ''"
-        ) from None
-    return f"sqlite:///{os.path.abspath(folder)}/history.db"
 
 
 def _before(held: Sequence[TelemetryReading], steps: Steps) -> Steps:

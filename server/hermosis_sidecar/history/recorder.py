@@ -69,7 +69,7 @@ class Recorder:
         *,
         retention: Retention,
         tell: Callable[[KeptEvent], None],
-        look_s: float = 2.0,
+        look_s: float,
         queue: int = _QUEUE,
         clock: Callable[[], float] = time.time,
     ) -> None:

@@ -1,20 +1,17 @@
 """Store: readings, events and lives in a database, SQLite or PostgreSQL alike. Any thread may use it."""
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from hermosis_client import errors
+from hermosis_sidecar.history.database import engine_of, migrate
 from hermosis_sidecar.history.records import Kept, KeptEvent, Life, Steps
 from hermosis_sidecar.history.rows import event_of, event_row_of, kept_of, life_of, row_of
 from hermosis_sidecar.history.tables import events, lives, readings
@@ -23,7 +20,6 @@ from hermosis_sidecar.history.tables import events, lives, readings
 PAGE = 5_000
 # Minutes that are thinned in one transaction, so that new readings need not wait long.
 _MINUTES_AT_ONCE = 60
-_MIGRATIONS = Path(__file__).parent / "migrations"
 
 Losses = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
@@ -39,12 +35,12 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+        self._engine = engine_of(url)
         dialect = self._engine.dialect.name
         self._insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
         try:
             with self._transaction() as connection:
-                _migrate(connection)
+                migrate(connection)
         except BaseException:
             self.close()
             raise
@@ -258,37 +254,3 @@ def _that_count(wanted: sa.Select[Any], of: Sequence[Life], steps: Steps, after_
     if steps.before_step is not None:
         wanted = wanted.where(readings.c.step < steps.before_step)
     return wanted.order_by(readings.c.step).limit(PAGE)
-
-
-def _engine(url: str) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-        if parsed.get_backend_name() == "postgresql":
-            return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
-        if parsed.get_backend_name() != "sqlite":
-            raise errors.InvalidRequest(
-                f"history in {parsed.get_backend_name()} is not known; give a URL of sqlite or postgresql"
-            )
-    except SQLAlchemyError as error:
-        raise errors.InvalidRequest(f"{error}; write it as sqlite:///path or postgresql://user@host/database") from None
-    except ModuleNotFoundError as error:
-        raise errors.Unsupported(
-            f"history in PostgreSQL needs a package that is missing ({error.name}): pip install 'hermosis[postgres]'"
-        ) from None
-    engine = sa.create_engine(parsed, connect_args={"timeout": 5.0})
-    sa.event.listen(engine, "connect", _set_up_sqlite)
-    return engine
-
-
-def _set_up_sqlite(connection: Any, _: object) -> None:
-    # Readers beside the one that writes; what a power cut takes is the last moments of a curve, so no sync a commit.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _migrate(connection: sa.Connection) -> None:
-    configuration = Config()
-    configuration.set_main_option("script_location", os.fspath(_MIGRATIONS).replace("%", "%%"))
-    configuration.set_main_option("path_separator", "os")
-    configuration.attributes["connection"] = connection
-    command.upgrade(configuration, "head")

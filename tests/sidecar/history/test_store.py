@@ -199,9 +199,10 @@ class TestSqlite(StoreSuite):
         with store._engine.begin() as connection:
             assert connection.execute(sa.text("PRAGMA journal_mode")).scalar() == "wal"
 
-    def test_folder_that_is_not_there_is_said(self, tmp_path: Path) -> None:
+    def test_file_that_cannot_be_opened_is_said(self, tmp_path: Path) -> None:
+        (tmp_path / "history.db").mkdir()
         with pytest.raises(errors.StorageFailed, match="unable to open database file"):
-            Store(f"sqlite:///{tmp_path}/nowhere/history.db")
+            Store(f"sqlite:///{tmp_path}/history.db")
 
 
 class TestPostgres(StoreSuite):

@@ -1,5 +1,7 @@
 """Real servers and sidecars that are killed, restarted and left alone: what was measured is there again."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from hermosis_client import Client, Durability, Session
 from hermosis_client.local_server import LocalServer
 from hermosis_sidecar.history import Steps
 from hermosis_sidecar.history.store import Store
+
+QUICK = {"retry_s": "0.1", "history_look_s": "0.2"}
 
 
 def history(sidecar: Sidecar, session_id: str, **query: int) -> list[tuple[int, float]]:
@@ -63,7 +67,7 @@ def start(folder: Path) -> Iterator[Callable[..., Sidecar]]:
     started: list[Sidecar] = []
 
     def start(server: LocalServer, **settings: str) -> Sidecar:
-        sidecar = Sidecar(server.address, history_folder=str(folder), live_interval_s="0", retry_s="0.1", **settings)
+        sidecar = Sidecar(server.address, history_folder=str(folder), live_interval_s="0", **QUICK, **settings)
         started.append(sidecar)
         return sidecar
 
@@ -176,7 +180,10 @@ def test_history_that_is_turned_off_leaves_what_the_server_holds(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_cannot_be_made_is_said(server: LocalServer, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AssertionError, match="history-folder"):
-        Sidecar(server.address, history_folder=str(tmp_path / "file" / "below"))
+    command = [sys.executable, "-m", "hermosis_sidecar", "--port", "0", "--history-folder", f"{tmp_path}/file/below"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "cannot be made (Not a directory); name another one by --history-folder" in done.stderr
+    assert "Traceback" not in done.stderr
