@@ -79,14 +79,17 @@ class Sidecar:
 class Events:
     """A live stream, read on a thread of its own."""
 
-    def __init__(self, sidecar: Sidecar, query: str = "", token: str = "") -> None:
+    def __init__(self, sidecar: Sidecar, query: str = "", token: str = "", last_event_id: int | None = None) -> None:
         self._connection = http.client.HTTPConnection(sidecar.address.removeprefix("http://"))
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if last_event_id is not None:
+            headers["Last-Event-ID"] = str(last_event_id)
         self._connection.request("GET", f"/v1/live{query}", headers=headers)
         self._socket = self._connection.sock
         self.response = self._connection.getresponse()
         self.ended = threading.Event()
         self._events: list[tuple[str, Any]] = []
+        self.ids: list[int] = []
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -115,6 +118,8 @@ class Events:
                 field, _, value = line.decode().rstrip("\n").partition(": ")
                 if field == "event":
                     event = value
+                elif field == "id":
+                    self.ids.append(int(value))
                 elif field == "data":
                     self._events.append((event, json.loads(value)))
         self.ended.set()

@@ -7,11 +7,43 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from tests.sidecar.conftest import eventually
 
-from hermosis_client import EnergySample, TelemetryReading
-from hermosis_sidecar.history import Kept, Life
+from hermosis_client import Client, EnergySample, Session, TelemetryReading
+from hermosis_sidecar.history import Kept, Life, Steps, Store
+
+# Of sidecars that notice at once what a person would notice soon.
+QUICK = {"retry_s": "0.1", "history_look_s": "0.2"}
+
+
+class Archive:
+    """A sidecar's folder, looked into beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._url = f"sqlite:///{folder}/history.db"
+
+    def steps(self, session_id: str) -> list[int]:
+        store = Store(self._url)
+        try:
+            lives = store.lives(session_id)
+            lives = [life for life in lives if life.create_time_s == lives[-1].create_time_s]
+            return [each.reading.step for each in store.readings(lives, Steps())]
+        finally:
+            store.close()
+
+    def awaits(self, session_id: str, *steps: int) -> None:
+        """Waits until just these steps are kept."""
+        eventually(lambda: self.steps(session_id) == list(steps), f"{steps} to be kept, not {self.steps(session_id)}")
+
+
+def a_session(client: Client, session_id: str, **more: Any) -> Session:
+    session = client.create_session({"w": (2,)}, "sgd", session_id=session_id, **more)
+    session.initialise({"w": np.ones(2, np.float32)})
+    return session
 
 
 def a_reading(step: int, *, time_s: float | None = None, loss: float = 1.0, session_id: str = "a") -> TelemetryReading:

@@ -4,18 +4,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from tests.sidecar.conftest import Sidecar, eventually, push
+from tests.sidecar.history.conftest import QUICK, Archive, a_session
 
-from hermosis_client import Client, Durability, Session
+from hermosis_client import Client, Durability
 from hermosis_client.local_server import LocalServer
-from hermosis_sidecar.history import Steps
-from hermosis_sidecar.history.store import Store
-
-QUICK = {"retry_s": "0.1", "history_look_s": "0.2"}
 
 
 def history(sidecar: Sidecar, session_id: str, **query: int) -> list[tuple[int, float]]:
@@ -29,26 +24,6 @@ def kinds(sidecar: Sidecar, session_id: str) -> list[str]:
     answer = sidecar.http.get(f"/v1/sessions/{session_id}/events")
     assert answer.status_code == 200, answer.text
     return [event["kind"] for event in answer.json()["events"]]
-
-
-class Archive:
-    """A sidecar's folder, looked into beside it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._url = f"sqlite:///{folder}/history.db"
-
-    def steps(self, session_id: str) -> list[int]:
-        store = Store(self._url)
-        try:
-            lives = store.lives(session_id)
-            lives = [life for life in lives if life.create_time_s == lives[-1].create_time_s]
-            return [each.reading.step for each in store.readings(lives, Steps())]
-        finally:
-            store.close()
-
-    def awaits(self, session_id: str, *steps: int) -> None:
-        """Waits until just these steps are kept."""
-        eventually(lambda: self.steps(session_id) == list(steps), f"{steps} to be kept, not {self.steps(session_id)}")
 
 
 @pytest.fixture
@@ -74,12 +49,6 @@ def start(folder: Path) -> Iterator[Callable[..., Sidecar]]:
     yield start
     for sidecar in started:
         sidecar.__exit__()
-
-
-def a_session(client: Client, session_id: str, **more: Any) -> Session:
-    session = client.create_session({"w": (2,)}, "sgd", session_id=session_id, **more)
-    session.initialise({"w": np.ones(2, np.float32)})
-    return session
 
 
 def test_curve_and_events_are_found_again_after_both_were_killed(
