@@ -15,7 +15,7 @@ from hermosis_client.local_server import LocalServer
 def house() -> Iterator[House]:
     """Two tenants that call a session alike, and one of ours that is closed."""
     with LocalServer(arguments=["--require-token"]) as server:
-        house = House(server, **QUICK)
+        house = House(server, timeout_s="2", **QUICK)
         with (
             house.sidecar,
             Client(server.address, token=house.of["operator"]) as ours,
