@@ -15,8 +15,10 @@ from hermosis_client.exchange import Worker
 from hermosis_client.fleet import Fleet, FleetResult
 from hermosis_client.layout import ParameterLayout, Tensors, TensorSpec
 from hermosis_client.records import (
+    Aggregation,
     AuditEntry,
     Capabilities,
+    Consistency,
     Durability,
     EnergySample,
     NewToken,
@@ -38,10 +40,12 @@ from hermosis_client.state import ExportedState
 from hermosis_client.watch import Watch
 
 __all__ = [
+    "Aggregation",
     "AuditEntry",
     "Capabilities",
     "Client",
     "ConnectionFailed",
+    "Consistency",
     "Durability",
     "EnergySample",
     "ExportedState",

@@ -21,8 +21,9 @@ from hermosis_client.errors import HermosisError
 from hermosis_client.fleet import Fleet
 from hermosis_client.layout import ParameterLayout, Shaped
 from hermosis_client.records import (
+    Aggregation,
     Capabilities,
-    ConsistencyMode,
+    Consistency,
     Durability,
     Optimizer,
     ParametersOn,
@@ -101,9 +102,10 @@ class Client(AccessCalls):
         *,
         session_id: str = "",
         workers: int = 1,
-        consistency: Literal["barrier", "async"] = "barrier",
+        consistency: Literal["barrier", "async"] | Consistency = "barrier",
         parameters_on: Literal["server", "worker"] = "server",
         durability: Durability | None = None,
+        aggregation: Aggregation | None = None,
         display_name: str = "",
         labels: Mapping[str, str] | None = None,
     ) -> Session:
@@ -113,10 +115,12 @@ class Client(AccessCalls):
           layout:        arrays (only their shapes count) or shapes by name, in the order of the flat vector.
           optimizer:     a recipe, the name of one, or a hermosis.v1 Hamiltonian message.
           session_id:    1 to 63 of a-z, 0-9 and "-"; the server chooses when empty.
-          workers:       that take part in a round.
-          consistency:   "barrier" steps when every worker has sent its gradient, "async" on each arrival.
+          workers:       that take part in a round, where `consistency` is a word.
+          consistency:   "barrier" steps when every worker has sent its gradient, "async" on each arrival; or a rule in
+                         full.
           parameters_on: "server", or "worker" to get increments and keep the weights oneself.
           durability:    what the server keeps on disk; None leaves it to the server.
+          aggregation:   how the gradients of a round become one; None means their mean.
           display_name:  for people.
           labels:        for filters.
 
@@ -126,9 +130,10 @@ class Client(AccessCalls):
         spec = session_pb2.SessionSpec(
             layout=codec.layout_message(_layout(layout)),
             optimizer=codec.optimizer_message(optimizer),
-            consistency=types_pb2.Consistency(
-                mode=types_pb2.ConsistencyMode.ValueType(_named(ConsistencyMode, consistency)), workers=workers
+            consistency=codec.consistency_message(
+                consistency if isinstance(consistency, Consistency) else Consistency(mode=consistency, workers=workers)
             ),
+            aggregation=codec.aggregation_message(aggregation),
             durability=codec.durability_message(durability),
             parameters_on=types_pb2.ParametersOn.ValueType(_named(ParametersOn, parameters_on)),
             display_name=display_name,
@@ -178,9 +183,10 @@ class Client(AccessCalls):
         layout: ParameterLayout | Mapping[str, Shaped | Sequence[int]] | None = None,
         session_ids: Sequence[str] = (),
         workers: int = 1,
-        consistency: Literal["barrier", "async"] = "barrier",
+        consistency: Literal["barrier", "async"] | Consistency = "barrier",
         parameters_on: Literal["server", "worker"] = "server",
         durability: Durability | None = None,
+        aggregation: Aggregation | None = None,
         display_names: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         worker_id: str = "",
@@ -196,7 +202,8 @@ class Client(AccessCalls):
           optimizers:  one for each session, or one for all.
           layout:      of the lines of `parameters`; None means one tensor, "parameters".
           session_ids, display_names: one for each session; empty leaves them to the server.
-          workers, consistency, parameters_on, durability, labels: of each session, as in `create_session`.
+          workers, consistency, parameters_on, durability, aggregation, labels: of each session, as in
+            `create_session`.
           worker_id, gradient_dtype, reply_dtype, reply: of the worker, as in `Session.worker`.
 
         Raises:
@@ -228,6 +235,7 @@ class Client(AccessCalls):
                 consistency=consistency,
                 parameters_on=parameters_on,
                 durability=durability,
+                aggregation=aggregation,
                 display_name=display_names[index] if display_names else "",
                 labels=labels,
             )
@@ -360,7 +368,7 @@ def _layout(layout: ParameterLayout | Mapping[str, Shaped | Sequence[int]]) -> P
     return layout if isinstance(layout, ParameterLayout) else ParameterLayout.of(layout)
 
 
-def _named(choices: type[ConsistencyMode] | type[ParametersOn], name: str) -> int:
+def _named(choices: type[ParametersOn], name: str) -> int:
     if name.upper() not in choices.__members__ or name.upper() == "UNKNOWN":
         known = ", ".join(repr(choice.name.lower()) for choice in choices if choice)
         raise ValueError(f"{name!r} is not one of {known}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -11,8 +12,10 @@ from hermosis.wire import Dtype
 from hermosis_client.layout import ParameterLayout, TensorSpec
 from hermosis_client.records import (
     ENERGIES,
+    Aggregation,
     AuditEntry,
     Capabilities,
+    Consistency,
     ConsistencyMode,
     Durability,
     DurabilityMode,
@@ -96,8 +99,8 @@ def session_info(message: session_pb2.Session) -> SessionInfo:
         host_bytes=message.host_bytes,
         lr_scale=message.lr_scale,
         optimizer=optimizer(spec.optimizer),
-        consistency=ConsistencyMode(spec.consistency.mode or ConsistencyMode.BARRIER),
-        expected_workers=spec.consistency.workers or 1,
+        consistency=_consistency(spec.consistency),
+        aggregation=_aggregation(spec.aggregation),
         workers=message.workers,
         durability=DurabilityMode(spec.durability.mode),
         snapshot_every_steps=spec.durability.snapshot_every_steps,
@@ -108,6 +111,68 @@ def session_info(message: session_pb2.Session) -> SessionInfo:
         create_time_s=_seconds(message.create_time),
         etag=message.etag,
     )
+
+
+def consistency_message(wanted: Consistency) -> types_pb2.Consistency:
+    """Raises ValueError for a word that there is not."""
+    late = "UNSPECIFIED" if wanted.late == "default" else wanted.late.upper()
+    return types_pb2.Consistency(
+        mode=types_pb2.ConsistencyMode.Value(f"CONSISTENCY_MODE_{wanted.mode.upper()}"),
+        workers=wanted.workers,
+        quorum=wanted.quorum,
+        deadline_s=wanted.deadline_s,
+        max_staleness=wanted.max_staleness,
+        local_steps=wanted.local_steps,
+        late=types_pb2.LatePolicy.Value(f"LATE_POLICY_{late}"),
+        staleness_weight=types_pb2.StalenessWeight.Value(f"STALENESS_WEIGHT_{wanted.staleness_weight.upper()}"),
+        lease_s=wanted.lease_s,
+    )
+
+
+def aggregation_message(wanted: Aggregation | None) -> types_pb2.Aggregation | None:
+    """Raises ValueError for a word that there is not."""
+    if wanted is None:
+        return None
+    return types_pb2.Aggregation(
+        rule=types_pb2.AggregationRule.Value(f"AGGREGATION_RULE_{wanted.rule.upper()}"),
+        max_norm=wanted.max_norm,
+        byzantine=wanted.byzantine,
+        quarantine=wanted.quarantine,
+        clip_norm=wanted.clip_norm,
+    )
+
+
+def _consistency(message: types_pb2.Consistency) -> Consistency:
+    return Consistency(
+        mode=_word(types_pb2.ConsistencyMode, message.mode or types_pb2.CONSISTENCY_MODE_BARRIER),
+        workers=message.workers or 1,
+        quorum=message.quorum,
+        deadline_s=message.deadline_s,
+        max_staleness=message.max_staleness,
+        local_steps=message.local_steps,
+        late=_word(types_pb2.LatePolicy, message.late) if message.late else "default",
+        staleness_weight=_word(
+            types_pb2.StalenessWeight, message.staleness_weight or types_pb2.STALENESS_WEIGHT_AS_NOW
+        ),
+        lease_s=message.lease_s,
+    )
+
+
+def _aggregation(message: types_pb2.Aggregation) -> Aggregation:
+    return Aggregation(
+        rule=_word(types_pb2.AggregationRule, message.rule or types_pb2.AGGREGATION_RULE_MEAN),
+        max_norm=message.max_norm,
+        byzantine=message.byzantine,
+        quarantine=message.quarantine,
+        clip_norm=message.clip_norm,
+    )
+
+
+def _word(kind: Any, number: int) -> Any:
+    """An enumeration's word as people write it; "unknown" for one of a later version."""
+    prefix = kind.DESCRIPTOR.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    known = kind.DESCRIPTOR.values_by_number.get(number)
+    return "unknown" if known is None else known.name.removeprefix(prefix).lower()
 
 
 def durability_message(wanted: Durability | None) -> types_pb2.Durability | None:

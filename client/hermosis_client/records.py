@@ -51,6 +51,58 @@ class ConsistencyMode(_Known):
     LOCAL = 5
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consistency:
+    """When contributions become a step, and what becomes of those that come late.
+
+    Attributes:
+      mode:          "barrier" steps when every worker has sent its gradient; "quorum" when `quorum` of them have, or at
+                     the deadline; "async" on each arrival; "bounded" too, but lets none run more than `max_staleness`
+                     steps ahead of the slowest; "local" as barrier or quorum, for workers that take `local_steps` by
+                     themselves and send how far they went, as a gradient.
+      workers:       that take part in a round.
+      quorum:        contributions that make a step of "quorum" and "local"; zero means all.
+      deadline_s:    after which a round of "quorum" or "local" steps with what it has; zero means never.
+      max_staleness: the most steps a gradient may be behind; zero means no limit in "async".
+      local_steps:   of a worker by itself; zero means 1.
+      late:          a contribution after its round, or too far behind, is refused (StaleGradient), dropped
+                     (Outcome.DROPPED) or carried into the next round; "default" is what the mode does.
+      staleness_weight: "as_now" counts a late gradient like any; "as_then" as if it had come in its own time.
+      lease_s:       how long a worker may be silent before rounds go on without it; zero means for ever.
+    """
+
+    mode: Literal["barrier", "quorum", "async", "bounded", "local"] = "barrier"
+    workers: int = 1
+    quorum: int = 0
+    deadline_s: float = 0.0
+    max_staleness: int = 0
+    local_steps: int = 0
+    late: Literal["default", "refuse", "drop", "carry"] = "default"
+    staleness_weight: Literal["as_now", "as_then"] = "as_now"
+    lease_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregation:
+    """How the contributions of a round become one gradient.
+
+    Attributes:
+      rule:       "mean"; "clipped_mean" of contributions shortened to max_norm; "median" of each coordinate;
+                  "trimmed_mean" without the `byzantine` largest and smallest of each; "krum", the one closest to its
+                  neighbours; "multi_krum", the mean of all but the `byzantine` that are furthest from theirs.
+      max_norm:   of a contribution.
+      byzantine:  hostile workers that are withstood.
+      quarantine: leaves contributions with NaN or infinity out of the round, which goes on with the others.
+      clip_norm:  Euclidean length that the round's gradient is shortened to; zero means not.
+    """
+
+    rule: Literal["mean", "clipped_mean", "median", "trimmed_mean", "krum", "multi_krum"] = "mean"
+    max_norm: float = 0.0
+    byzantine: int = 0
+    quarantine: bool = False
+    clip_norm: float = 0.0
+
+
 class DurabilityMode(_Known):
     """What reaches the server's disk."""
 
@@ -244,8 +296,8 @@ class SessionInfo:
     host_bytes: int
     lr_scale: float
     optimizer: Optimizer
-    consistency: ConsistencyMode
-    expected_workers: int  # that take part in a round
+    consistency: Consistency
+    aggregation: Aggregation
     workers: int  # that have contributed or hold a stream
     durability: DurabilityMode
     snapshot_every_steps: int  # zero means not by steps

@@ -20,6 +20,7 @@ from hermosis_client.exchange import Worker, WorkerSettings
 from hermosis_client.layout import ParameterLayout, Tensors
 from hermosis_client.records import (
     AckLevel,
+    Consistency,
     Optimizer,
     ParametersOn,
     Recipe,
@@ -163,6 +164,7 @@ class Session:
         thermal_profile: dynamics_pb2.ThermalProfile | None = None,
         display_name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        consistency: Consistency | None = None,
         etag: str = "",
     ) -> SessionInfo:
         """Edits the running session at a step boundary; what is None stays as it is.
@@ -172,16 +174,22 @@ class Session:
           thermal_profile: to go on with from the present beta; a hermosis.v1 message.
           display_name:    for people.
           labels:          for filters; they replace all that were there.
+          consistency:     from the next step on; what has come for the round in the making stays in it.
           etag:            of the `SessionInfo` the edit is based on; empty means whatever is there.
         """
         edit = session_pb2.SessionEdit(
-            lr_scale=lr_scale or 0.0, thermal_profile=thermal_profile, display_name=display_name or "", labels=labels
+            lr_scale=lr_scale or 0.0,
+            thermal_profile=thermal_profile,
+            display_name=display_name or "",
+            labels=labels,
+            consistency=None if consistency is None else codec.consistency_message(consistency),
         )
         values = {
             "lr_scale": lr_scale,
             "thermal_profile": thermal_profile,
             "display_name": display_name,
             "labels": labels,
+            "consistency": consistency,
         }
         request = session_pb2.UpdateSessionRequest(
             request_id=new_request_id(),

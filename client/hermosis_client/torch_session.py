@@ -122,8 +122,8 @@ class SessionMaker:
         found = (
             # An edited session shows the Hamiltonian it has become, which no recipe compares with.
             info.optimizer if isinstance(info.optimizer, Recipe) else recipe,
-            info.expected_workers,
-            info.consistency.name.lower(),
+            info.consistency.workers,
+            info.consistency.mode,
             info.parameters_on.name.lower(),
         )
         if wanted != found:

@@ -42,6 +42,10 @@ ConsistencyMode = Annotated[
     records.ConsistencyMode,
     PlainSerializer(_word, return_type=Literal["UNKNOWN", "BARRIER", "QUORUM", "ASYNC", "BOUNDED", "LOCAL"]),
 ]
+ConsistencyWord = Literal["BARRIER", "QUORUM", "ASYNC", "BOUNDED", "LOCAL"]
+LateWord = Literal["DEFAULT", "REFUSE", "DROP", "CARRY"]
+StalenessWord = Literal["AS_NOW", "AS_THEN"]
+AggregationWord = Literal["MEAN", "CLIPPED_MEAN", "MEDIAN", "TRIMMED_MEAN", "KRUM", "MULTI_KRUM"]
 DurabilityMode = Annotated[
     records.DurabilityMode, PlainSerializer(_word, return_type=Literal["UNKNOWN", "NONE", "SNAPSHOT", "JOURNAL"])
 ]
@@ -99,9 +103,32 @@ class Optimizer(_Asked):
         return self
 
 
-class Consistency(BaseModel):
-    mode: ConsistencyMode = Field(description="When contributions become a step.")
+class Consistency(_Shown):
+    """When contributions become a step, and what becomes of those that come late."""
+
+    mode: ConsistencyWord = Field(description="When contributions become a step.")
     workers: int = Field(description="Workers that take part in a round.")
+    quorum: int = Field(description="Contributions that make a step of QUORUM and LOCAL; zero means all.")
+    deadline_s: float = Field(description="Seconds after which such a round steps with what it has; zero means never.")
+    max_staleness: int = Field(
+        description="The most steps that a gradient may be behind; zero means no limit in ASYNC."
+    )
+    local_steps: int = Field(description="Steps of a LOCAL worker by itself; zero means 1.")
+    late: LateWord = Field(description="What becomes of a contribution that comes too late.")
+    staleness_weight: StalenessWord = Field(description="How much a late gradient counts.")
+    lease_s: float = Field(
+        description="Seconds of silence after which rounds go on without a worker; zero means never."
+    )
+
+
+class Aggregation(_Shown):
+    """How the contributions of a round become one gradient."""
+
+    rule: AggregationWord = Field(description="By which.")
+    max_norm: float = Field(description="That CLIPPED_MEAN shortens contributions to.")
+    byzantine: int = Field(description="Hostile workers that TRIMMED_MEAN, KRUM and MULTI_KRUM withstand.")
+    quarantine: bool = Field(description="Whether contributions that are not finite are left out.")
+    clip_norm: float = Field(description="Length that the round's gradient is shortened to; zero means not.")
 
 
 class Durability(BaseModel):
@@ -120,13 +147,37 @@ class SessionSpec(BaseModel):
     parameters_on: ParametersOn = Field(description="Who keeps the weights.")
     display_name: str = Field(description="For people.")
     labels: dict[str, str] = Field(description="For filters.")
+    aggregation: Aggregation
 
 
 class NewConsistency(_Asked):
-    mode: Literal["BARRIER", "ASYNC"] = Field(
-        default="BARRIER", description="BARRIER steps when every worker has sent its gradient, ASYNC on each arrival."
+    mode: ConsistencyWord = Field(
+        default="BARRIER",
+        description="BARRIER steps when every worker has sent its gradient, QUORUM when enough have, ASYNC on each "
+        "arrival, BOUNDED too while nobody is too far ahead, LOCAL as BARRIER or QUORUM with steps on the workers.",
     )
     workers: Uint32 = Field(default=1, description="Workers that take part in a round.")
+    quorum: Uint32 = Field(default=0, description="Contributions that make a step of QUORUM and LOCAL; zero means all.")
+    deadline_s: Annotated[Number, Field(ge=0)] = Field(
+        default=0.0, description="Seconds after which such a round steps with what it has; zero means never."
+    )
+    max_staleness: Int64 = Field(default=0, description="The most steps that a gradient may be behind.")
+    local_steps: Uint32 = Field(default=0, description="Steps of a LOCAL worker by itself; zero means 1.")
+    late: LateWord = Field(default="DEFAULT", description="What becomes of a contribution that comes too late.")
+    staleness_weight: StalenessWord = Field(default="AS_NOW", description="How much a late gradient counts.")
+    lease_s: Annotated[Number, Field(ge=0)] = Field(
+        default=0.0, description="Seconds of silence after which rounds go on without a worker; zero means never."
+    )
+
+
+class NewAggregation(_Asked):
+    rule: AggregationWord = Field(default="MEAN", description="By which contributions become one gradient.")
+    max_norm: Annotated[Number, Field(ge=0)] = Field(default=0.0, description="For CLIPPED_MEAN.")
+    byzantine: Uint32 = Field(default=0, description="Hostile workers to withstand.")
+    quarantine: StrictBool = Field(default=False, description="Leaves contributions that are not finite out.")
+    clip_norm: Annotated[Number, Field(ge=0)] = Field(
+        default=0.0, description="Shortens the round's gradient to this length; zero means not."
+    )
 
 
 class NewDurability(_Asked):
@@ -149,6 +200,7 @@ class NewSessionSpec(_Asked):
     parameters_on: Literal["SERVER", "WORKER"] = Field(default="SERVER", description="Who keeps the weights.")
     display_name: str = Field(default="", description="For people.")
     labels: dict[str, str] = Field(default={}, description="For filters.")
+    aggregation: NewAggregation = NewAggregation()
 
 
 class NewSession(_Asked):
@@ -171,11 +223,12 @@ class SessionEdit(_Asked):
     )
     display_name: str | None = Field(default=None, description="For people.")
     labels: dict[str, str] | None = Field(default=None, description="For filters; they replace all that were there.")
+    consistency: NewConsistency | None = Field(default=None, description="From the next step on.")
 
     @model_validator(mode="after")
     def _something(self) -> "SessionEdit":
         if all(value is None for value in self.__dict__.values()):
-            raise ValueError("give one or more of lr_scale, thermal_profile, display_name and labels")
+            raise ValueError("give one or more of lr_scale, thermal_profile, display_name, labels and consistency")
         return self
 
 
@@ -326,6 +379,9 @@ class Worker(BaseModel):
     base_step: int = Field(description="Of its last contribution.")
     staleness: int = Field(description="Of its last contribution, in steps.")
     received_bytes: int = Field(description="Gradient payload since the server started.")
+    awaited: bool = Field(description="Whether a round waits for it.")
+    lost: bool = Field(description="Silent for longer than the lease, or gone: rounds go on without it.")
+    influence: float = Field(description="Of its last contribution on the gradient of its round, from 0 to 1.")
     last_seen_time: datetime
 
 

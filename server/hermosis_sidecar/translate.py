@@ -1,8 +1,9 @@
 """Between the JSON of schemas.py and the client's records."""
 
+import dataclasses
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -29,7 +30,8 @@ def session(info: records.SessionInfo) -> schemas.Session:
         spec=schemas.SessionSpec(
             layout=_layout(info.layout),
             optimizer=optimizer(info.optimizer),
-            consistency=schemas.Consistency(mode=info.consistency, workers=info.expected_workers),
+            consistency=consistency(info.consistency),
+            aggregation=schemas.Aggregation(**_words(info.aggregation, "rule")),
             durability=schemas.Durability(
                 mode=info.durability,
                 snapshot_every_steps=info.snapshot_every_steps,
@@ -72,14 +74,40 @@ def summary(info: records.SessionInfo, reading: records.TelemetryReading | None)
         host_bytes=info.host_bytes,
         optimizer=optimizer(info.optimizer),
         lr_scale=info.lr_scale,
-        consistency_mode=info.consistency,
+        consistency_mode=records.ConsistencyMode[info.consistency.mode.upper()],
         durability_mode=info.durability,
         workers=info.workers,
-        expected_workers=info.expected_workers,
+        expected_workers=info.consistency.workers,
         labels=dict(info.labels),
         create_time=_time(info.create_time_s),
         reading=None if reading is None else schemas.TelemetryReading.model_validate(reading),
     )
+
+
+def consistency(record: records.Consistency) -> schemas.Consistency:
+    """When contributions become a step."""
+    return schemas.Consistency(**_words(record, "mode", "late", "staleness_weight"))
+
+
+def consistency_record(asked: schemas.NewConsistency) -> records.Consistency:
+    """The other way round."""
+    return records.Consistency(**_said(asked, "mode", "late", "staleness_weight"))
+
+
+def aggregation_record(asked: schemas.NewAggregation) -> records.Aggregation:
+    """How the contributions of a round become one gradient."""
+    return records.Aggregation(**_said(asked, "rule"))
+
+
+def _words(record: records.Consistency | records.Aggregation, *names: str) -> dict[str, Any]:
+    """The fields of a record; those named are words, which JSON has in capitals."""
+    fields = dataclasses.asdict(record)
+    return fields | {name: fields[name].upper() for name in names}
+
+
+def _said(asked: schemas.NewConsistency | schemas.NewAggregation, *names: str) -> dict[str, Any]:
+    fields = asked.model_dump()
+    return fields | {name: fields[name].lower() for name in names}
 
 
 def optimizer(record: records.Optimizer) -> schemas.Optimizer:
@@ -165,6 +193,9 @@ def workers(known: list[records.WorkerInfo]) -> schemas.WorkerList:
                 base_step=each.base_step,
                 staleness=each.staleness,
                 received_bytes=each.received_bytes,
+                awaited=each.awaited,
+                lost=each.lost,
+                influence=each.influence,
                 last_seen_time=_time(each.last_seen_time_s),
             )
             for each in known

@@ -39,8 +39,10 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def session_facts(info: SessionInfo) -> dict[str, Any]:
     """A session for JSON."""
     facts = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
-    for name in ("status", "consistency", "durability", "parameters_on"):
+    for name in ("status", "durability", "parameters_on"):
         facts[name] = facts[name].name
+    facts["consistency"] = dataclasses.asdict(info.consistency)
+    facts["aggregation"] = dataclasses.asdict(info.aggregation)
     facts["labels"] = dict(info.labels)
     facts["layout"] = [
         {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype.name} for tensor in info.layout.tensors
@@ -65,7 +67,7 @@ def session_row(info: SessionInfo) -> list[str]:
         info.status.name,
         str(info.step),
         optimizer_text(info),
-        f"{info.workers}/{info.expected_workers}",
+        f"{info.workers}/{info.consistency.workers}",
         f"{info.parameter_count:,}",
         memory(info),
         datetime.datetime.fromtimestamp(info.create_time_s).isoformat(" ", "seconds"),

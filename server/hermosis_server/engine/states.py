@@ -97,9 +97,10 @@ class States:
           CorruptState:   that one is damaged too.
         """
         self._engine.require_serving()
-        keeper = self._engine.require_keeper()
-        if keeper.copies is None and session_id not in self._engine.quarantined:
+        copied = self._engine.keeper is not None and self._engine.keeper.copies is not None
+        if not copied and session_id not in self._engine.quarantined:
             self._engine.session(session_id)
+        keeper = self._engine.require_keeper()
         stored = await keeper.load(session_id, snapshot_id)
         await asyncio.to_thread(on_device.check_digest, stored.state)
         session = self._engine.find(session_id)

@@ -56,8 +56,8 @@ def create_session(hall: HallOf, new: schemas.NewSession) -> schemas.Session:
             translate.layout_record(spec.layout),
             translate.optimizer_record(spec.optimizer),
             session_id=new.session_id,
-            workers=spec.consistency.workers,
-            consistency="barrier" if spec.consistency.mode == "BARRIER" else "async",
+            consistency=translate.consistency_record(spec.consistency),
+            aggregation=translate.aggregation_record(spec.aggregation),
             parameters_on="server" if spec.parameters_on == "SERVER" else "worker",
             durability=None if spec.durability is None else translate.durability_record(spec.durability),
             display_name=spec.display_name,
@@ -89,6 +89,7 @@ def edit_session(
             thermal_profile=profile,
             display_name=edit.display_name,
             labels=edit.labels,
+            consistency=None if edit.consistency is None else translate.consistency_record(edit.consistency),
             etag=_etag(if_match),
         )
     return translate.session(info)
