@@ -115,16 +115,15 @@ def session_info(message: session_pb2.Session) -> SessionInfo:
 
 def consistency_message(wanted: Consistency) -> types_pb2.Consistency:
     """Raises ValueError for a word that there is not."""
-    late = "UNSPECIFIED" if wanted.late == "default" else wanted.late.upper()
     return types_pb2.Consistency(
-        mode=types_pb2.ConsistencyMode.Value(f"CONSISTENCY_MODE_{wanted.mode.upper()}"),
+        mode=_number(types_pb2.ConsistencyMode, wanted.mode),
         workers=wanted.workers,
         quorum=wanted.quorum,
         deadline_s=wanted.deadline_s,
         max_staleness=wanted.max_staleness,
         local_steps=wanted.local_steps,
-        late=types_pb2.LatePolicy.Value(f"LATE_POLICY_{late}"),
-        staleness_weight=types_pb2.StalenessWeight.Value(f"STALENESS_WEIGHT_{wanted.staleness_weight.upper()}"),
+        late=_number(types_pb2.LatePolicy, wanted.late) if wanted.late != "default" else None,
+        staleness_weight=_number(types_pb2.StalenessWeight, wanted.staleness_weight),
         lease_s=wanted.lease_s,
     )
 
@@ -134,7 +133,7 @@ def aggregation_message(wanted: Aggregation | None) -> types_pb2.Aggregation | N
     if wanted is None:
         return None
     return types_pb2.Aggregation(
-        rule=types_pb2.AggregationRule.Value(f"AGGREGATION_RULE_{wanted.rule.upper()}"),
+        rule=_number(types_pb2.AggregationRule, wanted.rule),
         max_norm=wanted.max_norm,
         byzantine=wanted.byzantine,
         quarantine=wanted.quarantine,
@@ -168,11 +167,24 @@ def _aggregation(message: types_pb2.Aggregation) -> Aggregation:
     )
 
 
+def _words(kind: Any) -> dict[int, str]:
+    """An enumeration's words as people write them, by number."""
+    known = kind.DESCRIPTOR.values_by_number
+    prefix = known[0].name.removesuffix("UNSPECIFIED")
+    return {number: value.name.removeprefix(prefix).lower() for number, value in known.items() if number}
+
+
 def _word(kind: Any, number: int) -> Any:
-    """An enumeration's word as people write it; "unknown" for one of a later version."""
-    prefix = kind.DESCRIPTOR.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    known = kind.DESCRIPTOR.values_by_number.get(number)
-    return "unknown" if known is None else known.name.removeprefix(prefix).lower()
+    """The word of a number; "unknown" for one of a later version."""
+    return _words(kind).get(number, "unknown")
+
+
+def _number(kind: Any, word: str) -> Any:
+    """The other way round. Raises ValueError for a word that there is not."""
+    for number, known in _words(kind).items():
+        if known == word:
+            return number
+    raise ValueError(f"{word!r} is not one of {', '.join(map(repr, _words(kind).values()))}")
 
 
 def durability_message(wanted: Durability | None) -> types_pb2.Durability | None:
