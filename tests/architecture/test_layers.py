@@ -76,7 +76,9 @@ HOUSE = {
     ),
     # Messages become records and Hamiltonians here, and nowhere else.
     "hermosis_server.rpc.codec": room(
-        NOUNS | {CONTRACT, HOT, "hermosis_server.engine", "hermosis_server.dynamics", "hermosis"}, {"google.protobuf"}
+        NOUNS
+        | {CONTRACT, HOT, "hermosis_server.access", "hermosis_server.engine", "hermosis_server.dynamics", "hermosis"},
+        {"google.protobuf"},
     ),
     "hermosis_server.settings": room(NOUNS, {"pydantic", "pydantic_settings"}),
     "hermosis_server.logs": room(outside={"structlog"}),
