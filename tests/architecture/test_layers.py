@@ -103,6 +103,7 @@ HOUSE = {
     # On top: people's doors. They use the client as anybody would, and start the server through app.
     "hermosis_server.cli": room(
         {
+            CONTRACT,
             "hermosis_client",
             "hermosis_server",
             "hermosis_server.access",
