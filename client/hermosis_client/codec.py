@@ -122,7 +122,9 @@ def consistency_message(wanted: Consistency) -> types_pb2.Consistency:
         deadline_s=wanted.deadline_s,
         max_staleness=wanted.max_staleness,
         local_steps=wanted.local_steps,
-        late=_number(types_pb2.LatePolicy, wanted.late) if wanted.late != "default" else None,
+        late=_number(types_pb2.LatePolicy, wanted.late)
+        if wanted.late != "default"
+        else types_pb2.LATE_POLICY_UNSPECIFIED,
         staleness_weight=_number(types_pb2.StalenessWeight, wanted.staleness_weight),
         lease_s=wanted.lease_s,
     )

@@ -77,8 +77,7 @@ HOUSE = {
     # Messages become records and Hamiltonians here, and nowhere else.
     "hermosis_server.rpc.codec": room(
         NOUNS
-        | {CONTRACT, HOT, "hermosis_server.access", "hermosis_server.engine", "hermosis_server.dynamics", "hermosis"}
-        | {"hermosis_server.storage"},
+        | {CONTRACT, HOT, "hermosis_server.access", "hermosis_server.engine", "hermosis_server.dynamics", "hermosis"},
         {"google.protobuf"},
     ),
     "hermosis_server.settings": room(NOUNS, {"pydantic", "pydantic_settings"}),
@@ -114,6 +113,7 @@ HOUSE = {
     # On top: people's doors. They use the client as anybody would, and start the server through app.
     "hermosis_server.cli": room(
         {
+            CONTRACT,
             "hermosis_client",
             "hermosis_server",
             "hermosis_server.access",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hermosis_server import __version__
-from hermosis_server.cli import sessions, states, tokens
+from hermosis_server.cli import editing, sessions, states, tokens, top
 from hermosis_server.cli.extras import DEMO, SERVER, SIDECAR, require
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -24,8 +24,10 @@ app = typer.Typer(
 )
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(tokens.app, name="token")
-for _command in (states.verify, states.snapshot, states.restore, states.fetch):
-    app.command()(_command)
+for command in (states.verify, states.snapshot, states.restore, states.fetch, top.top):
+    app.command()(command)
+for command in (editing.edit, editing.fork, editing.snapshots, editing.workers):
+    sessions.app.command()(command)
 
 # Arguments and help of these belong to another program, which is not imported before it is wanted.
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

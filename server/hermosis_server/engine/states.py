@@ -11,13 +11,12 @@ from hermosis_server.dynamics import Hamiltonian
 from hermosis_server.engine import checks
 from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler
-from hermosis_server.engine.keeper import Written
+from hermosis_server.engine.keeper import Held, Written
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.errors import CorruptState, HermosisError, InvalidRequest, StaleGradient
 from hermosis_server.failpoints import reach
 from hermosis_server.identity import parted
 from hermosis_server.records import ExportedState, RecipeChoice, SessionStatus, StateBuffer
-from hermosis_server.storage.store import SnapshotInfo
 
 UNKNOWN_GENERATIONS = 1 << 20  # added where nobody can know how often a session was recovered: old workers stay out
 
@@ -110,7 +109,7 @@ class States:
         await self._replace(session, stored.state, keeper.decode(stored.document))
         return session
 
-    async def snapshots(self, session_id: str) -> list[SnapshotInfo]:
+    async def snapshots(self, session_id: str) -> list[Held]:
         """The session's snapshots on disk, newest first; one that was set aside has them, too."""
         if session_id not in self._engine.quarantined:
             self._engine.session(session_id)
