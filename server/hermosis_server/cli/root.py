@@ -24,8 +24,11 @@ app = typer.Typer(
 )
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(tokens.app, name="token")
-for command in (states.verify, states.snapshot, states.restore, states.fetch, top.top):
-    app.command()(command)
+app.command()(top.top)
+app.command()(states.verify)
+app.command()(states.snapshot)
+app.command()(states.restore)
+app.command()(states.fetch)
 for command in (editing.edit, editing.fork, editing.snapshots, editing.workers):
     sessions.app.command()(command)
 

@@ -183,7 +183,7 @@ def row(line: Line) -> list[str]:
         text.number(energies.smoothed_loss) if energies else "-",
         text.temperature(energies.log_beta) if energies else "-",
         text.number(energies.energy_defect) if energies else "-",
-        f"{line.info.workers}/{line.info.expected_workers}",
+        f"{line.info.workers}/{line.info.consistency.workers}",
         "-" if line.bytes_per_s is None else f"{line.bytes_per_s:,.0f}",
     ]
 
@@ -201,6 +201,6 @@ def facts(line: Line) -> dict[str, Any]:
         "log_beta": energies and energies.log_beta,
         "energy_defect": energies and energies.energy_defect,
         "workers": line.info.workers,
-        "expected_workers": line.info.expected_workers,
+        "expected_workers": line.info.consistency.workers,
         "bytes_per_s": line.bytes_per_s,
     }
