@@ -106,7 +106,9 @@ class Optimizer(_Asked):
 class Consistency(_Shown):
     """When contributions become a step, and what becomes of those that come late."""
 
-    mode: ConsistencyWord = Field(description="When contributions become a step.")
+    mode: Literal["UNKNOWN", "BARRIER", "QUORUM", "ASYNC", "BOUNDED", "LOCAL"] = Field(
+        description="When contributions become a step."
+    )
     workers: int = Field(description="Workers that take part in a round.")
     quorum: int = Field(description="Contributions that make a step of QUORUM and LOCAL; zero means all.")
     deadline_s: float = Field(description="Seconds after which such a round steps with what it has; zero means never.")
@@ -114,8 +116,10 @@ class Consistency(_Shown):
         description="The most steps that a gradient may be behind; zero means no limit in ASYNC."
     )
     local_steps: int = Field(description="Steps of a LOCAL worker by itself; zero means 1.")
-    late: LateWord = Field(description="What becomes of a contribution that comes too late.")
-    staleness_weight: StalenessWord = Field(description="How much a late gradient counts.")
+    late: Literal["UNKNOWN", "DEFAULT", "REFUSE", "DROP", "CARRY"] = Field(
+        description="What becomes of a contribution that comes too late."
+    )
+    staleness_weight: Literal["UNKNOWN", "AS_NOW", "AS_THEN"] = Field(description="How much a late gradient counts.")
     lease_s: float = Field(
         description="Seconds of silence after which rounds go on without a worker; zero means never."
     )
@@ -124,7 +128,9 @@ class Consistency(_Shown):
 class Aggregation(_Shown):
     """How the contributions of a round become one gradient."""
 
-    rule: AggregationWord = Field(description="By which.")
+    rule: Literal["UNKNOWN", "MEAN", "CLIPPED_MEAN", "MEDIAN", "TRIMMED_MEAN", "KRUM", "MULTI_KRUM"] = Field(
+        description="By which."
+    )
     max_norm: float = Field(description="That CLIPPED_MEAN shortens contributions to.")
     byzantine: int = Field(description="Hostile workers that TRIMMED_MEAN, KRUM and MULTI_KRUM withstand.")
     quarantine: bool = Field(description="Whether contributions that are not finite are left out.")
