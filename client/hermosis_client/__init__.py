@@ -15,13 +15,18 @@ from hermosis_client.exchange import Worker
 from hermosis_client.fleet import Fleet, FleetResult
 from hermosis_client.layout import ParameterLayout, Tensors, TensorSpec
 from hermosis_client.records import (
+    Alert,
+    AlertSeverity,
     Capabilities,
+    DeviceOverview,
     Durability,
     EnergySample,
     Outcome,
+    Overview,
     Recipe,
     RecipeDescription,
     SessionInfo,
+    SessionMemory,
     SessionStatus,
     Snapshot,
     StepResult,
@@ -33,9 +38,12 @@ from hermosis_client.state import ExportedState
 from hermosis_client.watch import Watch
 
 __all__ = [
+    "Alert",
+    "AlertSeverity",
     "Capabilities",
     "Client",
     "ConnectionFailed",
+    "DeviceOverview",
     "Durability",
     "EnergySample",
     "ExportedState",
@@ -43,11 +51,13 @@ __all__ = [
     "FleetResult",
     "HermosisError",
     "Outcome",
+    "Overview",
     "ParameterLayout",
     "Recipe",
     "RecipeDescription",
     "Session",
     "SessionInfo",
+    "SessionMemory",
     "SessionStatus",
     "Snapshot",
     "StepResult",

@@ -12,6 +12,7 @@ from hermosis_sidecar.caller import token_of, under_token
 from hermosis_sidecar.following import Following, Followings
 from hermosis_sidecar.live import Live
 from hermosis_sidecar.newest import NewestReadings
+from hermosis_sidecar.overviews import Overviews
 from hermosis_sidecar.settings import Settings
 
 
@@ -30,6 +31,7 @@ class Hall:
     client: Client
     probe: Client
     followings: Followings
+    overviews: Overviews
     token: str
     newest: NewestReadings
 
@@ -64,6 +66,9 @@ def opened(settings: Settings) -> Iterator[Hall]:
                 client=client,
                 probe=probe,
                 followings=followings,
+                overviews=Overviews(
+                    lambda token: under_token(probe, token).overview(), interval_s=settings.overview_interval_s
+                ),
                 token=own_token,
                 newest=followings.own.newest,
             )

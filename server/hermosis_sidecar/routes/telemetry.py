@@ -7,11 +7,12 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from hermosis_client import errors
-from hermosis_sidecar import schemas, translate
+from hermosis_client import Overview, errors
+from hermosis_sidecar import schemas, schemas_overview, translate
 from hermosis_sidecar.caller import under_token
 from hermosis_sidecar.hall import Hall, HallOf
 from hermosis_sidecar.live import Viewer
+from hermosis_sidecar.overviews import together
 from hermosis_sidecar.problems import documented
 from hermosis_sidecar.routes.sessions import SessionId
 
@@ -64,14 +65,22 @@ def _require_permission(hall: Hall) -> None:
 
 
 @router.get("/live", response_class=EventSourceResponse, responses=documented())
-async def live(viewer: Annotated[Viewer, Depends(_viewer)]) -> AsyncIterator[ServerSentEvent]:
+async def live(
+    hall: HallOf,
+    viewer: Annotated[Viewer, Depends(_viewer)],
+    overview: Annotated[bool, Query(description="Whether to tell how the whole server does, too.")] = False,
+) -> AsyncIterator[ServerSentEvent]:
     """Readings as steps are applied, as server-sent events.
 
     Event `server` comes first and whenever it changes: `{"reachable": true}`. Event `reading` holds a TelemetryReading.
-    Readings of one session come at most every live_interval_s; a slow reader loses the oldest.
+    Readings of one session come at most every live_interval_s; a slow reader loses the oldest. With `overview`, event
+    `overview` holds an Overview, every overview_interval_s while the server is there.
     """
-    async for event in viewer.events():
-        if isinstance(event, bool):
+    events = viewer.events()
+    async for event in together(events, hall.overviews.follow(hall.token)) if overview else events:
+        if isinstance(event, Overview):
+            yield ServerSentEvent(event="overview", data=schemas_overview.overview(event))
+        elif isinstance(event, bool):
             yield ServerSentEvent(event="server", data={"reachable": event})
         else:
             yield ServerSentEvent(event="reading", data=translate.telemetry(event))
