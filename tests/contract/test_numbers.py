@@ -20,6 +20,7 @@ TWINS = [
     (records.AggregationRule, types_pb2.AggregationRule),
     (records.DurabilityMode, types_pb2.DurabilityMode),
     (records.AckLevel, types_pb2.AckLevel),
+    (records.AlertSeverity, telemetry_pb2.AlertSeverity),
     (records.Outcome, types_pb2.Outcome),
     (records.Reply, gradient_pb2.Reply),
     (records.StateBuffer, session_pb2.StateBuffer),

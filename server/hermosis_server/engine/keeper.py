@@ -36,6 +36,7 @@ from hermosis_server.failpoints import reach
 from hermosis_server.identity import shown_id
 from hermosis_server.records import DurabilityMode, ExportedState, Outcome, SessionStatus
 from hermosis_server.storage.copies import Copies, Copy
+from hermosis_server.storage.disk import DiskUse
 from hermosis_server.storage.journal import Journal, JournalEntry
 from hermosis_server.storage.snapshot_file import StoredSnapshot
 from hermosis_server.storage.store import SessionRecord, SnapshotInfo, Store
@@ -132,6 +133,15 @@ class Keeper:
         if self._copier is not None:
             await self._copier.stop()
         self._files.shutdown()
+
+    @property
+    def failure(self) -> str:
+        """Why nothing new is durable; empty while it is."""
+        return str(self._failure or "")
+
+    async def disk_use(self) -> DiskUse:
+        """How full the disk is."""
+        return await asyncio.to_thread(self.store.disk_use)
 
     # A session's life
 
