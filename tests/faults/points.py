@@ -8,7 +8,7 @@ import hermosis_server
 from hermosis_server import failpoints
 
 ONCE = ("recovery.",)  # reached once a start
-RARE = ("session.", "create.", "initialise.", "import.", "update.", "snapshot.pruned")  # … a few times a load
+RARE = ("session.", "create.", "initialise.", "import.", "update.", "snapshot.pruned", "disk.allocate")  # … or a few times
 _SOURCES = Path(hermosis_server.__file__).parent
 
 
