@@ -37,7 +37,9 @@ class Bug:
 def _acknowledge_before_the_journal() -> None:
     append = journal.Journal.append
 
-    def told_at_once(self: journal.Journal, entry: journal.JournalEntry, done: journal.Done) -> None:
+    def told_at_once(
+        self: journal.Journal, entry: journal.JournalEntry, done: journal.Done, *, hurry: bool = True
+    ) -> None:
         kept = replace(entry, parts=[bytes(part) for part in entry.parts])
         done(None)
         later.submit(write, self, kept)
