@@ -8,7 +8,6 @@ import hermosis_server
 from hermosis_server import failpoints
 
 ONCE = ("recovery.",)  # reached once a start
-<<<<<<< HEAD
 RARE = (
     "session.",
     "create.",
@@ -18,9 +17,6 @@ RARE = (
     "snapshot.pruned",
     "disk.allocate",
 )  # … or a few times
-=======
-RARE = ("session.", "create.", "initialise.", "import.", "update.", "snapshot.pruned", "disk.allocate")  # … or a few times
->>>>>>> measure
 _SOURCES = Path(hermosis_server.__file__).parent
 
 
