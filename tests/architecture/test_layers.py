@@ -157,7 +157,7 @@ HOUSE = {
         f"hermosis_client.{name}": room(
             {"hermosis_client", "hermosis_client.torch_group", "hermosis_client.torch_session"}, {"torch"}
         )
-        for name in ("torch_optimizer", "torch_group", "torch_session")
+        for name in ("torch_optimizer", "torch_group", "torch_local", "torch_session")
     },
 }
 

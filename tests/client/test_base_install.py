@@ -6,7 +6,7 @@ import sys
 
 import hermosis_client
 
-NEED_TORCH = {"torch_group", "torch_optimizer", "torch_session"}
+NEED_TORCH = {"torch_group", "torch_local", "torch_optimizer", "torch_session"}
 
 
 def test_all_but_the_torch_part_works_without_torch_and_the_server() -> None:
