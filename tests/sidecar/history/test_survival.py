@@ -128,6 +128,18 @@ def test_what_an_operator_does_becomes_an_event(shared: Sidecar, client: Client)
         assert last["session_id"] == "busy"
 
 
+def test_sidecar_keeps_it_in_postgresql_where_it_is_told_to(
+    server: LocalServer, client: Client, postgres_url: str
+) -> None:
+    settings = {"history_url": postgres_url, "live_interval_s": "0", **QUICK}
+    with Sidecar(server.address, **settings) as sidecar, a_session(client, "elephant") as session:
+        push(session, 3.0, 2.0)
+        eventually(lambda: kinds(sidecar, "elephant") == ["created", "ready"], "the beginning")
+    with Sidecar(server.address, **settings) as sidecar:
+        eventually(lambda: kinds(sidecar, "elephant")[-1] == "closed", "the end to be noticed")
+        assert history(sidecar, "elephant") == [(1, 3.0), (2, 2.0)]
+
+
 def test_history_that_is_turned_off_leaves_what_the_server_holds(
     server: LocalServer, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
