@@ -136,9 +136,9 @@ def told(folder: Path, by: Identity, limit: int = 100) -> list[str]:
 
 
 def test_the_audit_shows_the_newest_of_ones_own_tenant(tmp_path: Path) -> None:
-    note(tmp_path, *((by, f"run-{number}") for number in range(5) for by in (ANN, STRANGER)), (ANN, '"acme"'))
+    note(tmp_path, *((by, f"run-{number}") for number in range(5) for by in (ANN, STRANGER)), (ANN, "acme"))
     assert told(tmp_path, STRANGER) == [f"run-{number}" for number in range(4, -1, -1)]
-    assert told(tmp_path, ANN, 2) == ['"acme"', "run-4"]
+    assert told(tmp_path, ANN, 2) == ["acme", "run-4"]
     assert told(tmp_path, Identity(subject="x", tenant="nobody")) == []
 
 

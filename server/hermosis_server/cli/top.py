@@ -91,7 +91,9 @@ class Looks:
 def top(
     context: typer.Context,
     interval_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
-    most: Annotated[int, typer.Option("--limit", min=1, help="Sessions to show.", show_default="what fits")] = 0,
+    most: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Sessions to show.", show_default="what fits")
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Show one table and end, as it does in a pipe.")] = False,
     address: Address = DEFAULT_ADDRESS,
     json: Json = False,
@@ -126,7 +128,7 @@ def _print(looks: Looks, interval_s: float, most: int, *, as_json: bool, for_eve
             return
 
 
-def _follow(looks: Looks, interval_s: float, most: int, address: str) -> None:
+def _follow(looks: Looks, interval_s: float, most: int | None, address: str) -> None:
     from rich.live import Live
     from rich.table import Table
 
