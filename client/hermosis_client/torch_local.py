@@ -1,8 +1,8 @@
 """LocalSteps: a worker that takes several steps by itself, and then one together with the others.
 
 Between two rounds an inner torch optimizer trains the model here; a round sends where it began less where it came to,
-as if that were a gradient, and the session's optimizer, the outer one, steps once for all workers. So a slow link is used
-once in many steps.
+as if that were a gradient, and the session's optimizer, the outer one, steps once for all workers. So a slow link is
+used once in many steps.
 
 Source: Douillard et al. 2023, "DiLoCo"; the outer optimizer there is SGD with Nesterov momentum 0.9 and lr 0.7.
 """

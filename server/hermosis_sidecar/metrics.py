@@ -101,7 +101,7 @@ def _by_session(sessions: list[tuple[SessionInfo, TelemetryReading | None]]) -> 
         _family("parameters", "Elements of the layout.", [(info, info.parameter_count) for info, _ in sessions]),
         _family("workers", "Workers that have contributed.", [(info, info.workers) for info, _ in sessions]),
         _family(
-            "expected_workers", "Workers that take part in a round.", [(i, i.expected_workers) for i, _ in sessions]
+            "expected_workers", "Workers that take part in a round.", [(i, i.consistency.workers) for i, _ in sessions]
         ),
         _family("device_bytes", "Device memory held.", [(info, info.device_bytes) for info, _ in sessions]),
         _family("host_bytes", "Host memory held while it idles.", [(info, info.host_bytes) for info, _ in sessions]),

@@ -9,6 +9,7 @@ from hermosis_client import SessionInfo, SessionStatus, TelemetryReading
 from hermosis_client.errors import InvalidRequest, SessionNotFound
 from hermosis_sidecar import fields, schemas, translate
 from hermosis_sidecar.hall import Hall, HallOf
+from hermosis_sidecar.history.records import EventKind
 from hermosis_sidecar.problems import documented
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -92,6 +93,7 @@ def edit_session(
             consistency=None if edit.consistency is None else translate.consistency_record(edit.consistency),
             etag=_etag(if_match),
         )
+    _note(hall, info, "edited", f"edited: {', '.join(sorted(edit.model_fields_set))}")
     return translate.session(info)
 
 
@@ -116,7 +118,10 @@ def resume_session(hall: HallOf, session_id: SessionId) -> schemas.Session:
 @router.post("/{session_id}/snapshot", responses=documented(404, 409, 507))
 def snapshot_session(hall: HallOf, session_id: SessionId) -> schemas.Snapshot:
     """Writes the session to the server's disk now; its present step is durable then."""
-    return translate.snapshot(hall.client.session(session_id).snapshot())
+    session = hall.client.session(session_id)
+    snapshot = session.snapshot()
+    _note(hall, session.info(), "snapshot", f"snapshot {snapshot.snapshot_id}", step=snapshot.step)
+    return translate.snapshot(snapshot)
 
 
 @router.get("/{session_id}/snapshots", responses=documented(404))
@@ -139,14 +144,22 @@ def fork_session(hall: HallOf, session_id: SessionId, asked: schemas.Forking | N
     """
     asked = asked or schemas.Forking()
     optimizer = None if asked.optimizer is None else translate.optimizer_record(asked.optimizer)
-    forked = hall.client.session(session_id).fork(asked.session_id, optimizer=optimizer)
-    return translate.session(forked.info())
+    session = hall.client.session(session_id)
+    forked = session.fork(asked.session_id, optimizer=optimizer).info()
+    _note(hall, session.info(), "forked", f"forked as {forked.session_id}")
+    return translate.session(forked)
 
 
 @router.get("/{session_id}/workers", responses=documented(404))
 def list_workers(hall: HallOf, session_id: SessionId) -> schemas.WorkerList:
     """Who contributes to the session."""
     return translate.workers(hall.client.session(session_id).workers())
+
+
+def _note(hall: Hall, info: SessionInfo, kind: EventKind, text: str, *, step: int | None = None) -> None:
+    """Keeps an event of a session that the sidecar's own token sees, too; another tenant may have one of that name."""
+    if hall.history.lives(info.session_id, info.create_time_s):
+        hall.history.note(info.session_id, kind, text, step=step)
 
 
 def _newest(hall: Hall, info: SessionInfo) -> TelemetryReading | None:
