@@ -191,7 +191,7 @@ def test_a_fault_of_an_edit_is_named_where_the_caller_wrote_it(
 def test_an_edit_of_nothing_is_refused(sidecar: Sidecar, session: Session, edit: dict[str, Any]) -> None:
     response = sidecar.http.patch(path(session), json=edit)
     assert response.status_code == 422
-    assert "lr_scale, thermal_profile, display_name and labels" in response.json()["detail"]
+    assert "lr_scale, thermal_profile, display_name, labels and consistency" in response.json()["detail"]
 
 
 # --- snapshots, forks, workers
