@@ -29,6 +29,13 @@ def main(
     port: Annotated[
         int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default=_default("port"))
     ] = None,
+    history_folder: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder for what was measured, which then survives restarts; '' for nothing.",
+            show_default=_default("history_folder"),
+        ),
+    ] = None,
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="Stop when standard input ends, as it does with the parent.")
     ] = False,
@@ -38,7 +45,7 @@ def main(
     Prints "HERMOSIS READY address=http://HOST:PORT" on standard output when it listens; logs go to standard error.
     Further settings come from the environment; HERMOSIS_SIDECAR_LIVE_INTERVAL_S=0.5 makes the live stream coarser.
     """
-    given: dict[str, Any] = {"server": server, "host": host, "port": port}
+    given: dict[str, Any] = {"server": server, "host": host, "port": port, "history_folder": history_folder}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

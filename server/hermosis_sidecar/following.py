@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hermosis_client import errors
+from hermosis_sidecar.history import Event, Life
 from hermosis_sidecar.live import Live, Viewer
 from hermosis_sidecar.newest import NewestReadings
 
@@ -75,6 +76,13 @@ class Followings:
         if token != self._own_token and not following.live.viewers:
             del self._by_token[token]
             following.live.end()
+
+    def say(self, life: Life, event: Event) -> None:
+        """Passes an event on to who may see its session. On whatever thread."""
+        for token, following in list(self._by_token.items()):
+            # The recorder has the sidecar's own token, so what it knows may be seen with that.
+            if token == self._own_token or following.live.sees(life):
+                following.live.say(event)
 
     def end_viewers(self) -> None:
         """Ends every live stream and lets no new one in."""

@@ -8,8 +8,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from hermosis_client import Client, errors
-from hermosis_sidecar.caller import token_of, under_token
+from hermosis_sidecar.caller import is_own, token_of, under_token
 from hermosis_sidecar.following import Following, Followings
+from hermosis_sidecar.history import History, Retention
 from hermosis_sidecar.live import Live
 from hermosis_sidecar.newest import NewestReadings
 from hermosis_sidecar.settings import Settings
@@ -22,6 +23,7 @@ class Hall:
     Attributes:
       client:     for what people and programs ask, with what they bring to show who they are and nothing of our own.
       probe:      with the sidecar's own token: is the server there, and what do the metrics say?
+      history:    what the sidecar itself has seen.
       token:      of the caller.
       newest:     readings that the caller may see.
     """
@@ -30,8 +32,17 @@ class Hall:
     client: Client
     probe: Client
     followings: Followings
+    history: History
     token: str
     newest: NewestReadings
+
+    @property
+    def trusts_the_caller(self) -> bool:
+        """Whether the caller brings just what the sidecar has, and so may see whatever it has seen."""
+        own_token = self.settings.token.get_secret_value()
+        if own_token or self.settings.certificate:
+            return is_own(self.token, own_token)
+        return not self.token
 
 
 @contextmanager
@@ -44,31 +55,46 @@ def opened(settings: Settings) -> Iterator[Hall]:
         Client(settings.server, timeout_s=settings.timeout_s, token="", **access) as client,
         Client(settings.server, timeout_s=settings.ready_timeout_s, token=own_token, **access) as probe,
     ):
+        history = History(
+            settings.history_database(),
+            probe,
+            interval_s=settings.live_interval_s,
+            look_s=settings.history_look_s,
+            retention=Retention(raw_s=settings.history_raw_s, keep_s=settings.history_keep_s),
+        )
 
         def follow(token: str) -> Following:
             newest = NewestReadings()
+            is_ours = token == own_token
             live = Live(
                 under_token(probe, token),
                 newest,
+                hear=history.hear if is_ours else history.ids.of,
+                followed=history.followed if is_ours else lambda _: None,
                 interval_s=settings.live_interval_s,
                 retry_s=settings.retry_s,
                 capacity=settings.viewer_readings,
             )
             return Following(live, newest)
 
-        followings = Followings(follow, own_token=own_token, max_viewers=settings.max_viewers)
-        followings.start()
         try:
-            yield Hall(
-                settings=settings,
-                client=client,
-                probe=probe,
-                followings=followings,
-                token=own_token,
-                newest=followings.own.newest,
-            )
+            followings = Followings(follow, own_token=own_token, max_viewers=settings.max_viewers)
+            history.start(followings.say)
+            followings.start()
+            try:
+                yield Hall(
+                    settings=settings,
+                    client=client,
+                    probe=probe,
+                    followings=followings,
+                    history=history,
+                    token=own_token,
+                    newest=followings.own.newest,
+                )
+            finally:
+                followings.close()
         finally:
-            followings.close()
+            history.close()
 
 
 def _hall(request: Request) -> Hall:

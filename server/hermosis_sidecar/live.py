@@ -9,9 +9,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from hermosis_client import Client, TelemetryReading, Watch, errors
+from hermosis_sidecar.history import Event, Life
 from hermosis_sidecar.newest import NewestReadings
 
 _Item = TypeVar("_Item")
@@ -19,27 +21,43 @@ _Item = TypeVar("_Item")
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A reading or an event, with the id to come back with."""
+
+    id: int
+    said: TelemetryReading | Event
+
+
 class Viewer:
     """One viewer's queue, to be used on the event loop alone.
 
     Args:
       session_ids: to see; empty means all.
-      capacity:    readings kept while the viewer is slow.
+      capacity:    readings and events kept while the viewer is slow.
       reachable:   whether the server is there now.
     """
 
     def __init__(self, session_ids: frozenset[str], capacity: int, reachable: bool) -> None:
         self._session_ids = session_ids
-        self._readings: deque[TelemetryReading] = deque(maxlen=capacity)
+        self._heard: deque[Heard] = deque(maxlen=capacity)
         self._reachable = reachable
         self._ended = False
         self._wake = asyncio.Event()
 
-    def take(self, reading: TelemetryReading) -> None:
-        """Queues a reading that this viewer wants to see."""
-        if not self._session_ids or reading.session_id in self._session_ids:
-            self._readings.append(reading)
+    def take(self, heard: Heard) -> None:
+        """Queues what this viewer wants to see."""
+        if self.wants(heard.said.session_id):
+            self._heard.append(heard)
             self._wake.set()
+
+    def wants(self, session_id: str) -> bool:
+        """Whether it is one of the viewer's sessions."""
+        return not self._session_ids or session_id in self._session_ids
+
+    def forget(self) -> None:
+        """Lets go what is queued: the viewer is told of it in another way."""
+        self._heard.clear()
 
     def tell(self, reachable: bool) -> None:
         """Passes on that the server has come or gone."""
@@ -51,15 +69,30 @@ class Viewer:
         self._ended = True
         self._wake.set()
 
-    async def events(self) -> AsyncIterator[TelemetryReading | bool]:
-        """Readings as they come, and whether the server is reachable: once at first, then when it changes."""
-        told: bool | None = None
+    async def events(
+        self, missed: AsyncIterator[Heard] | None = None, told: frozenset[int] | set[int] = frozenset()
+    ) -> AsyncIterator[Heard | bool]:
+        """What is heard as it comes, and whether the server is reachable: once at first, then when it changes.
+
+        Args:
+          missed: is given first, to somebody who comes back.
+          told:   ids that are not to be told again.
+        """
+        reachable = self._reachable
+        yield reachable
+        if missed is not None:
+            async for heard in missed:
+                if self._ended:
+                    return
+                yield heard
         while not self._ended:
-            if self._reachable != told:
-                told = self._reachable
-                yield told
-            elif self._readings:
-                yield self._readings.popleft()
+            if self._reachable != reachable:
+                reachable = self._reachable
+                yield reachable
+            elif self._heard:
+                heard = self._heard.popleft()
+                if heard.id not in told:
+                    yield heard
             else:
                 self._wake.clear()
                 await self._wake.wait()
@@ -71,6 +104,8 @@ class Live:
     Args:
       client:      to follow with; its timeout is how long a server may be away before viewers are told.
       newest:      where readings are noted.
+      hear:        is given each reading on the thread, and gives it an id.
+      followed:    is told there that the server is followed from here on, or is not any more.
       interval_s:  least time between two readings of one session.
       retry_s:     between attempts to follow a server that is away.
       capacity:    readings kept for a slow viewer.
@@ -81,12 +116,16 @@ class Live:
         client: Client,
         newest: NewestReadings,
         *,
+        hear: Callable[[TelemetryReading], int],
+        followed: Callable[[bool], None],
         interval_s: float,
         retry_s: float,
         capacity: int,
     ) -> None:
         self._client = client
         self._newest = newest
+        self._hear = hear
+        self._followed = followed
         self._interval_s = interval_s
         self._retry_s = retry_s
         self._capacity = capacity
@@ -97,6 +136,7 @@ class Live:
         self._watch: Watch | None = None
         self._thread = threading.Thread(target=self._follow_for_ever, name="hermosis-live", daemon=True)
         self._reachable = False
+        self._seen: set[tuple[str, float]] = set()
 
     @property
     def reachable(self) -> bool:
@@ -141,6 +181,24 @@ class Live:
         if self._thread.is_alive():
             self._thread.join()
 
+    # --- on whatever thread
+
+    def say(self, event: Event) -> None:
+        """Passes an event on to the viewers."""
+        if self._viewers:
+            self._on_loop(self._publish, Heard(event.event_id, event))
+
+    def sees(self, life: Life) -> bool:
+        """Whether the token that is followed with sees the session; asks the server where it is not known."""
+        key = life.session_id, life.create_time_s
+        if key not in self._seen:
+            try:
+                info = self._client.session(life.session_id).info()
+            except errors.HermosisError:
+                return False
+            self._seen.add((info.session_id, info.create_time_s))
+        return key in self._seen
+
     # --- the thread
 
     def _follow_for_ever(self) -> None:
@@ -166,17 +224,19 @@ class Live:
             self._tell(True)
             for reading in watch:
                 self._newest.take(reading)
+                heard = Heard(self._hear(reading), reading)
                 if self._viewers:
-                    self._on_loop(self._publish, reading)
+                    self._on_loop(self._publish, heard)
 
     def _tell(self, reachable: bool) -> None:
         if reachable != self._reachable:
             self._reachable = reachable
+            self._followed(reachable)
             self._on_loop(self._publish_reachable, reachable)
 
-    def _publish(self, reading: TelemetryReading) -> None:
+    def _publish(self, heard: Heard) -> None:
         for viewer in self._viewers:
-            viewer.take(reading)
+            viewer.take(heard)
 
     def _end_present(self, _: None) -> None:
         for viewer in self._viewers:

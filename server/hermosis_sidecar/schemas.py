@@ -241,10 +241,6 @@ class Telemetry(BaseModel):
     reading: TelemetryReading | None = Field(description="The newest; null before the first step.")
 
 
-class History(BaseModel):
-    readings: list[TelemetryReading] = Field(description="By step.")
-
-
 # --- sessions
 
 

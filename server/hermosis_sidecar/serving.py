@@ -11,7 +11,9 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from hermosis_client import errors
 from hermosis_sidecar.app import create_app
+from hermosis_sidecar.history import Store
 from hermosis_sidecar.settings import Settings
 
 # Viewers are ended at once; what is left are calls to the server, which have a time limit of their own.
@@ -26,9 +28,10 @@ def serve(settings: Settings, *, until_stdin_closes: bool = False) -> None:
       until_stdin_closes: also stops when standard input ends, so that a parent that is killed leaves nothing behind.
 
     Raises:
-      SystemExit: the address cannot be listened on.
+      SystemExit: the address cannot be listened on, or what was measured not be kept.
     """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _require_history(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -43,6 +46,15 @@ def serve(settings: Settings, *, until_stdin_closes: bool = False) -> None:
     if until_stdin_closes:
         threading.Thread(target=server.stop_at_end_of_stdin, name="hermosis-stdin", daemon=True).start()
     server.run()
+
+
+def _require_history(settings: Settings) -> None:
+    """Ends the process where the database cannot be opened; in the app's own start it would be a traceback."""
+    if url := settings.history_database():
+        try:
+            Store(url).close()
+        except errors.HermosisError as error:
+            sys.exit(f"hermosis sidecar: {error}")
 
 
 class _Server(uvicorn.Server):

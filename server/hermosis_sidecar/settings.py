@@ -1,5 +1,6 @@
 """Settings of the sidecar: from the environment (HERMOSIS_SIDECAR_…) or the command line, read once at start."""
 
+import os
 from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
@@ -55,6 +56,29 @@ class Settings(BaseSettings):
     )
     max_viewers: int = Field(default=256, ge=1, description="live streams at a time")
     max_body_bytes: int = Field(default=16 << 20, ge=1, description="largest request body in bytes")
+    history_folder: str = Field(
+        default="hermosis-history",
+        description="folder for what was measured, one a server; empty keeps nothing beyond what the server holds",
+    )
+    history_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="database for what was measured instead of the folder: postgresql://user:password@host/name, which "
+        "needs the extra postgres",
+    )
+    history_raw_s: float = Field(
+        default=2 * 86400.0,
+        gt=0,
+        description="seconds for which every reading is kept; older ones are thinned to one a minute",
+    )
+    history_keep_s: float = Field(
+        default=30 * 86400.0, gt=0, description="seconds for which anything is kept; more takes more disk"
+    )
+    history_look_s: float = Field(
+        default=2.0,
+        gt=0,
+        description="seconds between two looks at all sessions for what happened to them; less sees more and asks more "
+        "of the server",
+    )
     metrics_sessions: int = Field(
         default=1000, ge=0, description="sessions with their own metrics, the newest first; more make Prometheus slow"
     )
@@ -70,6 +94,13 @@ class Settings(BaseSettings):
     @classmethod
     def _separated_by_commas(cls, names: object) -> object:
         return names.replace(",", " ").lower().split() if isinstance(names, str) else names
+
+    def history_database(self) -> str:
+        """URL of the database for what was measured; empty where none is kept."""
+        given = self.history_url.get_secret_value()
+        if given or not self.history_folder:
+            return given
+        return f"sqlite:///{os.path.abspath(self.history_folder)}/history.db"
 
     def answers_to(self) -> frozenset[str] | None:
         """Names in the Host header that are answered, without port; None means any."""

@@ -127,9 +127,13 @@ HOUSE = {
     ),
     # The hall and the visitor: neither knows the server.
     "hermosis_sidecar": room(
-        {"hermosis_client", CONTRACT, WIRE, "hermosis"},
+        {"hermosis_client", "hermosis_sidecar.history", CONTRACT, WIRE, "hermosis"},
         {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "structlog", "typer"}
         | {"google.protobuf"},
+    ),
+    # What was measured: a database, and no wire.
+    "hermosis_sidecar.history": room(
+        {"hermosis_client"}, {"sqlalchemy", "alembic", "numpy", "tsdownsample", "pyarrow", "starlette"}
     ),
     "hermosis_client": room(
         {CONTRACT, HOT, PACKED, WIRE, ALLOCATOR, "hermosis"}, {"grpc", "google.protobuf", "google.rpc", "numpy"}

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ class Sidecar:
     """``python -m hermosis_sidecar`` on a free port, with further settings in its environment."""
 
     def __init__(self, server: str, **settings: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="hermosis-history-")
+        settings.setdefault("history_folder", self._folder.name)
         environment = {f"HERMOSIS_SIDECAR_{name.upper()}": value for name, value in settings.items()}
         arguments = "-W error -m hermosis_sidecar --port 0 --until-stdin-closes --server"
         self.process = subprocess.Popen(
@@ -52,7 +55,14 @@ class Sidecar:
             self.process.kill()
             self.process.communicate()
             raise
+        finally:
+            self._folder.cleanup()
         return log
+
+    def kill(self) -> None:
+        """Ends it at once, as a crash does."""
+        self.process.kill()
+        self.process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -63,19 +73,23 @@ class Sidecar:
         else:
             self.http.close()
             self.process.communicate()
+            self._folder.cleanup()
 
 
 class Events:
     """A live stream, read on a thread of its own."""
 
-    def __init__(self, sidecar: Sidecar, query: str = "", token: str = "") -> None:
+    def __init__(self, sidecar: Sidecar, query: str = "", token: str = "", last_event_id: int | None = None) -> None:
         self._connection = http.client.HTTPConnection(sidecar.address.removeprefix("http://"))
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if last_event_id is not None:
+            headers["Last-Event-ID"] = str(last_event_id)
         self._connection.request("GET", f"/v1/live{query}", headers=headers)
         self._socket = self._connection.sock
         self.response = self._connection.getresponse()
         self.ended = threading.Event()
         self._events: list[tuple[str, Any]] = []
+        self.ids: list[int] = []
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -104,6 +118,8 @@ class Events:
                 field, _, value = line.decode().rstrip("\n").partition(": ")
                 if field == "event":
                     event = value
+                elif field == "id":
+                    self.ids.append(int(value))
                 elif field == "data":
                     self._events.append((event, json.loads(value)))
         self.ended.set()

@@ -5,7 +5,7 @@ import asyncio
 from tests.sidecar.conftest import Events, Sidecar, eventually, push
 
 from hermosis_client import Client, EnergySample, Session, TelemetryReading
-from hermosis_sidecar.live import Viewer
+from hermosis_sidecar.live import Heard, Viewer
 from hermosis_sidecar.newest import NewestReadings
 
 
@@ -71,12 +71,12 @@ def test_one_stream_more_than_allowed_is_refused_and_a_place_is_free_again_when_
 
 
 def test_slow_viewer_loses_the_oldest_readings_and_hears_of_the_server_all_the_same() -> None:
-    async def story() -> list[TelemetryReading | bool]:
+    async def story() -> list[Heard | bool]:
         viewer = Viewer(frozenset(), capacity=3, reachable=True)
         events = viewer.events()
         heard = [await anext(events)]
         for step in range(1, 11):
-            viewer.take(reading("a", step))
+            viewer.take(Heard(step, reading("a", step)))
         viewer.tell(False)
         heard += [await anext(events) for _ in range(4)]
         viewer.end()
@@ -84,7 +84,7 @@ def test_slow_viewer_loses_the_oldest_readings_and_hears_of_the_server_all_the_s
 
     told = asyncio.run(story())
     assert told[:2] == [True, False]
-    assert [event.step for event in told[2:] if not isinstance(event, bool)] == [8, 9, 10]
+    assert [event.id for event in told[2:] if not isinstance(event, bool)] == [8, 9, 10]
 
 
 def test_counts_follow_steps_that_the_thinned_stream_left_out() -> None:

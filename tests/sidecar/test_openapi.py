@@ -120,7 +120,7 @@ def test_fields_are_those_of_the_contract(schema: type[BaseModel], message: Desc
         (schemas.Forking, session_pb2.ForkSessionRequest.DESCRIPTOR),
         (schemas.NewToken, access_pb2.CreateTokenRequest.DESCRIPTOR),
         (schemas.Consistency, types_pb2.Consistency.DESCRIPTOR),
-        (schemas.History, telemetry_pb2.ListTelemetryResponse.DESCRIPTOR),
+        (schemas.Durability, types_pb2.Durability.DESCRIPTOR),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
