@@ -41,6 +41,8 @@ def create_app(settings: Settings) -> FastAPI:
         # Swagger and ReDoc would fetch their scripts from another host.
         docs_url=None,
         redoc_url=None,
+        # What generated clients call their functions.
+        generate_unique_id_function=lambda route: route.name,
     )
     problems.install(app)
     app.add_middleware(Guard, hosts=settings.answers_to(), max_body_bytes=settings.max_body_bytes)

@@ -15,7 +15,7 @@ router = APIRouter(tags=["operations"])
 
 # Not in the thread pool: a server that is away may hold all its threads, and the sidecar is alive all the same.
 @router.get("/healthz/live")
-async def live() -> Health:
+async def alive() -> Health:
     """The sidecar itself is alive, wherever the server is."""
     return Health(status="ok")
 
