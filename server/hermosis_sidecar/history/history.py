@@ -137,18 +137,20 @@ class History:
         store, recorder = self._store, self._recorder
         if store is None or recorder is None:
             return
-        wanted = {life.life_key for life in await run_in_threadpool(store.lives) if sees(life)}
+        wanted: dict[int, bool] = {}
         patience = time.monotonic() + _PATIENCE_S
         while not recorder.caught_up and time.monotonic() < patience:
             await asyncio.sleep(_BEAT_S)
         paused = False
         while True:
             page = await run_in_threadpool(_page, store, after_id)
+            if any(life_key not in wanted for life_key, _, _ in page):
+                wanted = {life.life_key: sees(life) for life in await run_in_threadpool(store.lives)}
             for life_key, identifier, said in page:
                 after_id = identifier
                 if paused:
                     told.add(identifier)
-                if life_key in wanted:
+                if wanted.get(life_key):
                     yield identifier, said
             if len(page) >= _PAGE:
                 continue

@@ -92,6 +92,7 @@ class Lineage:
         aside = {}
         for info in there.values():
             if info.create_time_s:
+                self._suspect(info.session_id)
                 self._meet(info)
             else:
                 aside[info.session_id] = info.status_reason  # Damaged on disk: nothing else is known of it.
@@ -246,6 +247,12 @@ class Lineage:
         seconds = reading.time_s - present.last_time_s
         return steps > 1 and seconds > 2 * self._interval_s + 2 * seconds / steps
 
+    def _suspect(self, session_id: str) -> None:
+        """What the last look saw has not come by the stream: it was broken and mended, and nobody was told."""
+        present = self._present.get(session_id)
+        if present is not None and present.gap is None and present.last_step < present.info.step:
+            present.gap = Steps(after_step=present.last_step)
+
     def _held(self, info: SessionInfo, after_step: int = 0) -> list[TelemetryReading]:
         if info.step == 0:
             return []
@@ -269,6 +276,7 @@ class Lineage:
             )
             if missed[-1].step > present.last_step:
                 present.last_step, present.last_time_s = missed[-1].step, missed[-1].time_s
+        present.last_step = max(present.last_step, present.info.step)  # No more is to be had of what went before.
         present.gap = None
 
     def _spaced(self, readings: Iterable[TelemetryReading]) -> Iterator[TelemetryReading]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.sidecar.conftest import eventually
+from tests.sidecar.conftest import Sidecar, eventually
 
 from hermosis_client import Client, EnergySample, Session, TelemetryReading
+from hermosis_client.local_server import LocalServer
 from hermosis_sidecar.history import Kept, Life, Steps, Store
 
 # Of sidecars that notice at once what a person would notice soon.
@@ -24,6 +25,7 @@ class Archive:
     """A sidecar's folder, looked into beside it."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._url = f"sqlite:///{folder}/history.db"
 
     def steps(self, session_id: str) -> list[int]:
@@ -73,6 +75,19 @@ def _programs() -> Path | None:
     folders = [Path(os.path.realpath(found)).parent] if found else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """What the shared sidecar keeps."""
+    return Archive(tmp_path_factory.mktemp("history"))
+
+
+@pytest.fixture(scope="session")
+def shared(server: LocalServer, archive: Archive) -> Iterator[Sidecar]:
+    """A sidecar for all tests that need not kill theirs."""
+    with Sidecar(server.address, history_folder=str(archive.folder), live_interval_s="0", **QUICK) as sidecar:
+        yield sidecar
 
 
 @pytest.fixture(scope="session")

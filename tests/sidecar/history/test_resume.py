@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,22 +13,6 @@ from hermosis_client import Client, Session
 from hermosis_client.local_server import LocalServer
 from hermosis_sidecar.history.ids import Ids
 from hermosis_sidecar.live import Heard, Viewer
-
-Start = Callable[[], Sidecar]
-
-
-@pytest.fixture
-def start(server: LocalServer, tmp_path: Path) -> Iterator[Start]:
-    """Starts a sidecar over one folder."""
-    started: list[Sidecar] = []
-
-    def start() -> Sidecar:
-        started.append(Sidecar(server.address, history_folder=str(tmp_path), live_interval_s="0", **QUICK))
-        return started[-1]
-
-    yield start
-    for sidecar in started:
-        sidecar.__exit__()
 
 
 @pytest.fixture
@@ -45,9 +29,8 @@ def comes_to(events: Events, step: int) -> None:
     eventually(lambda: steps(events)[-1:] == [step], f"step {step} after {steps(events)}")
 
 
-def test_viewer_that_comes_back_gets_what_it_missed_without_gap_or_doubling(start: Start, run: Session) -> None:
-    sidecar = start()
-    with Events(sidecar, "?session_id=run") as events:
+def test_viewer_that_comes_back_gets_what_it_missed_without_gap_or_doubling(shared: Sidecar, run: Session) -> None:
+    with Events(shared, "?session_id=run") as events:
         eventually(lambda: {"reachable": True} in events.named("server"), "the server to be followed")
         push(run, 5.0, 4.0)
         comes_to(events, 2)
@@ -56,7 +39,7 @@ def test_viewer_that_comes_back_gets_what_it_missed_without_gap_or_doubling(star
     push(run, 3.0, 2.0)
     run.pause()
     run.resume()
-    with Events(sidecar, "?session_id=run", last_event_id=seen) as events:
+    with Events(shared, "?session_id=run", last_event_id=seen) as events:
         comes_to(events, 4)
         push(run, 1.0)
         comes_to(events, 5)
@@ -65,50 +48,50 @@ def test_viewer_that_comes_back_gets_what_it_missed_without_gap_or_doubling(star
 
 
 def test_viewer_that_comes_back_to_a_sidecar_that_was_killed_gets_what_both_missed(
-    start: Start, run: Session, tmp_path: Path
+    server: LocalServer, run: Session, tmp_path: Path
 ) -> None:
-    sidecar = start()
-    with Events(sidecar) as events:
+    settings = {"history_folder": str(tmp_path), "live_interval_s": "0", **QUICK}
+    with Sidecar(server.address, **settings) as sidecar, Events(sidecar) as events:
         eventually(lambda: {"reachable": True} in events.named("server"), "the server to be followed")
         push(run, 5.0, 4.0)
         comes_to(events, 2)
         sidecar.kill()  # What it told a moment ago may not have been kept yet.
         assert events.ended.wait(10)
     push(run, 3.0, 2.0)
-    sidecar = start()
-    with Events(sidecar, last_event_id=events.ids[-1]) as again:
+    with (
+        Sidecar(server.address, **settings) as sidecar,
+        Events(sidecar, "?session_id=run", last_event_id=events.ids[-1]) as again,
+    ):
         comes_to(again, 4)
         push(run, 1.0)
         comes_to(again, 5)
         assert steps(again) == [3, 4, 5]
-    Archive(tmp_path).awaits("run", 1, 2, 3, 4, 5)
+        Archive(tmp_path).awaits("run", 1, 2, 3, 4, 5)
 
 
 def test_viewer_that_comes_back_hears_of_events_too_and_of_its_own_sessions_alone(
-    start: Start, run: Session, client: Client
+    shared: Sidecar, run: Session, client: Client
 ) -> None:
-    sidecar = start()
     path = "/v1/sessions/run/events"
-    with Events(sidecar, "?session_id=run") as events:
-        eventually(lambda: sidecar.http.get(path).json()["events"], "the session to be noticed")
+    with Events(shared, "?session_id=run") as events:
+        eventually(lambda: shared.http.get(path).json()["events"], "the session to be noticed")
         run.pause()
-        paused = eventually(lambda: events.named("event"), "the event")[-1]
-        assert paused["kind"] == "paused"
-        assert sidecar.http.get(path).json()["events"][-1] == paused
+        told = eventually(lambda: [each for each in events.named("event") if each["kind"] == "paused"], "the event")
+        paused = told[0]
+        assert shared.http.get(path).json()["events"][-1] == paused
         assert events.ids[-1] == paused["event_id"]
     with a_session(client, "other"):
         path = "/v1/sessions/other/events"
-        eventually(lambda: sidecar.http.get(path).json()["events"], "the other one to be noticed")
+        eventually(lambda: shared.http.get(path).json()["events"], "the other one to be noticed")
     run.resume()
-    with Events(sidecar, "?session_id=run", last_event_id=paused["event_id"]) as events:
+    with Events(shared, "?session_id=run", last_event_id=paused["event_id"]) as events:
         eventually(lambda: events.named("event"), "the event")
         assert [(event["session_id"], event["kind"]) for event in events.named("event")] == [("run", "resumed")]
 
 
-def test_id_that_is_none_is_refused(start: Start) -> None:
-    sidecar = start()
+def test_id_that_is_none_is_refused(shared: Sidecar) -> None:
     for wrong in ("x", "-1", str(2**63)):
-        refused = sidecar.http.get("/v1/live", headers={"Last-Event-ID": wrong})
+        refused = shared.http.get("/v1/live", headers={"Last-Event-ID": wrong})
         assert refused.status_code == 422, wrong
         assert refused.json()["reason"] == "InvalidRequest"
 

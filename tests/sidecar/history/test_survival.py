@@ -27,22 +27,18 @@ def kinds(sidecar: Sidecar, session_id: str) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "kept"
+def own(tmp_path: Path) -> Archive:
+    """Of sidecars that are killed."""
+    return Archive(tmp_path / "kept")
 
 
 @pytest.fixture
-def archive(folder: Path) -> Archive:
-    return Archive(folder)
-
-
-@pytest.fixture
-def start(folder: Path) -> Iterator[Callable[..., Sidecar]]:
+def start(own: Archive) -> Iterator[Callable[..., Sidecar]]:
     """Starts a sidecar over the folder, and ends it with the test."""
     started: list[Sidecar] = []
 
     def start(server: LocalServer, **settings: str) -> Sidecar:
-        sidecar = Sidecar(server.address, history_folder=str(folder), live_interval_s="0", **QUICK, **settings)
+        sidecar = Sidecar(server.address, history_folder=str(own.folder), live_interval_s="0", **QUICK, **settings)
         started.append(sidecar)
         return sidecar
 
@@ -52,12 +48,12 @@ def start(folder: Path) -> Iterator[Callable[..., Sidecar]]:
 
 
 def test_curve_and_events_are_found_again_after_both_were_killed(
-    tmp_path: Path, start: Callable[..., Sidecar], archive: Archive
+    tmp_path: Path, start: Callable[..., Sidecar], own: Archive
 ) -> None:
     with LocalServer(data_folder=tmp_path / "data") as server, Client(server.address) as client:
         sidecar = start(server)
         push(a_session(client, "run", durability=Durability(mode="journal")), 5.0, 4.0, 3.0)
-        archive.awaits("run", 1, 2, 3)
+        own.awaits("run", 1, 2, 3)
         eventually(lambda: kinds(sidecar, "run") == ["created", "ready"], "two events")
         sidecar.kill()
     with LocalServer(data_folder=tmp_path / "data") as server, Client(server.address) as client:
@@ -66,49 +62,47 @@ def test_curve_and_events_are_found_again_after_both_were_killed(
         push(client.session("run"), 2.0, 1.0)
         assert history(sidecar, "run") == [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0), (5, 1.0)]
         assert history(sidecar, "run", after_step=2, before_step=5) == [(3, 3.0), (4, 2.0)]
-        archive.awaits("run", 1, 2, 3, 4, 5)
+        own.awaits("run", 1, 2, 3, 4, 5)
         eventually(
             lambda: kinds(sidecar, "run") == ["created", "ready", "server_restarted"], "the restart to be noticed"
         )
 
 
 def test_steps_taken_while_no_sidecar_was_there_are_asked_for_later(
-    server: LocalServer, client: Client, start: Callable[..., Sidecar], archive: Archive
+    server: LocalServer, client: Client, start: Callable[..., Sidecar], own: Archive
 ) -> None:
     with a_session(client, "alone") as session:
         push(session, 9.0, 8.0)
         sidecar = start(server)
-        archive.awaits("alone", 1, 2)
+        own.awaits("alone", 1, 2)
         push(session, 7.0)
-        archive.awaits("alone", 1, 2, 3)
+        own.awaits("alone", 1, 2, 3)
         sidecar.kill()
         push(session, 6.0, 5.0)
         start(server)
-        archive.awaits("alone", 1, 2, 3, 4, 5)
+        own.awaits("alone", 1, 2, 3, 4, 5)
 
 
 def test_session_made_anew_has_no_old_curve_and_a_closed_one_has_its_last(
-    server: LocalServer, client: Client, start: Callable[..., Sidecar], archive: Archive
+    shared: Sidecar, client: Client, archive: Archive
 ) -> None:
-    sidecar = start(server)
     with a_session(client, "phoenix") as session:
         push(session, 9.0, 8.0, 7.0)
         archive.awaits("phoenix", 1, 2, 3)
     with a_session(client, "phoenix") as session:
-        assert history(sidecar, "phoenix") == []
+        assert history(shared, "phoenix") == []
         push(session, 1.0, 2.0, 3.0, 4.0)  # One more than before: a step that was not there before tells nothing.
-        assert history(sidecar, "phoenix") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+        assert history(shared, "phoenix") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
         archive.awaits("phoenix", 1, 2, 3, 4)
-        eventually(lambda: kinds(sidecar, "phoenix") == ["created", "ready"], "events of the new one alone")
-    assert history(sidecar, "phoenix") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
-    eventually(lambda: kinds(sidecar, "phoenix")[-1] == "closed", "the end to be noticed")
-    assert sidecar.http.get("/v1/sessions/never-there/events").status_code == 404
+        eventually(lambda: kinds(shared, "phoenix") == ["created", "ready"], "events of the new one alone")
+    assert history(shared, "phoenix") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    eventually(lambda: kinds(shared, "phoenix")[-1] == "closed", "the end to be noticed")
+    assert shared.http.get("/v1/sessions/never-there/events").status_code == 404
 
 
 def test_curve_of_a_restored_session_goes_on_from_the_snapshot(
-    server: LocalServer, client: Client, start: Callable[..., Sidecar], archive: Archive
+    shared: Sidecar, client: Client, archive: Archive
 ) -> None:
-    sidecar = start(server)
     with a_session(client, "back", durability=Durability(mode="snapshot")) as session:
         push(session, 9.0, 8.0)
         session.snapshot()
@@ -117,22 +111,19 @@ def test_curve_of_a_restored_session_goes_on_from_the_snapshot(
         session.restore()
         push(client.session("back"), 3.0)
         archive.awaits("back", 1, 2, 3)
-        assert history(sidecar, "back") == [(1, 9.0), (2, 8.0), (3, 3.0)]
-        eventually(lambda: "restored" in kinds(sidecar, "back"), "the restore to be noticed")
+        assert history(shared, "back") == [(1, 9.0), (2, 8.0), (3, 3.0)]
+        eventually(lambda: "restored" in kinds(shared, "back"), "the restore to be noticed")
 
 
-def test_what_an_operator_does_becomes_an_event(
-    server: LocalServer, client: Client, start: Callable[..., Sidecar]
-) -> None:
-    sidecar = start(server)
+def test_what_an_operator_does_becomes_an_event(shared: Sidecar, client: Client) -> None:
     with a_session(client, "busy") as session:
-        eventually(lambda: kinds(sidecar, "busy") == ["created", "ready"], "the beginning")
+        eventually(lambda: kinds(shared, "busy") == ["created", "ready"], "the beginning")
         session.pause()
-        eventually(lambda: kinds(sidecar, "busy")[-1] == "paused", "the pause")
+        eventually(lambda: kinds(shared, "busy")[-1] == "paused", "the pause")
         session.resume()
         session.update(lr_scale=0.5, display_name="slow")
-        eventually(lambda: kinds(sidecar, "busy")[-2:] == ["resumed", "edited"], "the edit")
-        last = sidecar.http.get("/v1/sessions/busy/events").json()["events"][-1]
+        eventually(lambda: kinds(shared, "busy")[-2:] == ["resumed", "edited"], "the edit")
+        last = shared.http.get("/v1/sessions/busy/events").json()["events"][-1]
         assert last["text"] == "lr_scale: 1.0 → 0.5; display_name:  → slow"
         assert last["session_id"] == "busy"
 
