@@ -1,8 +1,9 @@
 // What can be done to a session, each after a question that says what will happen.
 
 import { get, send, sessionPath } from "./api.js";
+import { numberOr } from "./field.js";
 import { bytes, count, date, number } from "./format.js";
-import { FIRST_PROFILE, ProfileForm } from "./profile.js";
+import { ProfileForm } from "./profile.js";
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.module.js";
 
 const LIVE = ["READY", "PAUSED"];
@@ -33,7 +34,7 @@ const ACTIONS = {
     when: LIVE,
     ask: "β goes on from where it is, by the new profile, from the next step on.",
     form: ProfileEdit,
-    run: ({ path, match, given }) => send("PATCH", path, { thermal_profile: given.thermal_profile ?? FIRST_PROFILE }, match),
+    run: ({ path, match, given }) => send("PATCH", path, { thermal_profile: whole(given.thermal_profile) }, match),
   },
   snapshot: {
     name: "Snapshot",
@@ -64,6 +65,11 @@ const ACTIONS = {
     run: ({ path }) => send("DELETE", path),
   },
 };
+
+function whole(profile) {
+  if (!profile) throw new Error("The profile is not whole: give a number in each of its fields.");
+  return profile;
+}
 
 export function Actions({ session, watched, act }) {
   const [open, setOpen] = useState(null);
@@ -119,7 +125,7 @@ function Question({ action, session, watched, act, leave }) {
 
 function ScaleForm({ session, given, change }) {
   const text = given.text ?? String(session.lr_scale);
-  const fill = (value) => change({ text: value, lr_scale: value.trim() === "" ? null : Number(value) });
+  const fill = (value) => change({ text: value, lr_scale: numberOr(value) });
   useEffect(() => fill(text), []);
   return html`<label class="field"><span>lr_scale</span>
       <input name="lr_scale" inputmode="decimal" value=${text} onInput=${(event) => fill(event.target.value)} />

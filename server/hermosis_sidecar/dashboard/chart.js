@@ -57,7 +57,7 @@ function AsTable({ title, lines, x, data: [places, ...curves] }) {
     ${open && html`<div class="scrolled" tabindex="0" role="region" aria-label=${`${title} as a table`}><table>
       <caption>${title}, ${rows.length} of ${places.length} points</caption>
       <thead><tr>
-        <th scope="col">${x}</th>${lines.map((line) => html`<th scope="col" key=${line.label}>${line.label}</th>`)}
+        <th scope="col">${x}</th>${lines.map((line, which) => html`<th scope="col" key=${which}>${line.label}</th>`)}
       </tr></thead>
       <tbody>${rows.map((place) => html`<tr key=${places[place]}>
         <th scope="row">${along(x, places[place])}</th>

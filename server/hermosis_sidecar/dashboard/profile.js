@@ -1,7 +1,7 @@
 // The form of a thermal profile, by kind and numbers; the two kinds that are lists are given in protobuf's JSON.
 
 import { Preview } from "./preview.js";
-import { html, useState } from "./vendor/preact-htm.module.js";
+import { html, useEffect, useState } from "./vendor/preact-htm.module.js";
 
 const KINDS = {
   exponential: {
@@ -25,11 +25,12 @@ const KINDS = {
 };
 
 // Calls `change` with the profile in protobuf's JSON, or with null while it is not whole.
-export function ProfileForm({ change, stepDuration, fault }) {
+export function ProfileForm({ change, stepDuration }) {
   const [kind, setKind] = useState("exponential");
   const [given, setGiven] = useState({});
   const { words, numbers = [], json } = KINDS[kind];
   const profile = made(kind, given);
+  useEffect(() => change(profile), []);
 
   const choose = (next) => {
     setKind(next);
@@ -52,11 +53,8 @@ export function ProfileForm({ change, stepDuration, fault }) {
         onInput=${(event) => fill(name, event.target.value)} /><small class="quiet">${hint}</small></label>`)}
     ${json && html`<label class="field"><span>In JSON</span>
       <textarea name="json" rows="4" onInput=${(event) => fill("json", event.target.value)}>${given.json ?? json}</textarea></label>`}
-    ${fault && html`<p class="fault" role="alert">${fault}</p>`}
     <${Preview} profile=${profile} stepDuration=${stepDuration} />`;
 }
-
-export const FIRST_PROFILE = made("exponential", {});
 
 function made(kind, given) {
   const { numbers = [], json } = KINDS[kind];
