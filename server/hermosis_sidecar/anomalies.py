@@ -90,8 +90,8 @@ def loss_not_finite(readings: Readings, _: Situation) -> Anomaly | None:
         rule="loss_not_finite",
         since_step=readings[finite[-1] + 1].step,
         text="The loss is not a finite number any more",
-        advice="Pause, restore the last snapshot from before and halve the learning rate. If it comes again at the same "
-        "data, look for a logarithm or a division by zero in the model.",
+        advice="Pause, restore the last snapshot from before and halve the learning rate. If it comes again at the "
+        "same data, look for a logarithm or a division by zero in the model.",
     )
 
 
@@ -160,7 +160,7 @@ def stalled(readings: Readings, situation: Situation) -> Anomaly | None:
 
 
 def frozen(readings: Readings, _: Situation) -> Anomaly | None:
-    """Braking is below 0.01 and steps a thousandth of the longest, over the window, though gradients are still there."""
+    """Over the window braking is below 0.01 and steps a thousandth of the longest, though gradients are there."""
     window = readings[-WINDOW:]
     if len(window) < WINDOW or any(not reading.energies.braking < _FROZEN_BRAKING for reading in window):
         return None
@@ -186,7 +186,7 @@ def no_friction(readings: Readings, _: Situation) -> Anomaly | None:
     seen = (
         "The session is heated: its momentum grows by itself"
         if heats
-        else "The temperature stands still: without cooling nothing takes energy out, so the loss swings and never settles"
+        else "The temperature stands still: nothing takes energy out, so the loss swings and never settles"
     )
     return Anomaly(
         rule="no_friction",
@@ -211,13 +211,13 @@ def gradients_vanished(readings: Readings, _: Situation) -> Anomaly | None:
         rule="gradients_vanished",
         since_step=window[0].step,
         text="The gradients have vanished, though the loss has hardly fallen",
-        advice="Look for a saturated activation, a detached part of the model or a mask of zeros; a smaller learning rate "
-        "from a snapshot before may keep units from dying.",
+        advice="Look for a saturated activation, a detached part of the model or a mask of zeros; a smaller learning "
+        "rate from a snapshot before may keep units from dying.",
     )
 
 
 def staleness_high(readings: Readings, situation: Situation) -> Anomaly | None:
-    """Half of the window's steps used gradients 8 steps old or older, and more than twice as old as there are workers."""
+    """Half of the window's steps used gradients 8 steps old or more, and over twice as old as there are workers."""
     window = readings[-WINDOW:]
     usual = median(reading.staleness for reading in window)
     if len(window) < WINDOW or usual < _FEWEST_STALE or usual <= 2 * situation.connected_workers:

@@ -95,7 +95,7 @@ function Sorted({ name, by, options, act }) {
   const direction = { [by]: "ascending", [`-${by}`]: "descending" }[sort] ?? "none";
   const turn = () => act.options({ sort: direction === "descending" || (direction === "none" && by !== "step") ? by : `-${by}` });
   return html`<th scope="col" aria-sort=${direction}><button type="button" class="sort" onClick=${turn}>
-    ${name}<span aria-hidden="true">${{ ascending: " ▲", descending: " ▼", none: "" }[direction]}</span></button></th>`;
+    ${name}<span aria-hidden="true">${{ ascending: " ▲", descending: " ▼", none: " ↕" }[direction]}</span></button></th>`;
 }
 
 function Row({ session, sparks, ticked, full, toggle }) {
@@ -108,7 +108,7 @@ function Row({ session, sparks, ticked, full, toggle }) {
     <td data-label="Optimizer">${optimizer(session.optimizer)}</td>
     <td data-label="Step" class="number">${count(session.step)}</td>
     <td data-label="Loss" class="number">${number(session.reading?.energies.loss)}</td>
-    <td class="curve"><${Spark} values=${sparks.losses(id)} /></td>
+    <td class="curve"><${Spark} points=${sparks.points(id)} /></td>
     <td data-label="Workers" class="number">${count(session.workers)} of ${count(session.expected_workers)}</td>
     <td data-label="Memory" class="number">${bytes(session.device_bytes || session.host_bytes)}${!session.device_bytes && session.host_bytes ? " (host)" : ""}</td>
   </tr>`;

@@ -7,7 +7,7 @@ const MOST_POINTS = 80;
 export class Sparks {
   constructor(changed) {
     this.changed = changed;
-    this.byId = new Map(); // session_id → { since, points: [{ step, loss }] }
+    this.byId = new Map(); // session_id → { life, points: [{ step, loss }] }
     this.asked = Promise.resolve();
   }
 
@@ -26,8 +26,8 @@ export class Sparks {
     for (const id of this.byId.keys()) if (!listed.has(id)) this.byId.delete(id);
   }
 
-  losses(id) {
-    return (this.byId.get(id)?.points ?? []).map(({ loss }) => loss);
+  points(id) {
+    return this.byId.get(id)?.points ?? [];
   }
 
   async #load(id, life) {

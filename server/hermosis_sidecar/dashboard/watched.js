@@ -5,6 +5,7 @@ import { Series } from "./series.js";
 
 const HISTORY_POINTS = 2000;
 const MOST_EVENTS = 500;
+const ANOMALIES_MS = 6000;
 const RESTING_MS = 5000; // without a reading, a session is at rest
 
 export class Watched {
@@ -18,6 +19,7 @@ export class Watched {
     this.events = [];
     this.workers = [];
     this.anomalies = [];
+    this.judged = -Infinity; // when anomalies were asked for
     this.lived = -Infinity; // when the last live reading came, by this page's clock
     this.#forget();
   }
@@ -64,12 +66,11 @@ export class Watched {
   async look() {
     try {
       await this.#describe();
-      const [{ workers }, { anomalies }] = await Promise.all([
-        get(`${sessionPath(this.id)}/workers`),
-        get(`${sessionPath(this.id)}/anomalies`),
-      ]);
-      this.workers = workers;
-      this.#warn(anomalies);
+      this.workers = (await get(`${sessionPath(this.id)}/workers`)).workers;
+      if (performance.now() - this.judged > ANOMALIES_MS) {
+        this.judged = performance.now();
+        this.#warn((await get(`${sessionPath(this.id)}/anomalies`)).anomalies);
+      }
       this.error = "";
     } catch (error) {
       this.#lost(error);
