@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hermosis.v1 import session_pb2, types_pb2
+from hermosis.v1 import session_pb2, telemetry_pb2, types_pb2
 from hermosis_client import codec, fleet_birth, kept
 from hermosis_client.access import Access
 from hermosis_client.access_calls import AccessCalls
@@ -23,6 +23,7 @@ from hermosis_client.records import (
     ConsistencyMode,
     Durability,
     Optimizer,
+    Overview,
     ParametersOn,
     RecipeDescription,
     SessionInfo,
@@ -85,6 +86,16 @@ class Client(AccessCalls):
         request = session_pb2.GetCapabilitiesRequest()
         response = self._connection.call(self._connection.sessions.GetCapabilities, request)
         return codec.capabilities(response.capabilities)
+
+    def overview(self, *, max_sessions: int = 100) -> Overview:
+        """How the whole server does. Of sessions only the caller's are named, those with the most memory first.
+
+        Args:
+          max_sessions: of each device to name, 1 to 10 000.
+        """
+        request = telemetry_pb2.GetOverviewRequest(max_sessions=max_sessions)
+        response = self._connection.call(self._connection.telemetry.GetOverview, request)
+        return codec.overview(response.overview)
 
     def recipes(self) -> list[RecipeDescription]:
         """The named optimizers and what their parameters mean."""

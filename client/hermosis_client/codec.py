@@ -11,15 +11,19 @@ from hermosis.wire import Dtype
 from hermosis_client.layout import ParameterLayout, TensorSpec
 from hermosis_client.records import (
     ENERGIES,
+    Alert,
+    AlertSeverity,
     AuditEntry,
     Capabilities,
     ConsistencyMode,
+    DeviceOverview,
     Durability,
     DurabilityMode,
     EnergySample,
     Limits,
     Optimizer,
     Outcome,
+    Overview,
     ParameterKind,
     ParametersOn,
     Recipe,
@@ -28,6 +32,7 @@ from hermosis_client.records import (
     RecipeValue,
     Role,
     SessionInfo,
+    SessionMemory,
     SessionStatus,
     SnapshotInfo,
     StepResult,
@@ -202,6 +207,46 @@ def telemetry_reading(message: telemetry_pb2.TelemetryReading) -> TelemetryReadi
         device_s=message.device_s,
         batch_sessions=message.batch_sessions,
         wait_s=message.wait_s,
+    )
+
+
+def overview(message: telemetry_pb2.Overview) -> Overview:
+    return Overview(
+        time_s=_seconds(message.time),
+        uptime_s=message.uptime_s,
+        steps=message.steps,
+        received_bytes=message.received_bytes,
+        sent_bytes=message.sent_bytes,
+        steps_per_s=message.steps_per_s,
+        received_bytes_per_s=message.received_bytes_per_s,
+        sent_bytes_per_s=message.sent_bytes_per_s,
+        queue_rounds=message.queue_rounds,
+        queue_bytes=message.queue_bytes,
+        batch_sessions=message.batch_sessions if message.HasField("batch_sessions") else math.nan,
+        step_p50_s=message.step_p50_s if message.HasField("step_p50_s") else math.nan,
+        step_p99_s=message.step_p99_s if message.HasField("step_p99_s") else math.nan,
+        streams=message.streams,
+        staging_bytes=message.staging_bytes,
+        staging_limit_bytes=message.staging_limit_bytes,
+        devices=tuple(
+            DeviceOverview(
+                name=device.name,
+                capacity_bytes=device.capacity_bytes,
+                used_bytes=device.used_bytes,
+                free_bytes=device.free_bytes,
+                sessions=tuple(
+                    SessionMemory(
+                        session_id=held.session_id, device_bytes=held.device_bytes, host_bytes=held.host_bytes
+                    )
+                    for held in device.sessions
+                ),
+            )
+            for device in message.devices
+        ),
+        alerts=tuple(
+            Alert(severity=AlertSeverity(alert.severity), rule=alert.rule, session_id=alert.session_id, text=alert.text)
+            for alert in message.alerts
+        ),
     )
 
 

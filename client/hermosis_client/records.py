@@ -76,6 +76,14 @@ class Durability:
     snapshot_every_s: float = 0.0
 
 
+class AlertSeverity(_Known):
+    """How soon somebody should look."""
+
+    UNKNOWN = 0
+    WARNING = 1
+    CRITICAL = 2
+
+
 class AckLevel(_Known):
     """What an acknowledgement promises."""
 
@@ -385,3 +393,57 @@ class AuditEntry:
     token: str  # the name of the one that it was about; empty where it was about none
     request_id: str
     outcome: str  # "OK", or the class name of the error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionMemory:
+    """What one session holds."""
+
+    session_id: str
+    device_bytes: int
+    host_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOverview:
+    """The memory of one device, and of the caller's sessions there those with the most."""
+
+    name: str
+    capacity_bytes: int
+    used_bytes: int
+    free_bytes: int
+    sessions: tuple[SessionMemory, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """Something that somebody should look at; of the whole server where session_id is empty."""
+
+    severity: AlertSeverity
+    rule: str
+    session_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """How a server does: all tenants together, except where sessions are named. NaN is what there was none of."""
+
+    time_s: float  # seconds since 1970 by the server's clock
+    uptime_s: float
+    steps: int  # since the server started, as are the bytes
+    received_bytes: int
+    sent_bytes: int
+    steps_per_s: float  # of the last five to ten seconds, as are the bytes
+    received_bytes_per_s: float
+    sent_bytes_per_s: float
+    queue_rounds: int  # that wait for a device or are with it
+    queue_bytes: int
+    batch_sessions: float  # of a launch, mean of the last minute
+    step_p50_s: float  # from a round's last contribution to the end of its step, in the last minute
+    step_p99_s: float
+    streams: int
+    staging_bytes: int
+    staging_limit_bytes: int
+    devices: tuple[DeviceOverview, ...]
+    alerts: tuple[Alert, ...]  # the gravest first

@@ -5,7 +5,7 @@ Enumerations have the numbers of their twins in hermosis.v1, so translating one 
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,6 +58,11 @@ class Reply(enum.IntEnum):
     PARAMETERS = 1
     INCREMENT = 2
     NONE = 3
+
+
+class AlertSeverity(enum.IntEnum):
+    WARNING = 1
+    CRITICAL = 2
 
 
 class StateBuffer(enum.IntEnum):
@@ -283,3 +288,57 @@ class Limits:
     segment_bytes: int = 8 << 30
     max_readings: int = 10_000  # of telemetry, a session
     idle_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionMemory:
+    """What one session holds."""
+
+    session_id: str
+    device_bytes: int
+    host_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOverview:
+    """The memory of one device, and of its sessions those with the most."""
+
+    name: str
+    capacity_bytes: int
+    used_bytes: int
+    free_bytes: int
+    sessions: Sequence[SessionMemory]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """Something that somebody should look at; of the whole server where session_id is empty."""
+
+    severity: AlertSeverity
+    rule: str
+    text: str
+    session_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """How a server does; telemetry.proto has the meanings. NaN is what there was none of."""
+
+    time_s: float
+    uptime_s: float
+    steps: int
+    received_bytes: int
+    sent_bytes: int
+    steps_per_s: float
+    received_bytes_per_s: float
+    sent_bytes_per_s: float
+    queue_rounds: int
+    queue_bytes: int
+    batch_sessions: float
+    step_p50_s: float
+    step_p99_s: float
+    streams: int
+    staging_bytes: int
+    staging_limit_bytes: int
+    devices: Sequence[DeviceOverview]
+    alerts: Sequence[Alert]

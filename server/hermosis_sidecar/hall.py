@@ -13,6 +13,7 @@ from hermosis_sidecar.following import Following, Followings
 from hermosis_sidecar.history import History, Retention
 from hermosis_sidecar.live import Live
 from hermosis_sidecar.newest import NewestReadings
+from hermosis_sidecar.overviews import Overviews
 from hermosis_sidecar.settings import Settings
 
 
@@ -33,6 +34,7 @@ class Hall:
     probe: Client
     followings: Followings
     history: History
+    overviews: Overviews
     token: str
     newest: NewestReadings
 
@@ -88,6 +90,9 @@ def opened(settings: Settings) -> Iterator[Hall]:
                     probe=probe,
                     followings=followings,
                     history=history,
+                    overviews=Overviews(
+                        lambda token: under_token(probe, token).overview(), interval_s=settings.overview_interval_s
+                    ),
                     token=own_token,
                     newest=followings.own.newest,
                 )

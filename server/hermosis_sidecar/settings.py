@@ -50,6 +50,9 @@ class Settings(BaseSettings):
         ge=0,
         description="least seconds between two live readings of a session; smaller is finer and costs more",
     )
+    overview_interval_s: float = Field(
+        default=2.0, gt=0, description="seconds between two overviews of the server on a live stream that asks for them"
+    )
     retry_s: float = Field(default=1.0, gt=0, description="seconds between attempts to follow a server that is away")
     viewer_readings: int = Field(
         default=1024, ge=1, description="readings kept for a slow viewer; beyond, the oldest go"

@@ -17,6 +17,7 @@ TWINS = [
     (records.ConsistencyMode, types_pb2.ConsistencyMode),
     (records.DurabilityMode, types_pb2.DurabilityMode),
     (records.Outcome, types_pb2.Outcome),
+    (records.AlertSeverity, telemetry_pb2.AlertSeverity),
     (records.Reply, gradient_pb2.Reply),
     (records.ParameterKind, dynamics_pb2.ParameterKind),
 ]
@@ -52,6 +53,10 @@ def test_fields_are_those_of_the_message(record: Any, message: Any) -> None:
     ("record", "message", "renamed"),
     [
         (records.TelemetryReading, telemetry_pb2.TelemetryReading, {"time": "time_s"}),
+        (records.Overview, telemetry_pb2.Overview, {"time": "time_s"}),
+        (records.DeviceOverview, telemetry_pb2.DeviceOverview, {}),
+        (records.SessionMemory, telemetry_pb2.SessionMemory, {}),
+        (records.Alert, telemetry_pb2.Alert, {}),
         (records.WorkerInfo, session_pb2.Worker, {"last_seen_time": "last_seen_time_s"}),
         (records.StepResult, gradient_pb2.StepResult, {"handle": ""}),
     ],

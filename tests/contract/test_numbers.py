@@ -17,6 +17,7 @@ TWINS = [
     (records.ConsistencyMode, types_pb2.ConsistencyMode),
     (records.DurabilityMode, types_pb2.DurabilityMode),
     (records.AckLevel, types_pb2.AckLevel),
+    (records.AlertSeverity, telemetry_pb2.AlertSeverity),
     (records.Outcome, types_pb2.Outcome),
     (records.Reply, gradient_pb2.Reply),
     (records.StateBuffer, session_pb2.StateBuffer),

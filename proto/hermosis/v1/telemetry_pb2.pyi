@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hermosis.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _AlertSeverity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AlertSeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertSeverity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ALERT_SEVERITY_UNSPECIFIED: _AlertSeverity.ValueType  # 0
+    """ALERT_SEVERITY_UNSPECIFIED is never sent."""
+    ALERT_SEVERITY_WARNING: _AlertSeverity.ValueType  # 1
+    """ALERT_SEVERITY_WARNING may become worse."""
+    ALERT_SEVERITY_CRITICAL: _AlertSeverity.ValueType  # 2
+    """ALERT_SEVERITY_CRITICAL is in the way of work, or of its safety, now."""
+
+class AlertSeverity(_AlertSeverity, metaclass=_AlertSeverityEnumTypeWrapper):
+    """AlertSeverity says how soon somebody should look."""
+
+ALERT_SEVERITY_UNSPECIFIED: AlertSeverity.ValueType  # 0
+"""ALERT_SEVERITY_UNSPECIFIED is never sent."""
+ALERT_SEVERITY_WARNING: AlertSeverity.ValueType  # 1
+"""ALERT_SEVERITY_WARNING may become worse."""
+ALERT_SEVERITY_CRITICAL: AlertSeverity.ValueType  # 2
+"""ALERT_SEVERITY_CRITICAL is in the way of work, or of its safety, now."""
+Global___AlertSeverity: _TypeAlias = AlertSeverity  # noqa: Y015
 
 @_typing.final
 class TelemetryReading(_message.Message):
@@ -241,3 +266,262 @@ class WatchTelemetryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchTelemetryResponse: _TypeAlias = WatchTelemetryResponse  # noqa: Y015
+
+@_typing.final
+class GetOverviewRequest(_message.Message):
+    """GetOverviewRequest asks how the server does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_SESSIONS_FIELD_NUMBER: _builtins.int
+    max_sessions: _builtins.int
+    """max_sessions of each device to name, those with the most memory first; zero means 100, above 10000 means 10000."""
+    def __init__(
+        self,
+        *,
+        max_sessions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_sessions", b"max_sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOverviewRequest: _TypeAlias = GetOverviewRequest  # noqa: Y015
+
+@_typing.final
+class GetOverviewResponse(_message.Message):
+    """GetOverviewResponse tells it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OVERVIEW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def overview(self) -> Global___Overview:
+        """overview as of now."""
+
+    def __init__(
+        self,
+        *,
+        overview: Global___Overview | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overview", b"overview"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["overview", b"overview"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOverviewResponse: _TypeAlias = GetOverviewResponse  # noqa: Y015
+
+@_typing.final
+class Overview(_message.Message):
+    """Overview is how a server does: all tenants together, except where sessions are named."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    UPTIME_S_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
+    STEPS_PER_S_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    QUEUE_ROUNDS_FIELD_NUMBER: _builtins.int
+    QUEUE_BYTES_FIELD_NUMBER: _builtins.int
+    BATCH_SESSIONS_FIELD_NUMBER: _builtins.int
+    STEP_P50_S_FIELD_NUMBER: _builtins.int
+    STEP_P99_S_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    STAGING_BYTES_FIELD_NUMBER: _builtins.int
+    STAGING_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    ALERTS_FIELD_NUMBER: _builtins.int
+    uptime_s: _builtins.float
+    """uptime_s is how long the server has been up, in seconds."""
+    steps: _builtins.int
+    """steps applied since it started."""
+    received_bytes: _builtins.int
+    """received_bytes since it started, in messages and through shared memory."""
+    sent_bytes: _builtins.int
+    """sent_bytes since it started, likewise."""
+    steps_per_s: _builtins.float
+    """steps_per_s over the last five to ten seconds."""
+    received_bytes_per_s: _builtins.float
+    """received_bytes_per_s over the same time."""
+    sent_bytes_per_s: _builtins.float
+    """sent_bytes_per_s over the same time."""
+    queue_rounds: _builtins.int
+    """queue_rounds that are complete and wait for the device, or are with it."""
+    queue_bytes: _builtins.int
+    """queue_bytes of their gradients."""
+    batch_sessions: _builtins.float
+    """batch_sessions is how many sessions a launch stepped, the mean of the last minute; absent where there was none."""
+    step_p50_s: _builtins.float
+    """step_p50_s is the median of the seconds from a round's last contribution to the end of its step, over the last
+    minute, exact to a factor of 1.4; absent where there was none.
+    """
+    step_p99_s: _builtins.float
+    """step_p99_s is the 99th percentile of the same."""
+    streams: _builtins.int
+    """streams of workers that are open."""
+    staging_bytes: _builtins.int
+    """staging_bytes of host memory in use for gradients and answers on their way."""
+    staging_limit_bytes: _builtins.int
+    """staging_limit_bytes is the most there may be."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """time by the server's clock."""
+
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceOverview]:
+        """devices that sessions live on."""
+
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alert]:
+        """alerts of what somebody should look at, the gravest first."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        uptime_s: _builtins.float = ...,
+        steps: _builtins.int = ...,
+        received_bytes: _builtins.int = ...,
+        sent_bytes: _builtins.int = ...,
+        steps_per_s: _builtins.float = ...,
+        received_bytes_per_s: _builtins.float = ...,
+        sent_bytes_per_s: _builtins.float = ...,
+        queue_rounds: _builtins.int = ...,
+        queue_bytes: _builtins.int = ...,
+        batch_sessions: _builtins.float | None = ...,
+        step_p50_s: _builtins.float | None = ...,
+        step_p99_s: _builtins.float | None = ...,
+        streams: _builtins.int = ...,
+        staging_bytes: _builtins.int = ...,
+        staging_limit_bytes: _builtins.int = ...,
+        devices: _abc.Iterable[Global___DeviceOverview] | None = ...,
+        alerts: _abc.Iterable[Global___Alert] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_sessions", b"_batch_sessions", "_step_p50_s", b"_step_p50_s", "_step_p99_s", b"_step_p99_s", "batch_sessions", b"batch_sessions", "step_p50_s", b"step_p50_s", "step_p99_s", b"step_p99_s", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_sessions", b"_batch_sessions", "_step_p50_s", b"_step_p50_s", "_step_p99_s", b"_step_p99_s", "alerts", b"alerts", "batch_sessions", b"batch_sessions", "devices", b"devices", "queue_bytes", b"queue_bytes", "queue_rounds", b"queue_rounds", "received_bytes", b"received_bytes", "received_bytes_per_s", b"received_bytes_per_s", "sent_bytes", b"sent_bytes", "sent_bytes_per_s", b"sent_bytes_per_s", "staging_bytes", b"staging_bytes", "staging_limit_bytes", b"staging_limit_bytes", "step_p50_s", b"step_p50_s", "step_p99_s", b"step_p99_s", "steps", b"steps", "steps_per_s", b"steps_per_s", "streams", b"streams", "time", b"time", "uptime_s", b"uptime_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__batch_sessions: _TypeAlias = _typing.Literal["batch_sessions"]  # noqa: Y015
+    _WhichOneofArgType__batch_sessions: _TypeAlias = _typing.Literal["_batch_sessions", b"_batch_sessions"]  # noqa: Y015
+    _WhichOneofReturnType__step_p50_s: _TypeAlias = _typing.Literal["step_p50_s"]  # noqa: Y015
+    _WhichOneofArgType__step_p50_s: _TypeAlias = _typing.Literal["_step_p50_s", b"_step_p50_s"]  # noqa: Y015
+    _WhichOneofReturnType__step_p99_s: _TypeAlias = _typing.Literal["step_p99_s"]  # noqa: Y015
+    _WhichOneofArgType__step_p99_s: _TypeAlias = _typing.Literal["_step_p99_s", b"_step_p99_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_sessions) -> _WhichOneofReturnType__batch_sessions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_p50_s) -> _WhichOneofReturnType__step_p50_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_p99_s) -> _WhichOneofReturnType__step_p99_s | None: ...
+
+Global___Overview: _TypeAlias = Overview  # noqa: Y015
+
+@_typing.final
+class DeviceOverview(_message.Message):
+    """DeviceOverview is the memory of one device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name, such as "cuda:0"."""
+    capacity_bytes: _builtins.int
+    """capacity_bytes that sessions may hold."""
+    used_bytes: _builtins.int
+    """used_bytes that they hold."""
+    free_bytes: _builtins.int
+    """free_bytes of the capacity. Where idle sessions may move to host memory, new ones may take more than that."""
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionMemory]:
+        """sessions that the caller may see, those with the most memory first, max_sessions at most."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        capacity_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+        sessions: _abc.Iterable[Global___SessionMemory] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "free_bytes", b"free_bytes", "name", b"name", "sessions", b"sessions", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceOverview: _TypeAlias = DeviceOverview  # noqa: Y015
+
+@_typing.final
+class SessionMemory(_message.Message):
+    """SessionMemory is what one session holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_BYTES_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """session_id it is of."""
+    device_bytes: _builtins.int
+    """device_bytes held; zero while it idles in host memory."""
+    host_bytes: _builtins.int
+    """host_bytes held while it idles there."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        device_bytes: _builtins.int = ...,
+        host_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_bytes", b"device_bytes", "host_bytes", b"host_bytes", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionMemory: _TypeAlias = SessionMemory  # noqa: Y015
+
+@_typing.final
+class Alert(_message.Message):
+    """Alert is something that somebody should look at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    severity: Global___AlertSeverity.ValueType
+    """severity of it."""
+    rule: _builtins.str
+    """rule that found it, such as "storage_failed"; docs/metrics.md lists them."""
+    session_id: _builtins.str
+    """session_id it is about; empty means the whole server."""
+    text: _builtins.str
+    """text for people: what it is, and what to do."""
+    def __init__(
+        self,
+        *,
+        severity: Global___AlertSeverity.ValueType = ...,
+        rule: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule", "session_id", b"session_id", "severity", b"severity", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alert: _TypeAlias = Alert  # noqa: Y015

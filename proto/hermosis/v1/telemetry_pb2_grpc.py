@@ -50,6 +50,11 @@ class TelemetryServiceStub(object):
                 request_serializer=hermosis_dot_v1_dot_telemetry__pb2.WatchTelemetryRequest.SerializeToString,
                 response_deserializer=hermosis_dot_v1_dot_telemetry__pb2.WatchTelemetryResponse.FromString,
                 _registered_method=True)
+        self.GetOverview = channel.unary_unary(
+                '/hermosis.v1.TelemetryService/GetOverview',
+                request_serializer=hermosis_dot_v1_dot_telemetry__pb2.GetOverviewRequest.SerializeToString,
+                response_deserializer=hermosis_dot_v1_dot_telemetry__pb2.GetOverviewResponse.FromString,
+                _registered_method=True)
 
 
 class TelemetryServiceServicer(object):
@@ -77,6 +82,13 @@ class TelemetryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetOverview(self, request, context):
+        """GetOverview tells how the whole server does. Of sessions it names only those that the caller may see.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TelemetryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_TelemetryServiceServicer_to_server(servicer, server):
                     servicer.WatchTelemetry,
                     request_deserializer=hermosis_dot_v1_dot_telemetry__pb2.WatchTelemetryRequest.FromString,
                     response_serializer=hermosis_dot_v1_dot_telemetry__pb2.WatchTelemetryResponse.SerializeToString,
+            ),
+            'GetOverview': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOverview,
+                    request_deserializer=hermosis_dot_v1_dot_telemetry__pb2.GetOverviewRequest.FromString,
+                    response_serializer=hermosis_dot_v1_dot_telemetry__pb2.GetOverviewResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class TelemetryService(object):
             '/hermosis.v1.TelemetryService/WatchTelemetry',
             hermosis_dot_v1_dot_telemetry__pb2.WatchTelemetryRequest.SerializeToString,
             hermosis_dot_v1_dot_telemetry__pb2.WatchTelemetryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOverview(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hermosis.v1.TelemetryService/GetOverview',
+            hermosis_dot_v1_dot_telemetry__pb2.GetOverviewRequest.SerializeToString,
+            hermosis_dot_v1_dot_telemetry__pb2.GetOverviewResponse.FromString,
             options,
             channel_credentials,
             insecure,

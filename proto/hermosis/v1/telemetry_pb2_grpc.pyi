@@ -39,6 +39,8 @@ class TelemetryServiceStub:
     """ListTelemetry gives the history that the server still holds."""
     WatchTelemetry: _grpc.UnaryStreamMultiCallable[_telemetry_pb2.WatchTelemetryRequest, _telemetry_pb2.WatchTelemetryResponse]
     """WatchTelemetry streams readings as steps are applied. A slow reader loses the oldest ones, never delays a step."""
+    GetOverview: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.GetOverviewRequest, _telemetry_pb2.GetOverviewResponse]
+    """GetOverview tells how the whole server does. Of sessions it names only those that the caller may see."""
 
 @_typing.type_check_only
 class TelemetryServiceAsyncStub(TelemetryServiceStub):
@@ -51,6 +53,8 @@ class TelemetryServiceAsyncStub(TelemetryServiceStub):
     """ListTelemetry gives the history that the server still holds."""
     WatchTelemetry: _aio.UnaryStreamMultiCallable[_telemetry_pb2.WatchTelemetryRequest, _telemetry_pb2.WatchTelemetryResponse]  # type: ignore[assignment]
     """WatchTelemetry streams readings as steps are applied. A slow reader loses the oldest ones, never delays a step."""
+    GetOverview: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.GetOverviewRequest, _telemetry_pb2.GetOverviewResponse]  # type: ignore[assignment]
+    """GetOverview tells how the whole server does. Of sessions it names only those that the caller may see."""
 
 class TelemetryServiceServicer(metaclass=_abc_1.ABCMeta):
     """TelemetryService gives the readings of sessions."""
@@ -78,5 +82,13 @@ class TelemetryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_telemetry_pb2.WatchTelemetryResponse], _abc.AsyncIterator[_telemetry_pb2.WatchTelemetryResponse]]:
         """WatchTelemetry streams readings as steps are applied. A slow reader loses the oldest ones, never delays a step."""
+
+    @_abc_1.abstractmethod
+    def GetOverview(
+        self,
+        request: _telemetry_pb2.GetOverviewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.GetOverviewResponse, _abc.Awaitable[_telemetry_pb2.GetOverviewResponse]]:
+        """GetOverview tells how the whole server does. Of sessions it names only those that the caller may see."""
 
 def add_TelemetryServiceServicer_to_server(servicer: TelemetryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,6 +27,7 @@ from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
 from hermosis_server.engine.keeper import Keeper, Written
+from hermosis_server.engine.overview import Activity
 from hermosis_server.engine.quotas import Quotas
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.engine.telemetry import Shelf, TelemetryRing, Watch, Watchers
@@ -124,8 +125,9 @@ class Engine:
         self._sessions: dict[str, Session] = {}
         self._watchers = Watchers()
         self._shelf = Shelf(limits.max_readings)
-        self.intake = Intake(self.budget, limits=limits, watchers=self._watchers, keeper=keeper)
-        self.volleys = Volleys(self._watchers, keeper=keeper)
+        self.activity = Activity()
+        self.intake = Intake(self.budget, limits=limits, watchers=self._watchers, activity=self.activity, keeper=keeper)
+        self.volleys = Volleys(self._watchers, activity=self.activity, keeper=keeper)
 
     # Sessions
 
@@ -531,6 +533,11 @@ class Engine:
         self._watchers.remove(watch)
 
     # Life of the server
+
+    @property
+    def executors(self) -> Sequence[Executor]:
+        """One a device."""
+        return self._executors
 
     async def free_device_bytes(self) -> int:
         """Device memory that new sessions may still take."""

@@ -78,6 +78,21 @@ class Executor:
         return await asyncio.shield(future)
 
     @property
+    def device(self) -> str:
+        """The name of the device."""
+        return str(self._arena.device)
+
+    @property
+    def limit_bytes(self) -> int:
+        """Memory that sessions may hold here."""
+        return self._arena.limit_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory that they hold, as it stands between two jobs."""
+        return self._arena.used_bytes
+
+    @property
     def free_bytes(self) -> int:
         """Memory that new sessions may still take, as it stands between two jobs."""
         return self._arena.free_bytes

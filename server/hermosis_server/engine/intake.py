@@ -11,6 +11,7 @@ from hermosis_server.engine import resident as on_device
 from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.batch import StepDone
 from hermosis_server.engine.keeper import Keeper
+from hermosis_server.engine.overview import Activity
 from hermosis_server.engine.rounds import Answer, Round, StepTicket, Tell, WorkerRecord, awaited, mean_loss
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
@@ -40,17 +41,25 @@ class Intake:
       budget:   host memory for vectors on their way.
       limits:   checked before memory is taken.
       watchers: hear of each step.
+      activity: counts them.
       keeper:   puts steps on disk; None where nothing is kept.
     """
 
     def __init__(
-        self, budget: StagingBudget, *, limits: Limits, watchers: Watchers, keeper: Keeper | None = None
+        self,
+        budget: StagingBudget,
+        *,
+        limits: Limits,
+        watchers: Watchers,
+        activity: Activity,
+        keeper: Keeper | None = None,
     ) -> None:
         self.stopping = asyncio.Event()
         self._keeper = keeper
         self._budget = budget
         self._limits = limits
         self._watchers = watchers
+        self._activity = activity
         self._repeats: set[asyncio.Task[None]] = set()
 
     def require_running(self) -> None:
@@ -134,13 +143,15 @@ class Intake:
             return
         contributions = ready.ordered()
         lr_scale = session.lr_scale * _or_one(contributions[0].commit.lr_scale)
+        size_bytes = sum(contribution.gradient.size_bytes for contribution in contributions)
+        self._activity.queued(1, size_bytes)
         session.executor.submit(
             ReadyRound(
                 resident=session.on_device,
                 contributions=contributions,
                 lr_scale=lr_scale,
                 loss=mean_loss(contributions),
-                size_bytes=sum(contribution.gradient.size_bytes for contribution in contributions),
+                size_bytes=size_bytes,
                 done=functools.partial(self._finished, session, ready, lr_scale),
             )
         )
@@ -149,7 +160,9 @@ class Intake:
         """Hears of a round's fate: frees its memory, answers its workers, tells the watchers."""
         session.stepping -= 1
         contributions = ready.ordered()
+        received_bytes = sum(contribution.gradient.size_bytes for contribution in contributions)
         if isinstance(done, Exception):
+            self._activity.dropped(1, received_bytes)
             for contribution in contributions:
                 contribution.gradient.release()
                 contribution.worker.forget(contribution.commit.sequence)
@@ -158,7 +171,9 @@ class Intake:
         session.step = done.step
         reach("intake.stepped")
         applied = done.outcome is Outcome.APPLIED
-        sent_bytes, received_bytes = 0, sum(contribution.gradient.size_bytes for contribution in contributions)
+        counted_s = max(contribution.counted_s for contribution in contributions)
+        self._activity.stepped(done.launch, 1, received_bytes, applied=int(applied), counted_s=counted_s)
+        sent_bytes = 0
         if self._keeper is not None:
             self._keeper.stepped(session, contributions, lr_scale, done)
         else:
@@ -194,7 +209,7 @@ class Intake:
                 sent_bytes=sent_bytes,
                 device_s=done.launch.device_s,
                 batch_sessions=done.launch.sessions,
-                wait_s=max(0.0, done.launch.started_s - max(contribution.counted_s for contribution in contributions)),
+                wait_s=max(0.0, done.launch.started_s - counted_s),
             )
             session.telemetry.append(reading)
             self._watchers.offer(reading)

@@ -26,6 +26,7 @@ from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.errors import HermosisError, InvalidRequest, StaleGeneration, StorageFailed, StorageFull
 from hermosis_server.failpoints import reach
 from hermosis_server.records import DurabilityMode, ExportedState, SessionStatus
+from hermosis_server.storage.disk import DiskUse
 from hermosis_server.storage.journal import Journal, JournalEntry
 from hermosis_server.storage.snapshot_file import StoredSnapshot
 from hermosis_server.storage.store import SessionRecord, SnapshotInfo, Store
@@ -106,6 +107,15 @@ class Keeper:
                 logger.error("event=snapshot_failed session=%s problem=%r", session.session_id, str(outcome))
         await asyncio.to_thread(self.journal.close)
         self._files.shutdown()
+
+    @property
+    def failure(self) -> str:
+        """Why nothing new is durable; empty while it is."""
+        return str(self._failure or "")
+
+    async def disk_use(self) -> DiskUse:
+        """How full the disk is."""
+        return await asyncio.to_thread(self.store.disk_use)
 
     # A session's life
 

@@ -21,6 +21,7 @@ from hermosis_server.engine.budget import RETRY_AFTER_S
 from hermosis_server.engine.entries import Part
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.keeper import Keeper
+from hermosis_server.engine.overview import Activity
 from hermosis_server.engine.resident import Resident
 from hermosis_server.engine.rounds import Answer, StepTicket, WorkerRecord
 from hermosis_server.engine.scheduler import ReadyFleet
@@ -215,11 +216,13 @@ class Volleys:
 
     Args:
       watchers: hear of each step.
+      activity: counts them.
       keeper:   hears of them too; None where nothing is kept.
     """
 
-    def __init__(self, watchers: Watchers, *, keeper: Keeper | None = None) -> None:
+    def __init__(self, watchers: Watchers, *, activity: Activity, keeper: Keeper | None = None) -> None:
         self._watchers = watchers
+        self._activity = activity
         self._keeper = keeper
 
     def fire(self, volley: Volley, *, refuse: Refuse, land: Land) -> None:
@@ -267,6 +270,7 @@ class Volleys:
             size_bytes=len(memory),
             done=functools.partial(self._finished, volley, places, fates, time.monotonic(), refuse, land),
         )
+        self._activity.queued(len(places), len(memory))
         volley.executor.submit(ready)
 
     def _finished(
@@ -280,6 +284,7 @@ class Volleys:
         done: FleetDone | Exception,
     ) -> None:
         """Hears of a volley's fate: frees its memory, tells rings, watchers and workers."""
+        size_bytes = len(volley.staging.memory)
         volley.staging.release()
         failed = dict.fromkeys(range(len(places)), done) if isinstance(done, Exception) else done.failed
         for place, error in failed.items():
@@ -287,10 +292,13 @@ class Volleys:
             volley.workers[place].forget(volley.sequences[place])
             refuse(places[place], error)
         if isinstance(done, Exception):
+            self._activity.dropped(len(places), size_bytes)
             fates.tell(failed)
             land(None)
             return
         fates.learn(done, volley.base_steps, counted_s)
+        applied = sum(outcome is Outcome.APPLIED for outcome in done.outcomes)
+        self._activity.stepped(done.launch, len(places), size_bytes, applied=applied, counted_s=counted_s)
         watched = bool(self._watchers)
         columns = zip(volley.sessions, volley.workers, fates.outcomes, fates.steps, fates.stalenesses, strict=True)
         for place, (session, worker, outcome, step, staleness) in enumerate(columns):

@@ -135,18 +135,21 @@ class ExchangeStream:
             self._running.cancel()
 
     async def _write(self) -> None:
-        write, outbox, turns = self._context.write, self._outbox, self._turns
+        write, outbox, turns, activity = self._context.write, self._outbox, self._turns, self._engine.activity
         while (messages := await outbox.next()) is not None:
             for message in messages:
                 await write(message)
                 outbox.written_messages += 1
+                activity.sent_bytes += len(message)
                 if len(message) > HEAVY_BYTES and not turns.take(LARGE):  # before the next one is made
                     await turns.wait(LARGE)
             outbox.written()
 
     async def _read(self) -> None:
         read, outbox, turns, end = self._context.read, self._outbox, self._turns, grpc.aio.EOF
+        activity = self._engine.activity
         while (raw := await read()) is not end:
+            activity.received_bytes += len(raw)
             if outbox.full:
                 await outbox.room()
             who = LARGE if len(raw) > HEAVY_BYTES else self._who
@@ -264,6 +267,7 @@ class ExchangeStream:
             else:
                 chunk = codec.segment_chunk(message, link.gradient_place, link.gradient_dtype)
                 self._context.owe(len(chunk.payload))
+                self._engine.activity.received_bytes += len(chunk.payload)
             link.receive(self._engine, chunk)
         except Exception as error:
             link.refuse(message.sequence)
@@ -308,6 +312,8 @@ class ExchangeStream:
         chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
         messages = codec.answer_messages(answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes, place=place)
         budget, held_bytes = None, 0 if answer.vector is None else len(answer.vector.payload)
+        if place is not None:
+            self._engine.activity.sent_bytes += held_bytes
         if held_bytes > SMALL_BYTES:
             budget = link.session.budget
             budget.hold(held_bytes)
@@ -364,6 +370,8 @@ class ExchangeStream:
             link.unanswered -= 1
             return (_refused(handle, 0, error),)
         chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
+        if place is not None:
+            self._engine.activity.sent_bytes += len(vector.payload)
         messages = codec.vector_messages(vector, handle=handle, sequence=0, chunk_bytes=chunk_bytes, place=place)
         return _written(link, messages)
 

@@ -40,9 +40,11 @@ class GradientServicer(gradient_pb2_grpc.GradientServiceServicer):
         reach, window_bytes = Reach(self._engine, context.identity), self._engine.limits.window_bytes
         stream = ExchangeStream(self._engine, reach, self._segments, self._turns, context, window_bytes=window_bytes)
         self.streams.enter(stream)
+        self._engine.activity.streams += 1
         try:
             await stream.run()
         finally:
+            self._engine.activity.streams -= 1
             self.streams.leave(stream)
 
     async def Push(self, request: gradient_pb2.PushRequest, context: Any) -> gradient_pb2.PushResponse:

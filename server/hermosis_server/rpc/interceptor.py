@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from hermosis_server.engine.overview import Activity
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc import status
 from hermosis_server.rpc.gate import Call, Gate
@@ -24,11 +25,13 @@ class Door(grpc.aio.ServerInterceptor):
     """Wraps each handler: nobody comes in past the gate, and every error leaves as a typed status.
 
     Args:
-      gate: lets calls in.
+      gate:     lets calls in.
+      activity: counts the bytes of their messages, save those of streams that read and write bytes by themselves.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, activity: Activity) -> None:
         self._gate = gate
+        self._activity = activity
 
     async def intercept_service(
         self,
@@ -44,13 +47,13 @@ class Door(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(self._guarded(name, handler.stream_stream), None, None)
         # Bytes reach the handler unparsed: what is no message is refused like any other bad input.
         parse = functools.partial(
-            _parsed_stream if handler.request_streaming else _parsed, _parser(handler.request_deserializer)
+            _parsed_stream if handler.request_streaming else _parsed, self._parser(handler.request_deserializer)
         )
         kind = f"{_kind(handler.request_streaming)}_{_kind(handler.response_streaming)}"
         method = getattr(handler, kind)
         behaviour = self._guarded(name, (_written if handler.response_streaming else _answered)(method, parse))
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make(behaviour, None, handler.response_serializer)
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(behaviour, None, self._counted(handler.response_serializer))
         return wrapped
 
     def _guarded(self, name: str, method: Method) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -64,21 +67,29 @@ class Door(grpc.aio.ServerInterceptor):
 
         return handler
 
+    def _parser(self, deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes, Call], Any]:
+        def parse(raw: bytes, call: Call) -> Any:
+            self._activity.received_bytes += len(raw)
+            try:
+                message = deserialize(raw) if deserialize else raw
+            except DecodeError:
+                raise no_message() from None
+            call.note(message)
+            return message
+
+        return parse
+
+    def _counted(self, serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+        def count(message: Any) -> bytes:
+            raw = serialize(message) if serialize else message
+            self._activity.sent_bytes += len(raw)
+            return raw
+
+        return count
+
 
 def _kind(streaming: bool) -> str:
     return "stream" if streaming else "unary"
-
-
-def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes, Call], Any]:
-    def parse(raw: bytes, call: Call) -> Any:
-        try:
-            message = deserialize(raw) if deserialize else raw
-        except DecodeError:
-            raise no_message() from None
-        call.note(message)
-        return message
-
-    return parse
 
 
 def no_message() -> InvalidRequest:

@@ -18,6 +18,7 @@ LEAST_ROLE: Final = {
     "/hermosis.v1.TelemetryService/GetTelemetry": _VIEWER,
     "/hermosis.v1.TelemetryService/ListTelemetry": _VIEWER,
     "/hermosis.v1.TelemetryService/WatchTelemetry": _VIEWER,
+    "/hermosis.v1.TelemetryService/GetOverview": _VIEWER,
     # Work on sessions that somebody has made. Weights are of value, so to read them is a worker's right.
     "/hermosis.v1.SessionService/InitialiseParameters": _WORKER,
     "/hermosis.v1.GradientService/Exchange": _WORKER,

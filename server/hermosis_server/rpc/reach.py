@@ -4,9 +4,11 @@ from collections.abc import Iterable
 
 from hermosis_server.engine.engine import Engine
 from hermosis_server.engine.session import Session, SessionSpec
+from hermosis_server.engine.survey import survey
 from hermosis_server.engine.telemetry import Watch
 from hermosis_server.errors import PermissionDenied, SessionNotFound
 from hermosis_server.identity import EVERY_SESSION, Identity, shown_id
+from hermosis_server.records import Overview
 
 
 class Reach:
@@ -66,3 +68,7 @@ class Reach:
         """Readings of these sessions, or of all of the caller's; give it back to `Engine.unwatch`."""
         names = tuple(map(self.name, session_ids))
         return self._engine.watch(names, min_interval_s=min_interval_s, sees=self._identity.sees)
+
+    async def overview(self, *, max_sessions: int) -> Overview:
+        """How the server does; of sessions only the caller's are named, `max_sessions` a device at most."""
+        return await survey(self._engine, sees=self._identity.sees, max_sessions=max_sessions)

@@ -10,6 +10,8 @@ from hermosis_server.rpc.reach import Reach
 
 DEFAULT_READINGS = 1000
 MAX_READINGS = 10_000
+DEFAULT_SESSIONS = 100
+MAX_SESSIONS = 10_000
 
 
 class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
@@ -46,3 +48,10 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
                 yield telemetry_pb2.WatchTelemetryResponse(readings=map(telemetry_codec.reading, readings))
         finally:
             self._engine.unwatch(watch)
+
+    async def GetOverview(
+        self, request: telemetry_pb2.GetOverviewRequest, context: Any
+    ) -> telemetry_pb2.GetOverviewResponse:
+        wanted = min(request.max_sessions or DEFAULT_SESSIONS, MAX_SESSIONS)
+        overview = await Reach(self._engine, context.identity).overview(max_sessions=wanted)
+        return telemetry_pb2.GetOverviewResponse(overview=telemetry_codec.overview(overview))

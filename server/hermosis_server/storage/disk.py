@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hermosis_server.errors import StorageFull
 from hermosis_server.failpoints import reach
@@ -19,6 +20,13 @@ Bytes = bytes | bytearray | memoryview
 ASIDE = ".partial"
 _MOST_PARTS = 512  # of one call of the system, which takes 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskUse(NamedTuple):
+    """How full a disk is."""
+
+    capacity_bytes: int
+    free_bytes: int
 
 
 class Disk:
@@ -92,6 +100,11 @@ class Disk:
         """Removes a folder with all that is in it, as far as the system lets it."""
         reach("disk.unlink")
         shutil.rmtree(path, ignore_errors=True)
+
+    def use(self, path: Path) -> DiskUse:
+        """How full the disk is that a path is on, as whoever this process runs as may fill it."""
+        found = os.statvfs(path)
+        return DiskUse(found.f_frsize * found.f_blocks, found.f_frsize * found.f_bavail)
 
     def close(self, file: int) -> None:
         os.close(file)

@@ -21,7 +21,7 @@ from hermosis_server.errors import CorruptState, InvalidRequest
 from hermosis_server.failpoints import reach
 from hermosis_server.records import SessionStatus
 from hermosis_server.storage import snapshot_file
-from hermosis_server.storage.disk import ASIDE, Disk, full
+from hermosis_server.storage.disk import ASIDE, Disk, DiskUse, full
 from hermosis_server.storage.snapshot_file import StoredSnapshot
 
 KEPT_SNAPSHOTS = 2
@@ -89,6 +89,10 @@ class Store:
         self._disk = disk
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         disk.sync_folder(folder)
+
+    def disk_use(self) -> DiskUse:
+        """How full the disk is that all this is on."""
+        return self._disk.use(self._folder)
 
     # Records
 

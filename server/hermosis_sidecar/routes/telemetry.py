@@ -9,13 +9,14 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from hermosis_client import TelemetryReading, errors
-from hermosis_sidecar import schemas, schemas_telemetry, translate
+from hermosis_client import Overview, TelemetryReading, errors
+from hermosis_sidecar import schemas, schemas_overview, schemas_telemetry, translate
 from hermosis_sidecar.caller import under_token
 from hermosis_sidecar.hall import Hall, HallOf
 from hermosis_sidecar.history import Life, Steps
 from hermosis_sidecar.history.export import as_csv, as_parquet
 from hermosis_sidecar.live import Heard, Viewer
+from hermosis_sidecar.overviews import together
 from hermosis_sidecar.problems import documented
 from hermosis_sidecar.routes.sessions import SessionId
 
@@ -155,17 +156,22 @@ async def live(
     last_event_id: Annotated[
         int | None, Header(ge=0, lt=2**63, description="Of the last reading or event that came; what followed is sent.")
     ] = None,
+    overview: Annotated[bool, Query(description="Whether to tell how the whole server does, too.")] = False,
 ) -> AsyncIterator[ServerSentEvent]:
     """Readings as steps are applied and events as they happen, as server-sent events.
 
     Event `server` comes first and whenever it changes: `{"reachable": true}`. Event `reading` holds a TelemetryReading,
     event `event` an Event; both have an id, and who comes back with it as Last-Event-ID gets from the history what came
-    meanwhile. Readings of one session come at most every live_interval_s; a slow reader loses the oldest.
+    meanwhile. Readings of one session come at most every live_interval_s; a slow reader loses the oldest. With
+    `overview`, event `overview` holds an Overview, every overview_interval_s while the server is there.
     """
     told: set[int] = set()
     missed = None if last_event_id is None else _missed(hall, viewer, last_event_id, told)
-    async for event in viewer.events(missed, told):
-        if isinstance(event, bool):
+    events = viewer.events(missed, told)
+    async for event in together(events, hall.overviews.follow(hall.token)) if overview else events:
+        if isinstance(event, Overview):
+            yield ServerSentEvent(event="overview", data=schemas_overview.overview(event))
+        elif isinstance(event, bool):
             yield ServerSentEvent(event="server", data={"reachable": event})
         elif isinstance(event.said, TelemetryReading):
             yield ServerSentEvent(event="reading", id=str(event.id), data=translate.telemetry(event.said))
