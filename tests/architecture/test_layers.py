@@ -76,7 +76,9 @@ HOUSE = {
     ),
     # Messages become records and Hamiltonians here, and nowhere else.
     "hermosis_server.rpc.codec": room(
-        NOUNS | {CONTRACT, HOT, "hermosis_server.engine", "hermosis_server.dynamics", "hermosis"}, {"google.protobuf"}
+        NOUNS
+        | {CONTRACT, HOT, "hermosis_server.access", "hermosis_server.engine", "hermosis_server.dynamics", "hermosis"},
+        {"google.protobuf"},
     ),
     "hermosis_server.settings": room(NOUNS, {"pydantic", "pydantic_settings"}),
     "hermosis_server.logs": room(outside={"structlog"}),
@@ -101,6 +103,7 @@ HOUSE = {
     # On top: people's doors. They use the client as anybody would, and start the server through app.
     "hermosis_server.cli": room(
         {
+            CONTRACT,
             "hermosis_client",
             "hermosis_server",
             "hermosis_server.access",

@@ -16,8 +16,8 @@ from hermosis_client.local_server import LocalServer
 from hermosis_server.cli import text
 from hermosis_server.cli.root import app
 
-COMMANDS = ["up", "serve", "sidecar", "health", "demo", "sessions", "token"]
-SESSIONS = ["list", "show", "create", "pause", "resume", "close", "watch"]
+COMMANDS = ["up", "serve", "sidecar", "health", "demo", "sessions", "token", "top"]
+SESSIONS = ["list", "show", "create", "pause", "resume", "close", "watch", "edit", "fork", "snapshots", "workers"]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hermosis_server import __version__
-from hermosis_server.cli import sessions, tokens
+from hermosis_server.cli import editing, sessions, tokens, top
 from hermosis_server.cli.extras import DEMO, SERVER, SIDECAR, require
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -24,6 +24,9 @@ app = typer.Typer(
 )
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(tokens.app, name="token")
+app.command()(top.top)
+for command in (editing.edit, editing.fork, editing.snapshots, editing.workers):
+    sessions.app.command()(command)
 
 # Arguments and help of these belong to another program, which is not imported before it is wanted.
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

@@ -15,6 +15,17 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 Address = Annotated[str, typer.Option(envvar="HERMOSIS_ADDRESS", help="host:port of the server.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON, one line an answer, instead of a table.")]
 SessionId = Annotated[str, typer.Argument(help="Id of the session, as `hermosis sessions list` shows it.")]
+Token = Annotated[
+    str | None,
+    typer.Option(help="Token to show. Others on this machine can read a command line; HERMOSIS_TOKEN hides it."),
+]
+Ca = Annotated[
+    str | None,
+    typer.Option(
+        help="PEM file of the CA of the server's certificate, or 'system'; also HERMOSIS_CA. HERMOSIS_CERTIFICATE "
+        "and HERMOSIS_KEY name a certificate of your own."
+    ),
+]
 
 app = typer.Typer(
     help="See and manage the sessions of a server.",
@@ -24,20 +35,7 @@ app = typer.Typer(
 
 
 @app.callback()
-def options(
-    context: typer.Context,
-    token: Annotated[
-        str | None,
-        typer.Option(help="Token to show. Others on this machine can read a command line; HERMOSIS_TOKEN hides it."),
-    ] = None,
-    ca: Annotated[
-        str | None,
-        typer.Option(
-            help="PEM file of the CA of the server's certificate, or 'system'; also HERMOSIS_CA. HERMOSIS_CERTIFICATE "
-            "and HERMOSIS_KEY name a certificate of your own."
-        ),
-    ] = None,
-) -> None:
+def options(context: typer.Context, token: Token = None, ca: Ca = None) -> None:
     context.obj = {"token": token, "ca_file": ca}
 
 
@@ -66,12 +64,20 @@ def show_session(info: "SessionInfo", *, as_json: bool) -> None:
 
 
 @app.command("list")
-def list_sessions(context: typer.Context, address: Address = DEFAULT_ADDRESS, json: Json = False) -> None:
+def list_sessions(
+    context: typer.Context,
+    search: Annotated[str, typer.Option(help="Only those with this text in their id, name, recipe or labels.")] = "",
+    order_by: Annotated[
+        str, typer.Option(help="create_time, session_id or step, with ' desc' behind it for the largest first.")
+    ] = "create_time",
+    address: Address = DEFAULT_ADDRESS,
+    json: Json = False,
+) -> None:
     """List the sessions, oldest first."""
     from hermosis_server.cli import text
 
     with connected(context, address) as client:
-        sessions = list(client.sessions())
+        sessions = list(client.sessions(search=search, order_by=order_by))
     if json:
         text.print_json([text.session_facts(info) for info in sessions])
     else:

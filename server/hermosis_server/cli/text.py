@@ -36,27 +36,31 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
+def facts(record: Any) -> dict[str, Any]:
+    """A plain record for JSON."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
 def session_facts(info: SessionInfo) -> dict[str, Any]:
     """A session for JSON."""
-    facts = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+    said = facts(info)
     for name in ("status", "consistency", "durability", "parameters_on"):
-        facts[name] = facts[name].name
-    facts["labels"] = dict(info.labels)
-    facts["layout"] = [
+        said[name] = said[name].name
+    said["labels"] = dict(info.labels)
+    said["layout"] = [
         {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype.name} for tensor in info.layout.tensors
     ]
     if isinstance(info.optimizer, Recipe):
-        facts["optimizer"] = {"recipe": info.optimizer.name, "parameters": info.optimizer.parameters}
+        said["optimizer"] = {"recipe": info.optimizer.name, "parameters": info.optimizer.parameters}
     else:
         hamiltonian = json_format.MessageToDict(info.optimizer, preserving_proto_field_name=True)
-        facts["optimizer"] = {"hamiltonian": hamiltonian}
-    return facts
+        said["optimizer"] = {"hamiltonian": hamiltonian}
+    return said
 
 
 def reading_facts(reading: TelemetryReading) -> dict[str, Any]:
     """A reading for JSON."""
-    facts = {field.name: getattr(reading, field.name) for field in dataclasses.fields(reading)}
-    return facts | {"energies": reading.energies._asdict()}
+    return facts(reading) | {"energies": reading.energies._asdict()}
 
 
 def session_row(info: SessionInfo) -> list[str]:

@@ -26,7 +26,7 @@ from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.executor import Executor
 from hermosis_server.engine.intake import Intake, stopping
-from hermosis_server.engine.keeper import Keeper, Written
+from hermosis_server.engine.keeper import Held, Keeper, Written
 from hermosis_server.engine.overview import Activity
 from hermosis_server.engine.quotas import Quotas
 from hermosis_server.engine.session import Session, SessionSpec
@@ -58,7 +58,6 @@ from hermosis_server.records import (
     StateBuffer,
     Vector,
 )
-from hermosis_server.storage.store import SnapshotInfo
 
 RETRY_RECOVERING_S = 0.5
 
@@ -418,7 +417,7 @@ class Engine:
         session = self._initialised(session_id)
         return await self._require_keeper().snapshot(session)
 
-    async def snapshots(self, session_id: str) -> list[SnapshotInfo]:
+    async def snapshots(self, session_id: str) -> list[Held]:
         """The session's snapshots on disk, newest first; one that was set aside has them, too."""
         if session_id not in self.quarantined:
             self.session(session_id)

@@ -46,6 +46,16 @@ class Written(NamedTuple):
     digest: bytes
 
 
+class Held(NamedTuple):
+    """A snapshot that the disk has, by the name that callers know it by."""
+
+    snapshot_id: str
+    step: int
+    generation: int
+    size_bytes: int
+    written_s: float  # seconds since 1970
+
+
 @dataclass(slots=True)
 class Kept:
     """What the keeper knows of one session.
@@ -182,9 +192,10 @@ class Keeper:
         if session in self._kept:
             await self.snapshot(session)
 
-    async def snapshots(self, session_id: str) -> list[SnapshotInfo]:
+    async def snapshots(self, session_id: str) -> list[Held]:
         """The snapshots of a session, newest first."""
-        return await self._on_disk(self.store.snapshots, session_id)
+        held = await self._on_disk(self.store.snapshots, session_id)
+        return [Held(name_of(info), info.step, info.generation, info.size_bytes, info.written_s) for info in held]
 
     async def load(self, session_id: str, snapshot_id: str) -> StoredSnapshot:
         """Reads a snapshot, the newest if none is named.
@@ -193,7 +204,7 @@ class Keeper:
           InvalidRequest: there is no such snapshot.
           CorruptState:   it is damaged.
         """
-        held = await self.snapshots(session_id)
+        held = await self._on_disk(self.store.snapshots, session_id)
         chosen = [info for info in held if snapshot_id in ("", name_of(info))]
         if not chosen:
             names = ", ".join(map(name_of, held)) or "none"

@@ -41,16 +41,18 @@ export function Memory({ devices }) {
   </section>`;
 }
 
+const sum = (sessions, what) => sessions.reduce((all, session) => all + session[what], 0);
+
 function Device({ device }) {
   const held = device.sessions.filter((session) => session.device_bytes > 0).sort((one, other) => other.device_bytes - one.device_bytes);
   const shown = held.slice(0, MOST_BOXES);
-  const others = held.slice(MOST_BOXES);
-  const sum = (sessions, what) => sessions.reduce((all, session) => all + session[what], 0);
+  // The server names those with the most, and of the caller's tenant alone.
+  const rest = device.used_bytes - sum(shown, "device_bytes");
   const idle = device.sessions.filter((session) => session.host_bytes > 0);
   const areas = [
     ...shown.map(({ session_id: id, device_bytes: size }) => ({ id, size, name: id })),
-    ...(others.length ? [{ id: "", size: sum(others, "device_bytes"), name: `${others.length} more` }] : []),
-  ];
+    ...(rest > 0.005 * device.used_bytes ? [{ id: "", size: rest, name: "others" }] : []),
+  ].sort((one, other) => other.size - one.size);
   const used = device.capacity_bytes > 0 ? device.used_bytes / device.capacity_bytes : 0;
   return html`<div class="device-map">
     <p><strong>${device.name}</strong> <span class="quiet">${bytes(device.used_bytes)} of ${bytes(device.capacity_bytes)} in use,
@@ -70,7 +72,7 @@ function Map({ areas }) {
     const { x, y, width, height } = boxes[place];
     const style = { left: `${x}%`, top: `${y / 0.32}%`, width: `${width}%`, height: `${height / 0.32}%` };
     const words = html`<span>${name}</span><span class="more">${bytes(size)}</span>`;
-    return html`<li key=${id || "more"} style=${style} title=${`${name}: ${bytes(size)}`}>
+    return html`<li key=${id || "others"} style=${style} title=${`${name}: ${bytes(size)}`}>
       ${id ? html`<a href=${route.write({ view: "session", ids: [id] })}>${words}</a>` : words}</li>`;
   })}</ul>`;
 }

@@ -14,7 +14,7 @@ from hermosis.wire import Dtype
 from hermosis_server.dynamics import SCALARS
 from hermosis_server.engine.checks import CONSISTENCY_MODES, MAX_NAME_BYTES, MAX_WORKER_ID_BYTES
 from hermosis_server.engine.engine import SessionEdit
-from hermosis_server.engine.keeper import name_of
+from hermosis_server.engine.keeper import Held
 from hermosis_server.engine.session import Session, SessionSpec
 from hermosis_server.errors import CorruptState, HermosisError, InvalidRequest, LayoutMismatch, QuotaExceeded
 from hermosis_server.identity import shown_id
@@ -36,7 +36,6 @@ from hermosis_server.records import (
 )
 from hermosis_server.rpc.codec import enums, hamiltonian, optimizer
 from hermosis_server.rpc.codec.telemetry import timestamp
-from hermosis_server.storage.store import SnapshotInfo
 
 MAX_AXIS = 1 << 40
 MAX_COUNT = 1 << 53  # of steps and sequences: a state keeps its step as a double
@@ -184,9 +183,9 @@ def set_aside(session_id: str, reason: str) -> session_pb2.Session:
     return session_pb2.Session(session_id=session_id, status=status, status_reason=reason)  # type: ignore[arg-type]
 
 
-def snapshot(record: SnapshotInfo) -> session_pb2.Snapshot:
+def snapshot(record: Held) -> session_pb2.Snapshot:
     return session_pb2.Snapshot(
-        snapshot_id=name_of(record),
+        snapshot_id=record.snapshot_id,
         step=record.step,
         generation=record.generation,
         size_bytes=record.size_bytes,
