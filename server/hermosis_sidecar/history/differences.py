@@ -6,11 +6,6 @@ from typing import NamedTuple
 from hermosis_client import SessionInfo, SessionStatus
 from hermosis_sidecar.history.records import EventKind
 
-# Seen here, whether or not somebody notes them as well.
-SEEN: frozenset[EventKind] = frozenset(
-    {"created", "ready", "paused", "resumed", "edited", "restored", "closed", "failed"}
-)
-
 
 class Happened(NamedTuple):
     """A kind of event, in words too."""

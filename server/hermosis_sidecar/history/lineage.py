@@ -17,6 +17,8 @@ from hermosis_sidecar.history.records import Event, EventKind, Kept, KeptEvent, 
 from hermosis_sidecar.history.store import Store
 
 _MOST_READINGS = 10_000  # that the server gives at a time
+# Who brings something about tells of it within so many seconds, in which a look may have noticed it already.
+_SOON_S = 5.0
 
 
 @dataclass(slots=True)
@@ -28,6 +30,8 @@ class _Present:
     last_step: int = 0
     last_time_s: float = 0.0
     gap: Steps | None = None  # steps of which readings may be missing
+    noticed: frozenset[EventKind] = frozenset()  # by the newest look that noticed anything
+    noticed_s: float = 0.0
 
 
 class Lineage:
@@ -52,11 +56,16 @@ class Lineage:
         self._away = True
         self._looked = False
         self._happened: list[KeptEvent] = []
+        self._ending = False
 
     def happened(self) -> list[KeptEvent]:
         """What was noticed since the last call."""
         told, self._happened = self._happened, []
         return told
+
+    def end(self) -> None:
+        """Lets a look that is under way end early. From any thread."""
+        self._ending = True
 
     def lost(self) -> None:
         """The server is away: what comes next may be another incarnation of it."""
@@ -91,6 +100,8 @@ class Lineage:
         self._part_with_those_not(there)
         aside = {}
         for info in there.values():
+            if self._ending:
+                return
             if info.create_time_s:
                 self._suspect(info.session_id)
                 self._meet(info)
@@ -100,26 +111,27 @@ class Lineage:
             self._set_aside(session_id, aside[session_id])
         self._aside, self._away = aside, False
         for present in list(self._present.values()):
+            if self._ending:
+                return
             if present.gap is not None:
                 self._fill(present, present.gap)
 
     def note(self, session_id: str, happened: Happened, step: int | None) -> None:
         """An event that somebody brought about and tells, so that it is not noticed a second time."""
-        before = self._happened
-        self._happened = []
         present = self._present.get(session_id)
-        if happened.kind == "closed":
-            if present is not None:
-                self._leave(session_id)
-        else:
-            present = self._asked(session_id) or present
+        if present is not None and happened.kind in present.noticed and self._clock() - present.noticed_s < _SOON_S:
+            present.noticed -= {happened.kind}
+            return
+        before, self._happened = self._happened, []
+        if happened.kind != "closed":
+            present = self._asked(session_id)
+        elif present is not None:
+            self._leave(session_id)
+        others = [kept for kept in self._happened if kept.event.kind != happened.kind]
+        self._happened = [*before, *others]
         if present is not None:
+            present.noticed -= {happened.kind}
             self._tell(present, happened, present.info.step if step is None else step)
-        self._happened = [
-            *before,
-            *(kept for kept in self._happened[:-1] if kept.event.kind != happened.kind),
-            *self._happened[-1:],
-        ]
 
     # --- sessions that come, change and go
 
@@ -133,12 +145,16 @@ class Lineage:
         return self._present.get(session_id)
 
     def _meet(self, info: SessionInfo) -> None:
+        told = len(self._happened)
         present = self._present.get(info.session_id)
         if present is None or _told_apart(present.info) != _told_apart(info):
             present = self._begin(info, present)
         for happened in differences(present.info, info):
             self._tell(present, happened, info.step)
         present.info = info
+        if len(self._happened) > told:
+            present.noticed = frozenset(kept.event.kind for kept in self._happened[told:])
+            present.noticed_s = self._clock()
 
     def _begin(self, info: SessionInfo, before: _Present | None) -> _Present:
         """A life that was not known here; it may be in the store since before the sidecar was started."""

@@ -139,6 +139,7 @@ class Recorder:
     def close(self) -> None:
         """Writes what is there, and ends the thread."""
         self._stopping = True
+        self._lineage.end()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -66,7 +66,7 @@ def test_parquet_says_what_the_client_says(sidecar: Sidecar, readings: list[Tele
 def test_minute_that_was_thinned_says_so_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_ROWS", 2)  # so that there are several pieces
     minute = LossOfMinute(readings=60, least=0.5, most=9.0, mean=2.0)
-    found = [
+    found: list[Kept | TelemetryReading] = [
         Kept(reading_id=1, life_key=1, reading=a_reading(60), minute=minute),
         *(a_reading(step) for step in (61, 62, 63, 64)),
     ]

@@ -11,7 +11,7 @@ from tests.sidecar.history.conftest import QUICK, Archive, a_session
 
 from hermosis_client import Client, Session, errors
 from hermosis_client.local_server import LocalServer
-from hermosis_sidecar.history import Event, Kept, Retention, Steps, Store
+from hermosis_sidecar.history import Event, EventKind, Kept, Retention, Steps, Store
 from hermosis_sidecar.history.differences import Happened
 from hermosis_sidecar.history.ids import Ids
 from hermosis_sidecar.history.lineage import Lineage
@@ -132,28 +132,39 @@ def test_what_does_not_fit_the_queue_is_counted_and_holds_up_nobody(bench: Bench
     assert recorder.dropped == 1
 
 
-def test_event_that_is_noted_is_told_once(bench: Bench) -> None:
+@pytest.mark.parametrize("noticed_first", [False, True])
+def test_event_that_is_noted_is_told_once(bench: Bench, noticed_first: bool) -> None:
+    recorder = bench.recorder(look_s=0.01 if noticed_first else 1e6)
+    recorder.start()
+    recorder.followed(True)
+    eventually(lambda: bench.kinds() == ["created", "ready"], "the beginning")
+    changes: tuple[tuple[Callable[[], object], EventKind], ...] = (
+        (bench.session.pause, "paused"),
+        (bench.session.resume, "resumed"),
+    )
+    for change, kind in changes:
+        change()
+        if noticed_first:
+            eventually(lambda kind=kind: bench.kinds()[-1] == kind, "it to be noticed")  # type: ignore[misc]
+        recorder.note("fed", Happened(kind, "by ann"))
+        settle(recorder)
+    assert bench.kinds() == ["created", "ready", "paused", "resumed"]
+    assert bench.told[-1].text == ("takes gradients again" if noticed_first else "by ann")
+
+
+def test_event_that_nobody_could_notice_is_kept_with_its_step(bench: Bench) -> None:
     recorder = bench.recorder()
     recorder.start()
     recorder.followed(True)
     eventually(lambda: bench.kinds() == ["created", "ready"], "the beginning")
     push(bench.session, 1.0)
-    bench.session.pause()
-    recorder.note("fed", Happened("paused", "by ann"))
-    bench.session.resume()
-    recorder.note("fed", Happened("resumed", "by ann"))
     recorder.note("fed", Happened("anomaly", "the loss explodes"), 77)
-    recorder.note("nobody", Happened("paused", ""))
+    recorder.note("fed", Happened("snapshot", "1-1"))
+    recorder.note("nobody", Happened("snapshot", ""))
     settle(recorder)
-    bench.session.update(display_name="seen by itself")
-    eventually(lambda: bench.kinds()[-1] == "edited", "the edit")
-    noted = [(event.kind, event.step) for event in bench.told]
-    expected = [("paused", 1), ("resumed", 1), ("anomaly", 77), ("edited", 1)]
-    assert [each for each in noted[2:] if each != ("paused", 1)] == expected[1:]
-    assert bench.kinds().count("paused") == 1
-    assert bench.store.events(bench.store.lives("fed"), 100) == [
-        KeptEvent(life_key=bench.store.lives("fed")[0].life_key, event=event) for event in bench.told
-    ]
+    assert [(event.kind, event.step) for event in bench.told[2:]] == [("anomaly", 77), ("snapshot", 1)]
+    [life] = bench.store.lives("fed")
+    assert [kept.event for kept in bench.store.events([life], 100)] == bench.told
 
 
 def test_readings_are_thinned_and_forgotten_as_they_grow_old(bench: Bench) -> None:
