@@ -15,12 +15,13 @@ export function Fleet({ state, act }) {
   const [compared, setCompared] = useState([]);
   const toggle = (id) =>
     setCompared((before) => (before.includes(id) ? before.filter((other) => other !== id) : [...before, id]));
+  const names = new Map((fleet.sessions ?? []).map((session) => [session.session_id, session.display_name]));
   return html`
     <h2 class="unseen">Fleet</h2>
     ${overview && html`
       <${Alerts} alerts=${overview.alerts} />
       <${Numbers} overview=${overview} />
-      <${Memory} devices=${overview.devices} />`}
+      <${Memory} devices=${overview.devices} names=${names} />`}
     <section aria-labelledby="sessions-title">
       <div class="title">
         <h2 id="sessions-title">Sessions</h2>

@@ -34,29 +34,29 @@ export function Numbers({ overview }) {
     <dt>${name}</dt><dd>${value}</dd>${more && html`<dd class="more">${more}</dd>`}</div>`)}</dl></section>`;
 }
 
-export function Memory({ devices }) {
+// names: of sessions, by id, as far as they are known.
+export function Memory({ devices, names }) {
   return html`<section class="card" aria-labelledby="memory-title">
     <h2 id="memory-title">Device memory</h2>
-    ${devices.map((device) => html`<${Device} key=${device.name} device=${device} />`)}
+    ${devices.map((device) => html`<${Device} key=${device.name} device=${device} names=${names} />`)}
   </section>`;
 }
 
 const sum = (sessions, what) => sessions.reduce((all, session) => all + session[what], 0);
 
-function Device({ device }) {
+function Device({ device, names }) {
   const held = device.sessions.filter((session) => session.device_bytes > 0).sort((one, other) => other.device_bytes - one.device_bytes);
   const shown = held.slice(0, MOST_BOXES);
   // The server names those with the most, and of the caller's tenant alone.
   const rest = device.used_bytes - sum(shown, "device_bytes");
   const idle = device.sessions.filter((session) => session.host_bytes > 0);
   const areas = [
-    ...shown.map(({ session_id: id, device_bytes: size }) => ({ id, size, name: id })),
+    ...shown.map(({ session_id: id, device_bytes: size }) => ({ id, size, name: names.get(id) || id })),
     ...(rest > 0.005 * device.used_bytes ? [{ id: "", size: rest, name: "others" }] : []),
   ].sort((one, other) => other.size - one.size);
   const used = device.capacity_bytes > 0 ? device.used_bytes / device.capacity_bytes : 0;
   return html`<div class="device-map">
-    <p><strong>${device.name}</strong> <span class="quiet">${bytes(device.used_bytes)} of ${bytes(device.capacity_bytes)} in use,
-      ${bytes(device.free_bytes)} free${idle.length ? `; ${idle.length} idle in host memory (${bytes(sum(idle, "host_bytes"))})` : ""}</span></p>
+    <p><strong>${device.name}</strong> <span class="quiet">${bytes(device.used_bytes)} of ${bytes(device.capacity_bytes)} in use, ${bytes(device.free_bytes)} free${idle.length ? `; ${idle.length} idle in host memory (${bytes(sum(idle, "host_bytes"))})` : ""}</span></p>
     <div class="gauge" role="img" aria-label=${`${number(100 * used)} percent of ${device.name} in use`}>
       <span style=${{ width: `${Math.min(100, 100 * used)}%` }}></span></div>
     <${Map} areas=${areas} />
