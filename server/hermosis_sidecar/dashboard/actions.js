@@ -98,8 +98,8 @@ function Question({ action, session, watched, act, leave }) {
     try {
       const done = await action.run({ path: sessionPath(session.session_id), match, given });
       act.say(`${action.name}: done, at step ${count(done.step)}`);
+      await watched.look(); // The next question is about what is there now.
       dialog.current.close();
-      await watched.look();
       action.then?.(done, act);
     } catch (error) {
       setFault(error.message);
