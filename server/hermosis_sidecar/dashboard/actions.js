@@ -89,7 +89,7 @@ function Question({ action, session, watched, act, leave }) {
   const [fault, setFault] = useState("");
   const [busy, setBusy] = useState(false);
   // What is changed is what was seen when the question was put: an edit of somebody else's meanwhile is not overwritten.
-  const [match] = useState({ "if-match": `"${session.etag}"` });
+  const [match] = useState({ "if-match": `"${watched.session.etag}"` });
   useEffect(() => dialog.current.showModal(), []);
 
   const run = async (event) => {
