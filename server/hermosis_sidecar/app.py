@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from hermosis_sidecar import metrics, problems
 from hermosis_sidecar.guard import Guard
 from hermosis_sidecar.hall import opened
-from hermosis_sidecar.routes import access, operations, server, sessions, telemetry
+from hermosis_sidecar.routes import access, anomalies, operations, server, sessions, telemetry
 from hermosis_sidecar.settings import Settings
 
 _DASHBOARD = Path(__file__).parent / "dashboard"
@@ -46,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(Guard, hosts=settings.answers_to(), max_body_bytes=settings.max_body_bytes)
-    for room in (sessions, telemetry, access, server, operations):
+    for room in (sessions, telemetry, anomalies, access, server, operations):
         app.include_router(room.router)
 
     @app.get("/", include_in_schema=False)

@@ -1,121 +1,306 @@
-"""The page in a real browser, driven by the DevTools protocol. Skipped where there is no Chromium."""
+"""The page in a real browser, with a real sidecar and real steps behind it. Skipped where there is no Chromium."""
 
-import itertools
-import json
+import re
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from tests.sidecar.conftest import Sidecar, eventually, push
-from websockets.sync.client import ClientConnection, connect
+from tests.sidecar.conftest import Sidecar, push
 
-from hermosis_client import Client, Session
+from hermosis_client import Client, Session, SessionStatus
+from hermosis_client.local_server import LocalServer
 
+sync_api = pytest.importorskip("playwright.sync_api", reason="the extra e2e is not installed")
 
-class Page:
-    """One tab."""
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+# What a browser says of an answer that is not 2xx; the page shows these to its reader.
+REFUSED = re.compile(r"Failed to load resource")
 
-    def __init__(self, connection: ClientConnection) -> None:
-        self._connection = connection
-        self._numbers = itertools.count(1)
-        self.complaints: list[str] = []
-        for domain in ("Page", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **arguments: Any) -> Any:
-        number = next(self._numbers)
-        self._connection.send(json.dumps({"id": number, "method": method, "params": arguments}))
-        while True:
-            message = json.loads(self._connection.recv(timeout=20))
-            if message.get("id") == number:
-                return message["result"]
-            if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-                self.complaints.append(json.dumps(message["params"]))
-
-    def ask(self, expression: str) -> Any:
-        """The value of an expression."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+expect = sync_api.expect
+Page = Any
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a browser's DevTools."""
+def browser() -> Iterator[Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("no Chromium is installed")
-    folder = tmp_path_factory.mktemp("browser")
-    port_file = folder / "DevToolsActivePort"
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    command += ["--no-first-run", "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        lines = eventually(lambda: port_file.exists() and port_file.read_text().split(), "the browser")
-        assert isinstance(lines, list)
-        yield f"http://127.0.0.1:{lines[0]}"
-    finally:
-        process.terminate()
-        process.wait(20)
-        shutil.rmtree(Path(folder), ignore_errors=True)
+        pytest.skip("no Chromium is on the PATH")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+OpenPage = Callable[..., Page]
 
 
 @pytest.fixture
-def page(browser: str, sidecar: Sidecar) -> Iterator[Page]:
-    tab = sidecar.http.put(f"{browser}/json/new?about:blank").json()
-    with connect(tab["webSocketDebuggerUrl"], max_size=None) as connection:
-        yield Page(connection)
-    sidecar.http.get(f"{browser}/json/close/{tab['id']}")
+def open_page(browser: Any) -> Iterator[OpenPage]:
+    """Opens a tab. At the end none may have complained, or have asked another host for anything."""
+    complaints: list[str] = []
+    hosts: set[str] = set()
+    with ExitStack() as stack:
+
+        def opened(address: str, size: dict[str, int] = DESKTOP, **options: Any) -> Page:
+            context = browser.new_context(viewport=size, locale="en-GB", **options)
+            stack.callback(context.close)
+            page = context.new_page()
+            page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname or request.url))
+            page.goto(address)
+            return page
+
+        yield opened
+    assert [text for text in complaints if not REFUSED.search(text)] == []
+    assert hosts == {"127.0.0.1"}
 
 
-TITLE = "document.getElementById('session-title').textContent"
-WORDS = "document.querySelector('.plot')?.getAttribute('aria-label') ?? ''"
+def fits(page: Page) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
 
-def test_page_draws_history_then_live_steps_and_believes_nothing_from_the_network(
-    sidecar: Sidecar, client: Client, page: Page
+def loss(page: Page) -> Any:
+    return page.get_by_role("group", name=re.compile("^Loss chart"))
+
+
+def does(page: Page, action: str, fill: Callable[[Any], object] = lambda _: None) -> None:
+    """Presses an action's button, and confirms it in the question that comes."""
+    page.get_by_role("group", name="Actions").get_by_role("button", name=action, exact=True).click()
+    question = page.get_by_role("dialog")
+    fill(question)
+    question.get_by_role("button", name=action, exact=True).click()
+    expect(question).to_have_count(0)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_session_is_created_watched_live_edited_and_paused(
+    sidecar: Sidecar, client: Client, open_page: OpenPage, size: dict[str, int]
 ) -> None:
-    name = "<img src=x onerror='window.broken = true'>"
-    with client.create_session({"w": (2,)}, "adamw", display_name=name) as session:
-        session.initialise({"w": np.ones(2, np.float32)})
-        push(session, 0.75, 0.5)
-        page.call("Page.navigate", url=f"{sidecar.address}/#{session.session_id}")
-        eventually(lambda: "step 2: loss 0.5" in page.ask(WORDS), "the history")
-        push(session, 0.25)
-        eventually(lambda: "step 3: loss 0.25" in page.ask(WORDS), "the live step")
-        eventually(lambda: page.ask(TITLE) == name, "the name as it was given")
-        assert page.ask("window.broken") is None
-        assert page.ask("document.querySelectorAll('canvas').length") == 3
-        assert page.ask("document.getElementById('link').dataset.state") == "live"
-        assert page.ask("document.querySelectorAll('#sessions [aria-current]').length") == 1
-    eventually(lambda: page.ask("document.getElementById('session-status').textContent") == "CLOSED", "its end")
-    assert page.complaints == []
+    name = f"made-at-{size['width']}"
+    page = open_page(f"{sidecar.address}/#/create", size)
+    page.get_by_label("Recipe").select_option("sgd")
+    page.get_by_label("momentum", exact=True).fill("0.5")
+    expect(page.locator("#preview-words")).to_contain_text("Every step keeps 0.5 of the momentum")
+    page.get_by_label("Id", exact=True).fill(name)
+    page.get_by_label("Tensor", exact=True).first.fill("w")
+    page.get_by_label("Shape", exact=True).first.fill("2")
+    page.get_by_role("button", name="Take tensor 2 away").click()
+    assert fits(page)
+
+    page.get_by_label("lr", exact=True).fill("-1")
+    page.get_by_role("button", name="Make the session").click()
+    rate = page.get_by_label("lr", exact=True)
+    expect(rate).to_have_attribute("aria-invalid", "true")
+    expect(rate).to_be_focused()
+    expect(rate).to_have_accessible_description(re.compile("lr of recipe sgd is -1"))
+    rate.fill("0.1")
+    page.get_by_role("button", name="Make the session").click()
+
+    expect(page.get_by_role("heading", name=name)).to_be_visible()
+    expect(page.locator("#session-note")).to_have_text("Waiting for a worker to upload the initial parameters.")
+    session = client.session(name)
+    assert session.info().layout.tensors[0].shape == (2,)
+    session.initialise({"w": np.ones(2, np.float32)})
+    push(session, 0.75, 0.5)
+    expect(loss(page)).to_have_accessible_name(re.compile("at step 2: loss 0.5,"))
+    push(session, 0.25)
+    expect(loss(page)).to_have_accessible_name(re.compile("at step 3: loss 0.25,"))
+
+    does(page, "Learning rate", lambda question: question.get_by_label("lr_scale").fill("0.5"))
+    assert session.info().lr_scale == 0.5
+    does(page, "Thermal profile", lambda question: question.get_by_label("Retention of momentum").fill("0.8"))
+    push(session, 0.125)
+    reading = session.telemetry()
+    assert reading is not None
+    assert reading.energies.retention == pytest.approx(0.8)
+    does(page, "Pause")
+    assert session.info().status is SessionStatus.PAUSED
+    expect(page.locator("#session-note")).to_have_text("Takes no gradients until it is resumed.")
+    events = page.get_by_role("region", name="Events")
+    for kind in ("created", "ready", "edited", "paused"):
+        expect(events.get_by_text(kind, exact=True).first).to_be_visible(timeout=20_000)
+    does(page, "Resume")
+    assert session.info().status is SessionStatus.READY
+    assert fits(page)
+    does(page, "Close")
+    expect(page.locator("#session-note")).to_contain_text("Closed")
 
 
-def test_page_is_used_by_keyboard(sidecar: Sidecar, session: Session, page: Page) -> None:
+def test_an_edit_that_the_server_refuses_says_so_and_changes_nothing(
+    sidecar: Sidecar, session: Session, open_page: OpenPage
+) -> None:
+    page = open_page(f"{sidecar.address}/#/session/{session.session_id}")
+    page.get_by_role("button", name="Learning rate").click()
+    question = page.get_by_role("dialog")
+    question.get_by_label("lr_scale").fill("-2")
+    question.get_by_role("button", name="Learning rate").click()
+    expect(question.get_by_role("alert")).to_contain_text("greater than 0")
+    page.keyboard.press("Escape")
+    expect(question).to_have_count(0)
+    expect(page.get_by_role("button", name="Learning rate")).to_be_focused()
+    assert session.info().lr_scale == 1
+
+
+def test_an_edit_of_somebody_else_meanwhile_is_not_overwritten(
+    sidecar: Sidecar, session: Session, open_page: OpenPage
+) -> None:
+    page = open_page(f"{sidecar.address}/#/session/{session.session_id}")
+    page.get_by_role("button", name="Learning rate").click()
+    question = page.get_by_role("dialog")
+    question.get_by_label("lr_scale").fill("0.1")
+    session.update(lr_scale=3)
+    question.get_by_role("button", name="Learning rate").click()
+    expect(question.get_by_role("alert")).not_to_be_empty()
+    assert session.info().lr_scale == 3
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_sessions_are_found_and_compared_and_the_link_shows_the_same(
+    sidecar: Sidecar, client: Client, open_page: OpenPage, size: dict[str, int]
+) -> None:
+    with ExitStack() as stack:
+        for which in ("one", "other"):
+            session = stack.enter_context(
+                client.create_session({"w": (2,)}, "adamw", display_name=f"compared {which}", labels={"set": "pair"})
+            )
+            session.initialise({"w": np.ones(2, np.float32)})
+            push(session, 4.0, 2.0)
+        page = open_page(f"{sidecar.address}/", size)
+        page.get_by_label("Search").fill("compared")
+        rows = page.locator("table.fleet tbody tr")
+        expect(rows).to_have_count(2)
+        expect(page.get_by_role("region", name="Device memory")).to_contain_text("compared one")
+        assert fits(page)
+        for which in ("one", "other"):
+            page.get_by_label(f"Compare compared {which}").check()
+        page.get_by_role("link", name="Compare 2").click()
+        page.get_by_label("Quantity").select_option("gradient_norm")
+        chart = page.get_by_role(
+            "group", name=re.compile("^gradient chart, at step 2: compared one .*, compared other ")
+        )
+        expect(chart).to_be_visible()
+        assert fits(page)
+        other = open_page(page.url, size)
+        expect(other.get_by_role("group", name=re.compile("^gradient chart, at step 2"))).to_be_visible()
+
+
+def test_a_page_finds_back_when_the_server_was_restarted(tmp_path: Path, open_page: OpenPage) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(LocalServer(data_folder=tmp_path))
+        sidecar = stack.enter_context(Sidecar(first.address, live_interval_s="0", retry_s="0.1"))
+        with Client(first.address) as client:
+            session = client.create_session({"w": (2,)}, "adamw", session_id="run")
+            session.initialise({"w": np.ones(2, np.float32)})
+            push(session, 4.0, 2.0)
+        page = open_page(f"{sidecar.address}/#/session/run")
+        expect(loss(page)).to_have_accessible_name(re.compile("at step 2"))
+        first.close()
+        expect(page.locator("#link")).to_have_attribute("data-state", "lost")
+        port = first.address.rpartition(":")[2]
+        second = stack.enter_context(LocalServer(data_folder=tmp_path, arguments=["--port", port]))
+        expect(page.locator("#link")).to_have_text("Connected", timeout=20_000)
+        with Client(second.address) as client:
+            push(client.session("run"), 1.0)
+        expect(loss(page)).to_have_accessible_name(re.compile("at step 3: loss 1,"))
+        expect(page.get_by_role("region", name="Events")).to_contain_text("server restarted")
+
+
+def test_page_is_used_by_keyboard_and_told_to_who_does_not_see(
+    sidecar: Sidecar, session: Session, open_page: OpenPage
+) -> None:
     push(session, 4.0, 2.0)
-    page.call("Page.navigate", url=f"{sidecar.address}/")
-    eventually(lambda: page.ask("document.querySelectorAll('#sessions button').length") or None, "the list")
-    label = json.dumps("two tensors")
-    page.ask(f"[...document.querySelectorAll('#sessions button')].find(b => b.textContent.includes({label})).focus()")
-    for kind in ("keyDown", "keyUp"):
-        page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
-    eventually(lambda: page.ask(TITLE) == "two tensors", "the session that was chosen")
-    eventually(lambda: "step 2" in page.ask(WORDS), "its history")
-    page.ask("document.querySelector('.plot').focus()")
-    legend = "document.querySelector('.u-legend .u-value').textContent"
+    page = open_page(f"{sidecar.address}/#/?search={session.session_id}")
+    page.get_by_role("link", name="two tensors", exact=True).focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="two tensors")).to_be_visible()
+    expect(loss(page)).to_have_accessible_name(re.compile("at step 2"))
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    loss(page).focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(outline) == "solid"
+    step = page.locator(".u-legend .u-value").first
     for expected in ("2", "1"):
-        page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowLeft", code="ArrowLeft")
-        eventually(lambda expected=expected: page.ask(legend) == expected, f"step {expected} in the legend")  # type: ignore[misc]
+        page.keyboard.press("ArrowLeft")
+        expect(step).to_have_text(expected)
+
+    figure = page.locator("figure", has=loss(page))
+    figure.get_by_text("As a table").click()
+    expect(figure.get_by_role("row", name="2 2")).to_be_visible()
+    page.get_by_role("button", name="Pause").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Pause").press("Enter")
+    expect(page.get_by_role("status").last).to_contain_text("PAUSED")
+    for landmark in ("banner", "navigation", "main"):
+        expect(page.get_by_role(landmark)).to_have_count(1)
 
 
-def test_page_fits_a_phone(sidecar: Sidecar, session: Session, page: Page) -> None:
-    push(session, 4.0, 2.0)
-    page.call("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)
-    page.call("Page.navigate", url=f"{sidecar.address}/#{session.session_id}")
-    eventually(lambda: "step 2" in page.ask(WORDS), "the history")
-    assert page.ask("document.documentElement.scrollWidth") <= 360
+def test_page_believes_nothing_from_the_network(sidecar: Sidecar, client: Client, open_page: OpenPage) -> None:
+    name = "<img src=x onerror='window.broken = true'>"
+    with client.create_session({"w": (2,)}, "adamw", display_name=name, labels={"trap": "set"}) as session:
+        session.initialise({"w": np.ones(2, np.float32)})
+        push(session, 1.0)
+        page = open_page(f"{sidecar.address}/#/session/{session.session_id}")
+        expect(page.locator("#session-title")).to_have_text(name)
+        page.goto(f"{sidecar.address}/#/compare/{session.session_id}")
+        expect(page.get_by_role("heading", name="Compare 1")).to_be_visible()
+        expect(page.locator(".u-legend")).to_contain_text(name)
+        page.goto(f"{sidecar.address}/#/?search=trap")
+        expect(page.get_by_role("link", name=name).first).to_be_visible()
+        assert page.evaluate("window.broken") is None
+
+
+def test_ten_thousand_readings_make_no_larger_page_than_ten(
+    sidecar: Sidecar, session: Session, open_page: OpenPage
+) -> None:
+    push(session, *[8.0] * 10)
+    address = f"{sidecar.address}/#/session/{session.session_id}"
+    page = open_page(address)
+    expect(loss(page)).to_have_accessible_name(re.compile("at step 10"))
+    nodes = "document.querySelectorAll('*').length"
+    few = page.evaluate(nodes)
+
+    reading = sidecar.http.get(f"/v1/sessions/{session.session_id}/telemetry").json()["reading"]
+    many = [{**reading, "step": step} for step in range(1, 10_001)]
+    page.route("**/telemetry/history*", lambda route: route.fulfill(json={"readings": many, "thinned": False}))
+    page.reload()
+    expect(loss(page)).to_have_accessible_name(re.compile("at step 10,000"))
+    assert page.evaluate(nodes) <= few
+
+
+def test_page_is_dark_where_the_reader_wants_it_dark(sidecar: Sidecar, open_page: OpenPage) -> None:
+    shades = []
+    for scheme in ("light", "dark"):
+        page = open_page(f"{sidecar.address}/", color_scheme=scheme)
+        shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        shades.append(sum(map(int, re.findall(r"\d+", shade))))
+    light, dark = shades
+    assert dark < 200 < 600 < light
+
+
+def test_page_asks_for_a_token_and_brings_it_from_then_on(sidecar: Sidecar, open_page: OpenPage) -> None:
+    page = open_page("about:blank")
+    brought = []
+
+    def answer(route: Any) -> None:
+        brought.append(route.request.headers.get("authorization"))
+        refusal = {"detail": "who are you?", "reason": "Unauthenticated"}
+        if brought[-1] == "Bearer hmt_right":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json=refusal)
+
+    page.route("**/v1/**", answer)
+    page.goto(f"{sidecar.address}/")
+    expect(page.get_by_text("who are you?")).to_be_visible()
+    page.get_by_label("Token for this server").fill("hmt_right")
+    page.get_by_role("button", name="Enter").click()
+    expect(page.locator("#link")).to_have_text("Connected")
+    assert brought[0] is None
+    assert "hmt_right" not in page.url

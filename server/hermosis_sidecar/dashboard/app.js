@@ -1,192 +1,196 @@
-// The page: which session is chosen, what is known of it, and when to ask again.
+// The page: what is known, when to ask again, and when to draw.
 
-import { follow, get, remember, sessionPath } from "./api.js";
-import { Charts } from "./charts.js";
-import { count, number, optimizer, settings, temperature } from "./format.js";
-import { SessionList } from "./list.js";
-import { Series } from "./series.js";
+import { follow, get, remember } from "./api.js";
+import { Compare } from "./compare.js";
+import { Create } from "./create.js";
+import { Fleet } from "./fleet.js";
+import * as route from "./route.js";
+import { SessionView } from "./session.js";
+import { Sparks } from "./sparks.js";
+import { html, render } from "./vendor/preact-htm.module.js";
+import { Watched } from "./watched.js";
 
 const REFRESH_MS = 2000;
-const DRAW_MS = 200;
-const RESTING_MS = 5000; // without a reading, a session is at rest
+const DRAW_MS = 100;
 
-const byId = (id) => document.getElementById(id);
-
-const page = {
-  chosen: null, // session_id
-  session: null, // as the server last described it
-  series: new Series(),
-  whole: 0, // the step up to which the history has been read
-  lived: -Infinity, // when the last live reading came, by this page's clock
-  stop: null, // ends the live stream of the chosen session
-  drawing: null, // timer of the next drawing
+const state = {
+  route: route.read(location.hash),
+  link: { state: "waiting", text: "Connecting …" },
+  server: null, // its capabilities
+  token: null, // why a token is asked for
+  fleet: { sessions: null, more: false, limit: 50, error: "" },
+  overview: null,
+  watched: new Map(), // by session_id, in the order of the address
+  sparks: new Sparks(() => draw()),
+  said: "", // to those who do not see the page
 };
 
-const charts = new Charts(byId("charts"));
-const list = new SessionList(byId("sessions"), (id) => { location.hash = encodeURIComponent(id); });
+let stop = () => {};
+let drawing = null;
 
-function tell(state, text) {
-  const link = byId("link");
-  if (link.dataset.state === state) return;
-  link.dataset.state = state;
-  link.textContent = text;
-  if (state === "live") get("v1/capabilities").then(describeServer, () => {});
+// --- drawing
+
+function draw() {
+  drawing ??= setTimeout(() => requestAnimationFrame(() => {
+    drawing = null;
+    render(html`<${App} />`, document.getElementById("page"));
+    document.getElementById("said").textContent = state.said;
+    document.title = title();
+  }), DRAW_MS);
 }
 
-const serverIs = (reachable) =>
-  reachable ? tell("live", "Connected") : tell("lost", "Server away, trying again …");
-const sidecarLost = () => tell("lost", "Sidecar away, trying again …");
-
-// The server asks who we are, or no longer believes it.
-function askForToken(error) {
-  tell("lost", "Token needed");
-  byId("login-note").textContent = error.message;
-  byId("login").hidden = false;
+function title() {
+  const { view, ids } = state.route;
+  const first = state.watched.get(ids[0]);
+  const of = { session: first?.name, compare: "Compare", create: "New session" }[view];
+  return of ? `${of} · Hermosis` : "Hermosis";
 }
 
-byId("login").addEventListener("submit", (event) => {
-  event.preventDefault();
-  remember(byId("token").value.trim());
-  location.reload();
-});
+const VIEWS = { fleet: Fleet, session: SessionView, compare: Compare, create: Create };
 
-function describeServer(capabilities) {
-  byId("device").textContent = `${capabilities.device} · server ${capabilities.server_version}`;
+function App() {
+  const View = VIEWS[state.route.view];
+  return html`
+    <header class="top">
+      <h1><a href="#/"><img src="static/icon.svg" alt="" width="28" height="28" /> Hermosis</a></h1>
+      <nav aria-label="Views">
+        <a href="#/" aria-current=${state.route.view === "fleet" ? "page" : null}>Fleet</a>
+        <a href="#/create" aria-current=${state.route.view === "create" ? "page" : null}>New session</a>
+      </nav>
+      <p class="quiet device">${state.server && `${state.server.device} · server ${state.server.server_version}`}</p>
+      <p id="link" class="link" data-state=${state.link.state}>${state.link.text}</p>
+    </header>
+    ${state.token !== null && html`<${Login} why=${state.token} />`}
+    <main id="main" tabindex="-1"><${View} key=${state.route.view} state=${state} act=${act} /></main>
+  `;
 }
 
-// --- the chosen session
+function Login({ why }) {
+  const enter = (event) => {
+    event.preventDefault();
+    remember(new FormData(event.target).get("token").trim());
+    location.reload();
+  };
+  return html`<form class="login" onSubmit=${enter}>
+    <label for="token">Token for this server</label>
+    <input id="token" name="token" type="password" autocomplete="off" required />
+    <button type="submit">Enter</button>
+    <p class="quiet" role="status">${why}</p>
+  </form>`;
+}
 
-function choose(id) {
-  if (id === page.chosen) return;
-  page.stop?.();
-  Object.assign(page, { chosen: id, session: null, series: new Series(), whole: 0, lived: -Infinity, stop: null });
-  byId("session-title").textContent = id;
-  note("");
-  byId("session-status").hidden = true;
-  byId("facts").hidden = byId("charts").hidden = false;
-  document.title = `${id} · Hermosis`;
+// --- what the views may do
+
+const say = (text) => {
+  state.said = text;
   draw();
-  page.stop = follow(id, {
-    reading: (reading) => {
-      page.series.merge([reading]);
-      page.lived = performance.now();
-      drawSoon();
-    },
+};
+
+const act = {
+  say,
+  draw,
+  // Changes what the address says of this view; an empty value takes it out.
+  options(changes) {
+    const next = { ...state.route, options: { ...state.route.options, ...changes } };
+    history.replaceState(null, "", route.write(next));
+    arrive();
+  },
+  go(next) {
+    location.hash = route.write(next);
+  },
+  more() {
+    state.fleet.limit += 50;
+    refresh();
+  },
+  refresh: () => refresh(),
+};
+
+// --- the server
+
+function tell(link, text) {
+  if (state.link.state === link) return;
+  if (state.link.state !== "waiting" || link !== "live") say(text);
+  state.link = { state: link, text };
+  if (link === "live") get("v1/capabilities").then((server) => { state.server = server; draw(); }, () => {});
+  draw();
+}
+
+function serverIs(reachable) {
+  if (reachable) {
+    state.token = null;
+    tell("live", "Connected");
+  } else tell("lost", "Server away, trying again …");
+}
+
+function failed(error) {
+  if (error?.status === 401) {
+    state.token = error.message;
+    tell("asking", "Token needed");
+  } else if (error?.status === undefined) tell("away", "Sidecar away, trying again …");
+  else serverIs(false);
+}
+
+// --- where one is
+
+function arrive() {
+  const before = state.route;
+  state.route = route.read(location.hash);
+  const { view, ids, options } = state.route;
+  if (before.view !== view) scrollTo(0, 0);
+  watch(view === "session" ? ids.slice(0, 1) : view === "compare" ? ids.slice(0, 8) : []);
+  if (view === "fleet" && before.options.search !== options.search) state.fleet.limit = 50;
+  refresh();
+  draw();
+}
+
+function watch(ids) {
+  if (ids.join() === [...state.watched.keys()].join()) return;
+  stop();
+  stop = () => {};
+  const watched = ids.map((id) => [id, state.watched.get(id) ?? new Watched(id, { changed: draw, say })]);
+  state.watched = new Map(watched);
+  if (!ids.length) return;
+  stop = follow(ids, {
+    reading: (reading) => state.watched.get(reading.session_id)?.take(reading),
+    event: (event) => state.watched.get(event.session_id)?.happened(event),
     // Comes first on every stream and whenever it changes.
     server: (reachable) => {
       serverIs(reachable);
-      if (reachable) loadHistory(id);
+      if (reachable) for (const each of state.watched.values()) each.load();
     },
-    lost: (error) => (error?.status === 401 ? askForToken(error) : sidecarLost()),
+    lost: failed,
   });
 }
 
-// Steps may have been missed while the stream was away, so what came after the last reading of the history is read again.
-async function loadHistory(id) {
-  try {
-    const [session, history] = await Promise.all([
-      get(sessionPath(id)),
-      get(`${sessionPath(id)}/telemetry/history?after_step=${page.whole}&max_readings=2000`),
-    ]);
-    if (page.chosen !== id) return;
-    if (session.step < page.whole) {
-      Object.assign(page, { series: new Series(), whole: 0 }); // Made anew or set back: the old curve is of another life.
-      await loadHistory(id);
-      return;
-    }
-    page.session = { ...session, ...session.spec };
-    page.series.merge(history.readings);
-    page.whole = history.readings.at(-1)?.step ?? page.whole;
-  } catch (error) {
-    if (page.chosen === id) note(error.message);
-  }
-  drawSoon();
-}
-
-function drawSoon() {
-  page.drawing ??= setTimeout(() => {
-    page.drawing = null;
-    draw();
-  }, DRAW_MS);
-}
-
-function draw() {
-  charts.draw(page.series);
-  const { session } = page;
-  if (!session) return byId("facts").replaceChildren();
-  byId("session-title").textContent = session.display_name || session.session_id;
-  const status = byId("session-status");
-  status.hidden = false;
-  status.textContent = status.dataset.status = session.status;
-  note(meaning(session));
-  const newest = page.series.newest;
-  const energies = newest?.energies ?? {};
-  showFacts([
-    ["Step", count(Math.max(session.step, newest?.step ?? 0))],
-    ["Loss", number(energies.loss)],
-    ["Smoothed loss", number(energies.smoothed_loss)],
-    ["Steps a second", number(performance.now() - page.lived < RESTING_MS ? page.series.rate() : 0)],
-    ["Optimizer", optimizer(session.optimizer), settings(session.optimizer)],
-    ["Learning rate", number(energies.learning_rate)],
-    ["Temperature", temperature(energies.log_beta)],
-    ["Gradient norm", number(energies.gradient_norm)],
-    ["Parameters", count(session.parameter_count)],
-    ["Workers", count(session.workers)],
-  ]);
-}
-
-const note = (text) => { byId("session-note").textContent = text; };
-
-// What a status means for the one who looks on.
-function meaning({ status, status_reason: reason }) {
-  return {
-    CREATING: "Waiting for a worker to upload the initial parameters.",
-    PAUSED: "Takes no gradients until it is resumed.",
-    RECOVERING: "Being rebuilt after a restart of the server.",
-    FAILED: `Quarantined: ${reason}`,
-    CLOSED: "Closed; what is shown is the last that was seen of it.",
-  }[status] ?? "";
-}
-
-function showFacts(facts) {
-  byId("facts").replaceChildren(...facts.map(([name, value, more]) => {
-    const fact = document.createElement("div");
-    const term = document.createElement("dt");
-    const description = document.createElement("dd");
-    term.textContent = name;
-    description.textContent = value;
-    if (more) fact.title = description.title = more;
-    fact.append(term, description);
-    return fact;
-  }));
-}
-
-// --- the list
+// --- what is asked for every now and then
 
 async function refresh() {
-  try {
-    const { sessions } = await get("v1/sessions?limit=200");
-    if (!page.stop) serverIs(true);
-    sessions.reverse(); // newest first
-    byId("session-count").textContent = sessions.length ? `(${sessions.length})` : "";
-    byId("no-sessions").hidden = sessions.length > 0;
-    if (!page.chosen && sessions.length) choose(hashChoice() ?? liveliest(sessions).session_id);
-    list.show(sessions, page.chosen);
-    const known = sessions.find((session) => session.session_id === page.chosen);
-    if (known?.reading) page.series.merge([known.reading]); // The last of a run may fall between two live ones.
-    if (page.session) Object.assign(page.session, known ?? { status: "CLOSED" });
-    drawSoon();
-  } catch (error) {
-    if (error.status === undefined) sidecarLost();
-    else if (error.status === 401) askForToken(error);
-    else serverIs(false);
-  }
+  if (state.route.view === "fleet") await refreshFleet();
+  for (const each of state.watched.values()) await each.look();
 }
 
-// The one that stepped last; the newest where none has.
-function liveliest(sessions) {
-  const time = (session) => (session.reading ? Date.parse(session.reading.time) : 0);
-  return sessions.reduce((best, session) => (time(session) > time(best) ? session : best));
+async function refreshFleet() {
+  const { search = "", status = "", sort = "-create_time" } = state.route.options;
+  const query = new URLSearchParams({ sort, limit: state.fleet.limit });
+  if (search) query.set("search", search);
+  if (status) query.set("status", status);
+  try {
+    const [page, overview] = await Promise.all([get(`v1/sessions?${query}`), get("v1/overview").catch(ifMissing)]);
+    Object.assign(state.fleet, { sessions: page.sessions, more: page.next_page_token !== "", error: "" });
+    state.overview = overview;
+    state.sparks.take(page.sessions);
+    serverIs(true);
+  } catch (error) {
+    if (error.status === 422) state.fleet.error = error.message;
+    else failed(error);
+  }
+  draw();
+}
+
+// A sidecar without an overview is no fault of the server's.
+function ifMissing(error) {
+  if (error.status === 401 || error.status === undefined) throw error;
+  return null;
 }
 
 async function refreshForEver() {
@@ -194,19 +198,10 @@ async function refreshForEver() {
   setTimeout(refreshForEver, REFRESH_MS);
 }
 
-function hashChoice() {
-  try {
-    return decodeURIComponent(location.hash.slice(1)) || null;
-  } catch {
-    return null;
-  }
-}
-
-addEventListener("hashchange", () => {
-  const id = hashChoice();
-  if (id === null || id === "session") return; // the skip link
-  choose(id);
-  refresh();
+addEventListener("hashchange", arrive);
+document.getElementById("skip").addEventListener("click", (event) => {
+  event.preventDefault(); // The hash says where one is, and is not for this.
+  document.getElementById("main").focus();
 });
-
+arrive();
 refreshForEver();

@@ -1,4 +1,4 @@
-// Server-sent events out of a stream of bytes, as far as the sidecar uses them: an event's name and its data.
+// Server-sent events out of a stream of bytes, as far as the sidecar uses them: an event's name, id and data.
 
 export async function* events(stream) {
   let rest = "";
@@ -6,13 +6,14 @@ export async function* events(stream) {
     const blocks = (rest + text).replaceAll("\r\n", "\n").split("\n\n");
     rest = blocks.pop();
     for (const block of blocks) {
-      const found = { event: "message", data: [] };
+      const found = { event: "message", id: "", data: [] };
       for (const line of block.split("\n")) {
         const [, field, value] = /^([^:]*):? ?(.*)$/.exec(line);
         if (field === "event") found.event = value;
+        if (field === "id") found.id = value;
         if (field === "data") found.data.push(value);
       }
-      if (found.data.length) yield { event: found.event, data: found.data.join("\n") };
+      if (found.data.length) yield { ...found, data: found.data.join("\n") };
     }
   }
 }

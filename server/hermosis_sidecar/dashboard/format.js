@@ -12,6 +12,33 @@ export function number(value) {
   return short.format(value);
 }
 
+// A place on the axis of a chart: a step, a time of day, or seconds.
+const exact = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
+const timeOfDay = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
+export function along(x, value) {
+  if (value === null || value === undefined) return NOTHING;
+  return x === "time" ? clock(value) : exact.format(value);
+}
+
+export const clock = (seconds) => timeOfDay.format(seconds * 1000);
+
+export const date = (text) => new Date(text).toLocaleString("en-GB");
+
+export function bytes(value) {
+  if (value === null || value === undefined) return NOTHING;
+  const power = Math.min(4, value < 1 ? 0 : Math.floor(Math.log2(value) / 10));
+  return `${short.format(value / 1024 ** power)} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
+}
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return NOTHING;
+  if (seconds < 1e-3) return `${short.format(seconds * 1e6)} µs`;
+  if (seconds < 1) return `${short.format(seconds * 1e3)} ms`;
+  if (seconds < 120) return `${short.format(seconds)} s`;
+  return seconds < 7200 ? `${whole.format(seconds / 60)} min` : `${short.format(seconds / 3600)} h`;
+}
+
 export function count(value) {
   return value === null || value === undefined ? NOTHING : whole.format(value);
 }

@@ -1,6 +1,6 @@
 // The readings of one session as columns, in order of step.
 
-const MOST_POINTS = 4000;
+const MOST_POINTS = 10_000;
 
 export class Series {
   constructor() {
@@ -38,6 +38,21 @@ export class Series {
     return this.readings.map((reading) => reading.step);
   }
 
+  // Seconds of each reading, since 1970.
+  times() {
+    return this.readings.map((reading) => Date.parse(reading.time) / 1000);
+  }
+
+  // How many of the readings had each staleness: { label, count } of none, 1, 2, 3 to 4, 5 to 8 and so on.
+  staleness() {
+    const counts = [];
+    for (const { staleness } of this.readings) {
+      const place = staleness < 1 ? 0 : 1 + Math.ceil(Math.log2(staleness));
+      counts[place] = (counts[place] ?? 0) + 1;
+    }
+    return Array.from(counts, (found = 0, place) => ({ label: between(place), count: found }));
+  }
+
   // Steps a second over the last few seconds of readings.
   rate() {
     const last = this.newest;
@@ -64,4 +79,9 @@ export class Series {
     const half = this.readings.length >> 1;
     this.readings = this.readings.filter((_, place) => place >= half || place % 2 === 0);
   }
+}
+
+function between(place) {
+  if (place < 3) return String(place);
+  return `${2 ** (place - 2) + 1}–${2 ** (place - 1)}`;
 }
