@@ -25,7 +25,7 @@ def list_anomalies(hall: HallOf, session_id: SessionId) -> schemas_anomalies.Ano
         now_s=time.time(),
         is_ready=info.status is SessionStatus.READY,
         connected_workers=sum(worker.connected for worker in session.workers()),
-        expected_workers=info.expected_workers,
+        expected_workers=info.consistency.workers,
     )
     found = anomalies.anomalies(_readings(session, info.step), situation)
     return schemas_anomalies.AnomalyList(
