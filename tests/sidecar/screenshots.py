@@ -26,8 +26,9 @@ from hermosis_server.demo import digits
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "img"
 LARGEST_BYTES = 200_000
-COLORS = 128
-STEPS = 600
+COLORS = 200
+STEPS = 600  # of each session before the pictures are taken; they go on meanwhile
+PACE_S = 0.02  # between two steps of a worker, so that a curve has a shape to show
 DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
 
@@ -39,7 +40,7 @@ class Training:
     session_id: str
     display_name: str
     optimizer: Recipe
-    pauses_s: tuple[float, ...] = (0.0,)
+    pauses_s: tuple[float, ...] = (PACE_S,)
     is_async: bool = False
 
 
@@ -48,7 +49,7 @@ TRAININGS = (
         session_id="digits-adamw",
         display_name="digits, AdamW, two workers",
         optimizer=Recipe("adamw", lr=0.01),
-        pauses_s=(0.0, 0.0),
+        pauses_s=(PACE_S, PACE_S),
     ),
     Training(
         session_id="digits-hermosis", display_name="digits, Hermosis", optimizer=Recipe("hermosis", lr=0.003, eps=1e-3)
@@ -57,7 +58,7 @@ TRAININGS = (
         session_id="digits-async",
         display_name="digits, SGD, four workers at their own pace",
         optimizer=Recipe("sgd", lr=0.03, momentum=0.9),
-        pauses_s=(0.0, 0.01, 0.04, 0.2),
+        pauses_s=(PACE_S, 2 * PACE_S, 4 * PACE_S, 10 * PACE_S),
         is_async=True,
     ),
     Training(
@@ -69,7 +70,7 @@ TRAININGS = (
 
 
 def work(address: str, training: Training, number: int, stop: threading.Event) -> None:
-    """One worker of one session, until it is told to stop or the session has had enough steps."""
+    """One worker of one session, until it is told to stop."""
     images, _ = digits.load()
     model = digits.network()
     workers = len(training.pauses_s)
@@ -77,14 +78,12 @@ def work(address: str, training: Training, number: int, stop: threading.Event) -
         model.named_parameters(), session=training.session_id, address=address, worker_id=f"worker-{number}"
     ) as optimizer:
         for minibatch in digits.minibatches(len(images), epochs=10_000):
-            if stop.is_set() or (optimizer.last_result and optimizer.last_result.step >= STEPS):
-                stop.wait()  # Its stream stays open, as that of a worker does.
+            if stop.wait(training.pauses_s[number]):
                 return
             optimizer.zero_grad()
             share = minibatch[number::workers]
             loss = digits.loss_of(model, images, share)
             loss.backward()  # type: ignore[no-untyped-call]
-            stop.wait(training.pauses_s[number])
             optimizer.step(loss=loss.detach(), sample_count=len(share))
 
 
@@ -186,7 +185,7 @@ def main() -> None:
             reach("digits-async", STEPS // 2)
             sessions[2].snapshot()
             for training in TRAININGS:
-                reach(training.session_id, STEPS - 100)
+                reach(training.session_id, STEPS)
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
             show(browser, sidecar)
             browser.close()

@@ -120,7 +120,7 @@ def test_a_slow_session_is_not_stalled() -> None:
 def test_a_temperature_so_low_that_nothing_moves() -> None:
     stuck = {"braking": 1e-4, "step_norm": 1e-9, "loss": 0.9, "gradient_norm": 1.0}
     told = found(run(lambda step: stuck if step > 100 else {}))["frozen"]
-    assert told.since_step == 151
+    assert told.since_step == 101
     clipped = {"braking": 1e-4, "step_norm": 5e-3}
     assert found(run(lambda step: clipped if step > 100 else {})) == {}, "at the speed limit, but moving"
 
@@ -135,7 +135,7 @@ def test_a_temperature_that_does_not_fall(retention: float, word: str) -> None:
 def test_gradients_that_have_vanished() -> None:
     gone = {"gradient_norm": 1e-9, "loss": 0.9}
     told = found(run(lambda step: gone if step > 120 else {}))["gradients_vanished"]
-    assert told.since_step == 151
+    assert told.since_step == 121
     assert "gradients_vanished" in found(run(lambda _: {"gradient_norm": 0.0, "loss": 0.7})), "from the first step on"
 
 
