@@ -30,6 +30,7 @@ from hermosis_server.engine.quotas import Quotas, TenantLimits, read_overrides
 from hermosis_server.engine.recovery import recover
 from hermosis_server.engine.scheduler import StepQueue
 from hermosis_server.errors import HermosisError, InvalidRequest
+from hermosis_server.metrics import Exporter
 from hermosis_server.rpc.codec import session as session_codec
 from hermosis_server.rpc.server import RpcServer
 from hermosis_server.rpc.tls import server_credentials
@@ -44,10 +45,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that listens."""
+    """A server that listens; at `metrics_address` too, where it was told to."""
 
     engine: Engine
     address: str
+    metrics_address: str = ""
 
 
 def choose_devices(wish: str) -> list[torch.device]:
@@ -86,19 +88,22 @@ def check_host(host: str, *, allow_insecure: bool, tls: bool = False, asks: bool
       tls:  whether what is said is hidden from others.
       asks: whether callers must prove who they are.
     """
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
     missing = [] if tls else ["speaks clear text (give --tls-certificate and --tls-key)"]
     if not asks:
         missing.append("asks nobody who they are (make a token with 'hermosis token create', or give --tls-client-ca)")
-    if missing and not (loopback or allow_insecure):
+    if missing and not (_is_loopback(host) or allow_insecure):
         raise InvalidRequest(
             f"host {host} is reachable from other machines, and this server {' and '.join(missing)}; "
             "mend that, listen on 127.0.0.1, or pass --allow-insecure inside a network you trust",
             field="host",
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @contextlib.asynccontextmanager
@@ -163,6 +168,12 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
             "stop that one, or choose --port 0 for a free one",
             field="port",
         ) from error
+    try:
+        exporter = _exporter(engine, settings)
+    except InvalidRequest:
+        await engine.stop()
+        await rpc.stop(0)
+        raise
     if keeper is not None:
         await recover(engine, keeper)
         engine.recovering = False
@@ -170,14 +181,26 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
     await rpc.serve()
     logger.info("event=serving version=%s address=%s:%d device=%s", __version__, host, port, names)
     try:
-        yield Running(engine, f"{host}:{port}")
+        yield Running(engine, f"{host}:{port}", exporter.address if exporter else "")
     finally:
         logger.info("event=stopping")
         await rpc.refuse()
         await engine.stop()
         await rpc.stop(settings.grace_s)
+        if exporter is not None:
+            await exporter.close()
         audit.close()
         logger.info("event=stopped")
+
+
+def _exporter(engine: Engine, settings: Settings) -> Exporter | None:
+    if settings.metrics_port is None:
+        return None
+    exporter = Exporter(engine, host=settings.metrics_host, port=settings.metrics_port)
+    logger.info("event=metrics address=%s", exporter.address)
+    if not _is_loopback(settings.metrics_host):
+        logger.warning("event=metrics_open address=%s caution=%r", exporter.address, "whoever reaches it may read it")
+    return exporter
 
 
 def _certificates(settings: Settings) -> CertificateFiles | None:

@@ -156,6 +156,17 @@ class Settings(BaseSettings):
         _DEFAULTS.max_readings, ge=1, description="Telemetry readings kept for each session, in memory."
     )
     grace_s: float = Field(5.0, ge=0, description="Seconds that calls have to end after a stop was asked for.")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="TCP port for Prometheus to read how the whole server does; 0 takes a free one and logs it.",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        description="Address of that port. It speaks clear text and asks nobody who they are: whoever reaches it reads "
+        "loads and counts, though no session and no tenant by name.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
     log_format: Literal["auto", "text", "json"] = Field(
         "auto", description="Log lines for people or for machines; auto is text on a terminal and json elsewhere."

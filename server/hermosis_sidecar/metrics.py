@@ -32,6 +32,11 @@ _ENERGIES = (
     ("gradient_norm", "gradient_norm", "Euclidean length of the newest step's mean gradient."),
     ("step_norm", "step_norm", "Euclidean length of the newest change of the parameters."),
     ("learning_rate", "learning_rate", "In force for the newest step."),
+    ("kinetic_loss", "kinetic_loss", "Kinetic energy in units of loss."),
+    ("internal_energy", "internal_energy", "Internal energy."),
+    ("entropy", "entropy", "Entropy since the first step."),
+    ("cooling_rate", "cooling_rate", "Logarithmic rate of beta."),
+    ("momentum_norm", "momentum_norm", "Euclidean length of the energy moment."),
 )
 _READING = (
     ("received_bytes", "step_received_bytes", "Gradient payload for the newest step."),
@@ -40,6 +45,7 @@ _READING = (
     ("wait_s", "step_wait_seconds", "Time between the newest step's last contribution and its launch."),
     ("batch_sessions", "step_batch_sessions", "Sessions that the newest step's launch stepped."),
     ("staleness", "step_staleness_steps", "How far the newest step's gradients were behind."),
+    ("contributions", "step_contributions", "Contributions that made the newest step."),
 )
 
 
@@ -90,8 +96,13 @@ def _by_status(statuses: Counter[SessionStatus]) -> Metric:
 def _by_session(sessions: list[tuple[SessionInfo, TelemetryReading | None]]) -> Iterator[Metric]:
     families = [
         _family("step", "Steps applied so far.", [(info, info.step) for info, _ in sessions]),
+        _family("durable_step", "The last step that survives a crash.", [(i, i.durable_step) for i, _ in sessions]),
+        _family("generation", "Rises at every recovery, restore or import.", [(i, i.generation) for i, _ in sessions]),
         _family("parameters", "Elements of the layout.", [(info, info.parameter_count) for info, _ in sessions]),
         _family("workers", "Workers that have contributed.", [(info, info.workers) for info, _ in sessions]),
+        _family(
+            "expected_workers", "Workers that take part in a round.", [(i, i.expected_workers) for i, _ in sessions]
+        ),
         _family("device_bytes", "Device memory held.", [(info, info.device_bytes) for info, _ in sessions]),
         _family("host_bytes", "Host memory held while it idles.", [(info, info.host_bytes) for info, _ in sessions]),
     ]

@@ -82,6 +82,9 @@ HOUSE = {
     ),
     "hermosis_server.settings": room(NOUNS, {"pydantic", "pydantic_settings"}),
     "hermosis_server.logs": room(outside={"structlog"}),
+    "hermosis_server.metrics": room(
+        NOUNS | {"hermosis_server.engine", "hermosis_server.storage"}, {"prometheus_client"}
+    ),
     "hermosis_server.app": room(
         NOUNS
         | DEVICE
@@ -93,6 +96,7 @@ HOUSE = {
             "hermosis_server.access",
             "hermosis_server.engine",
             "hermosis_server.logs",
+            "hermosis_server.metrics",
             "hermosis_server.rpc",
             "hermosis_server.settings",
             "hermosis_server.storage",

@@ -159,6 +159,7 @@ class _Hosted:
 
     def _announce(self, server: Running) -> None:
         self.server = Service(server.address, server.engine, asyncio.get_running_loop())
+        self.metrics_address = server.metrics_address
         self._ready.set()
 
 

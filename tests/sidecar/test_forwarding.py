@@ -60,7 +60,15 @@ def sessions(house: House) -> Iterator[None]:
         yield
 
 
-GUARDED = ["/v1/sessions", "/v1/sessions/shared", "/v1/capabilities", "/v1/recipes", "/v1/live", "/metrics"]
+GUARDED = [
+    "/v1/sessions",
+    "/v1/sessions/shared",
+    "/v1/capabilities",
+    "/v1/recipes",
+    "/v1/overview",
+    "/v1/live",
+    "/metrics",
+]
 
 
 @pytest.mark.parametrize("path", GUARDED)
@@ -178,3 +186,13 @@ def test_no_token_is_in_the_log(house: House) -> None:
         log = chatty.end()
     for token in (*house.of.values(), "hmt_a_wrong_one"):
         assert token not in log
+
+
+def test_the_overview_names_the_callers_sessions_alone(house: House) -> None:
+    for who, named in (("viewer", {"shared"}), ("stranger", {"shared", "secret"})):
+        (device,) = house.get("/v1/overview", who).json()["devices"]
+        assert {held["session_id"] for held in device["sessions"]} == named
+        with Events(house.sidecar, "?overview=true", token=house.of[who]) as events:
+            eventually(lambda events=events: events.named("overview"), "an overview")  # type: ignore[misc]
+            (device,) = events.named("overview")[0]["devices"]
+            assert {held["session_id"] for held in device["sessions"]} == named

@@ -15,11 +15,11 @@ _EXTRAS = {
     "grpc_reflection": "server",
     "fastapi": "sidecar",
     "uvicorn": "sidecar",
-    "prometheus_client": "sidecar",
+    "prometheus_client": "server",
     "sklearn": "demo",
     "matplotlib": "demo",
 }
-SERVER = ("torch", "pydantic_settings", "structlog", "grpc_health", "grpc_reflection")
+SERVER = ("torch", "pydantic_settings", "structlog", "prometheus_client", "grpc_health", "grpc_reflection")
 SIDECAR = ("fastapi", "uvicorn", "prometheus_client")
 DEMO = ("sklearn", "matplotlib")
 

@@ -12,6 +12,17 @@ LITTLE_DISK_BYTES: Final = 10 << 30  # at the same time in bytes: a tenth of a l
 DEVICE_FULL: Final = 0.95
 
 
+RULES: Final = {
+    "storage_failed": AlertSeverity.CRITICAL,
+    "session_set_aside": AlertSeverity.CRITICAL,
+    "session_blocked": AlertSeverity.CRITICAL,
+    "disk_low": AlertSeverity.WARNING,
+    "staging_full": AlertSeverity.WARNING,
+    "queue_grows": AlertSeverity.WARNING,
+    "device_full": AlertSeverity.WARNING,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What the rules look at. Sessions by their ids.
@@ -41,27 +52,27 @@ def alerts(facts: Facts) -> list[Alert]:
 
 def _of_server(facts: Facts) -> Iterator[Alert]:
     if facts.storage_failure:
-        yield _critical("storage_failed", facts.storage_failure)
+        yield _alert("storage_failed", facts.storage_failure)
     if facts.disk is not None and _is_low(facts.disk):
-        yield _warning(
+        yield _alert(
             "disk_low",
             f"{facts.disk.free_bytes} of {facts.disk.capacity_bytes} bytes of the data folder's disk are free; free "
             "some room before snapshots and the journal find none",
         )
     if facts.refusing:
-        yield _warning(
+        yield _alert(
             "staging_full",
             "host memory for gradients on their way is used up and workers are told to come later; raise "
             "--staging-bytes, or send less at a time",
         )
     if facts.queue_grows:
-        yield _warning(
+        yield _alert(
             "queue_grows",
             f"{facts.queue_rounds} rounds wait for the device, more than a minute ago: it gets more than it can step",
         )
     for device in facts.devices:
         if device.used_bytes > DEVICE_FULL * device.capacity_bytes:
-            yield _warning(
+            yield _alert(
                 "device_full",
                 f"{device.used_bytes} of {device.capacity_bytes} bytes of {device.name} are taken; close sessions, or "
                 "raise --device-memory-bytes",
@@ -70,18 +81,14 @@ def _of_server(facts: Facts) -> Iterator[Alert]:
 
 def _of_sessions(facts: Facts) -> Iterator[Alert]:
     for session_id, problem in facts.set_aside.items():
-        yield _critical("session_set_aside", f"{problem}; restore a snapshot or close it", session_id)
+        yield _alert("session_set_aside", f"{problem}; restore a snapshot or close it", session_id)
     for session_id, problem in facts.blocked.items():
-        yield _critical("session_blocked", f"it takes no gradients: {problem}", session_id)
+        yield _alert("session_blocked", f"it takes no gradients: {problem}", session_id)
 
 
 def _is_low(disk: DiskUse) -> bool:
     return disk.free_bytes < min(LITTLE_DISK * disk.capacity_bytes, LITTLE_DISK_BYTES)
 
 
-def _critical(rule: str, text: str, session_id: str = "") -> Alert:
-    return Alert(severity=AlertSeverity.CRITICAL, rule=rule, text=text, session_id=session_id)
-
-
-def _warning(rule: str, text: str) -> Alert:
-    return Alert(severity=AlertSeverity.WARNING, rule=rule, text=text)
+def _alert(rule: str, text: str, session_id: str = "") -> Alert:
+    return Alert(severity=RULES[rule], rule=rule, text=text, session_id=session_id)
