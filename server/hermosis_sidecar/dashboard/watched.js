@@ -19,7 +19,7 @@ export class Watched {
     this.events = [];
     this.workers = [];
     this.anomalies = [];
-    this.caughtUp = -Infinity; // when the history and the anomalies were last asked for
+    this.caughtUp = -Infinity; // when the history was last read
     this.lived = -Infinity; // when the last live reading came, by this page's clock
     this.#forget();
   }
@@ -45,13 +45,16 @@ export class Watched {
     this.look();
   }
 
-  // Steps were missed while the stream was away.
+  // Steps were missed while the stream was away. Of a session that is closed the history may still know.
   async load() {
+    await this.#ask(() => this.#describe());
+    const { error } = this;
     await this.#ask(async () => {
-      await this.#describe();
       await this.#catchUp();
       this.events = (await get(`${sessionPath(this.id)}/events`)).events;
     });
+    this.error ||= error;
+    if (!error) await this.#ask(() => this.#judge());
   }
 
   // What has no stream of its own: asked for every now and then.
@@ -61,7 +64,7 @@ export class Watched {
       this.workers = (await get(`${sessionPath(this.id)}/workers`)).workers;
       if (performance.now() - this.caughtUp < CATCH_UP_MS) return;
       await this.#catchUp();
-      this.#warn((await get(`${sessionPath(this.id)}/anomalies`)).anomalies);
+      await this.#judge();
     });
   }
 
@@ -97,7 +100,8 @@ export class Watched {
     if (before && before.status !== session.status) this.say(`${this.name} is ${session.status}`);
   }
 
-  #warn(anomalies) {
+  async #judge() {
+    const { anomalies } = await get(`${sessionPath(this.id)}/anomalies`);
     const known = new Set(this.anomalies.map(({ rule }) => rule));
     for (const { rule, text, advice } of anomalies) if (!known.has(rule)) this.say(`${this.name}: ${text}. ${advice}`);
     this.anomalies = anomalies;
