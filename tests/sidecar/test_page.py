@@ -56,6 +56,7 @@ def test_text_of_the_network_never_becomes_markup(file: Path) -> None:
         "eval(",
         "new Function",
         "javascript:",
+        "dangerouslySet",
     ):
         assert word not in text
 
