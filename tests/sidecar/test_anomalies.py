@@ -85,9 +85,9 @@ def test_a_loss_that_explodes() -> None:
     assert "halve the learning rate" in told.advice
     assert "loss_exploding" not in found(run(lambda step: {"loss": 3.0} if step % 10 == 0 else {})), (
         "single minibatches"
+    )
     risen = found(run(lambda step: {"loss": 0.5} if step > 150 else {}))
     assert "loss_exploding" not in risen, "above its best, but below where it began"
-    )
 
 
 def test_an_energy_defect_that_grows() -> None:
