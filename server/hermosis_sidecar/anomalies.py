@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from hermosis_client import TelemetryReading
+from hermosis_client import EnergySample, TelemetryReading
 
 WINDOW = 50  # readings, the newest, that most rules judge
 
@@ -161,17 +161,21 @@ def stalled(readings: Readings, situation: Situation) -> Anomaly | None:
 
 def frozen(readings: Readings, _: Situation) -> Anomaly | None:
     """Over the window braking is below 0.01 and steps a thousandth of the longest, though gradients are there."""
-    window = readings[-WINDOW:]
-    if len(window) < WINDOW or any(not reading.energies.braking < _FROZEN_BRAKING for reading in window):
-        return None
-    longest = max(_finite(reading.energies.step_norm for reading in readings), default=0.0)
-    steep = max(_finite(reading.energies.gradient_norm for reading in readings), default=0.0)
-    stands = all(reading.energies.step_norm < _FROZEN_STEP * longest for reading in window)
-    if not stands or all(reading.energies.gradient_norm < _VANISHED * steep for reading in window):
+    longest = _largest(reading.energies.step_norm for reading in readings)
+    steep = _largest(reading.energies.gradient_norm for reading in readings)
+    stretch = _stretch(
+        readings,
+        lambda sample: (
+            sample.braking < _FROZEN_BRAKING
+            and sample.step_norm < _FROZEN_STEP * longest
+            and sample.gradient_norm > _VANISHED * steep
+        ),
+    )
+    if not stretch:
         return None
     return Anomaly(
         rule="frozen",
-        since_step=window[0].step,
+        since_step=stretch[0].step,
         text="Learning is frozen: the temperature has fallen so far that the speed limit lets nothing move",
         advice="Fork the session with the recipe hermosis, whose speed limit does not fall as it cools.",
     )
@@ -179,10 +183,10 @@ def frozen(readings: Readings, _: Situation) -> Anomaly | None:
 
 def no_friction(readings: Readings, _: Situation) -> Anomaly | None:
     """Retention is 1, or above, at every step of the window."""
-    window = readings[-WINDOW:]
-    if len(window) < WINDOW or any(not reading.energies.retention > 1 - _FRICTIONLESS for reading in window):
+    stretch = _stretch(readings, lambda sample: sample.retention > 1 - _FRICTIONLESS)
+    if not stretch:
         return None
-    heats = all(reading.energies.retention > 1 + _FRICTIONLESS for reading in window)
+    heats = all(reading.energies.retention > 1 + _FRICTIONLESS for reading in stretch[-WINDOW:])
     seen = (
         "The session is heated: its momentum grows by itself"
         if heats
@@ -190,7 +194,7 @@ def no_friction(readings: Readings, _: Situation) -> Anomaly | None:
     )
     return Anomaly(
         rule="no_friction",
-        since_step=window[0].step,
+        since_step=stretch[0].step,
         text=seen,
         advice="Set an exponential thermal profile with momentum retention 0.9.",
     )
@@ -198,18 +202,16 @@ def no_friction(readings: Readings, _: Situation) -> Anomaly | None:
 
 def gradients_vanished(readings: Readings, _: Situation) -> Anomaly | None:
     """Gradients are a millionth of the run's largest, over the window, though the loss is above half of the first."""
-    window = readings[-WINDOW:]
-    if len(window) < WINDOW:
-        return None
-    steep = max(_finite(reading.energies.gradient_norm for reading in readings), default=0.0)
-    if any(not reading.energies.gradient_norm <= _VANISHED * steep for reading in window):
+    steep = _largest(reading.energies.gradient_norm for reading in readings)
+    stretch = _stretch(readings, lambda sample: sample.gradient_norm <= _VANISHED * steep)
+    if not stretch:
         return None
     losses = _finite(reading.energies.loss for reading in readings)
     if not losses or median(losses[-10:]) < _LEARNED * median(losses[:10]) or not losses[-1]:
         return None
     return Anomaly(
         rule="gradients_vanished",
-        since_step=window[0].step,
+        since_step=stretch[0].step,
         text="The gradients have vanished, though the loss has hardly fallen",
         advice="Look for a saturated activation, a detached part of the model or a mask of zeros; a smaller learning "
         "rate from a snapshot before may keep units from dying.",
@@ -240,6 +242,17 @@ _RULES: Sequence[_Rule] = (
     gradients_vanished,
     staleness_high,
 )
+
+
+def _stretch(readings: Readings, holds: Callable[[EnergySample], bool]) -> Readings:
+    """The newest readings for all of which something holds; empty where they are fewer than a window."""
+    fails = (place for place in reversed(range(len(readings))) if not holds(readings[place].energies))
+    stretch = readings[next(fails, -1) + 1 :]
+    return stretch if len(stretch) >= WINDOW else []
+
+
+def _largest(values: Iterable[float]) -> float:
+    return max(_finite(values), default=0.0)
 
 
 def _finite(values: Iterable[float]) -> list[float]:

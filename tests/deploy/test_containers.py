@@ -175,6 +175,7 @@ def test_service_is_healthy_hardened_and_seen_from_this_machine_only(name: str) 
 def test_each_profile_brings_one_server_and_everything_else(profile: str) -> None:
     started = [name for name, service in SERVICES.items() if profile in service["profiles"]]
     assert sorted(started) == sorted([f"server-{profile}", "sidecar", "prometheus"])
+    assert [name for name, each in SERVICES.items() if each["profiles"] == ["observability"]] == ["grafana"]
     server = SERVICES[f"server-{profile}"]
     assert server["networks"]["default"]["aliases"] == ["server"]
     assert "data:/var/lib/hermosis" in server["volumes"]
@@ -191,7 +192,7 @@ def test_dependencies_and_volumes_are_declared() -> None:
             assert how.get("required", True) == set(service["profiles"]).issubset(SERVICES[dependency]["profiles"])
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
-            assert source in COMPOSE["volumes"] or (ROOT / source).is_file()
+            assert source in COMPOSE["volumes"] or (ROOT / source).exists()
 
 
 @pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "build" in service])
@@ -273,7 +274,7 @@ def test_sidecar_and_prometheus_ask_their_neighbours_by_the_names_and_ports_they
     assert "--server=server:50051" in SERVICES["sidecar"]["command"]
     assert "--port=50051" in SERVICES["server-cpu"]["command"]
     prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
-    assert set(prometheus) == {"global", "scrape_configs"}
+    assert set(prometheus) == {"global", "rule_files", "scrape_configs"}
     jobs = {job["job_name"]: job for job in prometheus["scrape_configs"]}
     [targets] = jobs["hermosis"]["static_configs"]
     [target] = targets["targets"]
@@ -281,16 +282,38 @@ def test_sidecar_and_prometheus_ask_their_neighbours_by_the_names_and_ports_they
     assert host in SERVICES
     assert f"--port={port}" in SERVICES[host]["command"]
     assert jobs["hermosis"]["metrics_path"] == "/metrics"
+    assert jobs["hermosis-server"]["static_configs"] == [{"targets": ["server:9464"]}]
+    for service in (SERVICES["server-cpu"], SERVICES["server-gpu"], SECURE["server-cpu"]):
+        assert {"--metrics-host=0.0.0.0", "--metrics-port=9464"} <= set(service["command"])
+        assert not any("9464" in port for port in service.get("ports", ())), "nobody is asked who they are there"
     assert SERVICES["sidecar"]["environment"] == {"HERMOSIS_SIDECAR_ALLOWED_HOSTS": host}
 
 
 def test_prometheus_reads_the_settings_that_are_mounted() -> None:
     mounted = [volume.split(":") for volume in SERVICES["prometheus"]["volumes"] if volume.endswith(":ro")]
-    assert [(ROOT / source).resolve() for source, _, _ in mounted] == [ROOT / "deploy" / "prometheus.yml"]
-    assert mounted[0][1] == "/etc/prometheus/prometheus.yml"
+    assert {source.removeprefix("./"): target for source, target, _ in mounted} == {
+        "deploy/prometheus.yml": "/etc/prometheus/prometheus.yml",
+        "deploy/prometheus-rules.yml": "/etc/prometheus/rules.yml",
+    }
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    assert prometheus["rule_files"] == ["/etc/prometheus/rules.yml"]
+
+
+def test_grafana_finds_what_is_mounted_and_asks_prometheus() -> None:
+    service = SERVICES["grafana"]
+    mounted = {target: source for source, target, *_ in (volume.split(":") for volume in service["volumes"])}
+    [provider] = yaml.safe_load((ROOT / "deploy" / "grafana" / "dashboards.yml").read_text())["providers"]
+    assert mounted[provider["options"]["path"]] == "./deploy/grafana/dashboards"
+    home = service["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    folder, _, name = home.rpartition("/")
+    assert (ROOT / mounted[folder] / name).is_file()
+    [source] = yaml.safe_load((ROOT / "deploy" / "grafana" / "datasource.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    assert SERVICES["prometheus"]["ports"] == ["127.0.0.1:9090:9090"]
 
 
 def test_no_package_registry_is_named() -> None:
-    for file in [ROOT / "docker-compose.yml", *(ROOT / "deploy").iterdir()]:
+    files = [file for file in (ROOT / "deploy").rglob("*") if file.is_file()]
+    for file in [ROOT / "docker-compose.yml", *files]:
         for host in re.findall(r"https?://([\w.-]+)", file.read_text()):
-            assert host == "127.0.0.1", f"{file.name} names {host}"
+            assert host in ("127.0.0.1", "prometheus"), f"{file.name} names {host}"

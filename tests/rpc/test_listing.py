@@ -145,7 +145,7 @@ def test_sessions_that_were_set_aside_end_the_list_in_every_order_and_count_into
 
         def set_aside(engine: Any) -> None:
             for name in ("a-damaged", "d-damaged"):
-                engine.quarantined[name] = Quarantined(problem="its checksum", generation=3)
+                engine.quarantined[name] = Quarantined(problem="its checksum", record=None)
 
         server.inside(set_aside)
         for order_by in ORDERS:

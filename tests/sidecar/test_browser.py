@@ -53,6 +53,10 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
             page = context.new_page()
             page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
             page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on(
+                "response",
+                lambda response: response.status == 500 and complaints.append(f"{response.status} {response.url}"),
+            )
             page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname or request.url))
             page.goto(address)
             return page

@@ -32,7 +32,7 @@ def test_session_made_by_rest_is_what_was_asked_for_and_waits_for_a_worker(sidec
     spec = made["spec"]
     assert spec["layout"]["tensors"][0] == {"name": "weight", "shape": [4, 3], "dtype": "FLOAT32"}
     assert spec["layout"]["tensors"][1] == {"name": "scale", "shape": [], "dtype": "FLOAT16"}
-    assert spec["consistency"] == {"mode": "ASYNC", "workers": 3}
+    assert (spec["consistency"]["mode"], spec["consistency"]["workers"]) == ("ASYNC", 3)
     assert spec["parameters_on"] == "SERVER"
     assert spec["display_name"] == "by REST"
     assert spec["labels"] == {"team": "blue"}

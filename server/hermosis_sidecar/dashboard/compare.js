@@ -2,6 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { count, number, optimizer, settings } from "./format.js";
+import { joined } from "./joined.js";
 import { QUANTITIES } from "./pictures.js";
 import * as route from "./route.js";
 import { AxisSwitch, Share } from "./session.js";
@@ -49,15 +50,4 @@ function columns(series, name, x) {
   if (x === "step") return [series.steps(), series.column(name)];
   const times = series.times();
   return [times.map((time) => time - times[0]), series.column(name)];
-}
-
-// Curves with an x each, over the x of all: undefined where a curve has no point, which is no gap.
-export function joined(curves) {
-  const x = [...new Set(curves.flatMap(([own]) => own))].sort((one, other) => one - other);
-  const place = new Map(x.map((value, at) => [value, at]));
-  return [x, ...curves.map(([own, values]) => {
-    const column = new Array(x.length);
-    own.forEach((value, at) => { column[place.get(value)] = values[at]; });
-    return column;
-  })];
 }

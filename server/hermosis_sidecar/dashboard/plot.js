@@ -149,6 +149,8 @@ export class Plot {
     pen.strokeStyle = pen.fillStyle = color("--quiet");
     pen.setLineDash([3 * ratio, 3 * ratio]);
     pen.lineWidth = ratio;
+    pen.textAlign = "left";
+    pen.textBaseline = "alphabetic";
     pen.font = `${11 * ratio}px system-ui, sans-serif`;
     let free = -Infinity; // where the next label has room
     for (const { x, label } of marks) {

@@ -27,7 +27,8 @@ function inWords(retention) {
   const [first, last] = [retention[0], retention.at(-1)];
   if (retention.every((value) => value === 1)) return "No friction: momentum is kept for ever, and the model never settles.";
   if (Math.max(...retention) > 1) return `The session is heated: momentum grows by itself, ${number(last)}-fold at step ${retention.length}.`;
-  const meaning = `${number(memory(last))} ${memory(last) === 1 ? "gradient counts" : "gradients count"}`;
+  const gradients = Math.round(memory(last));
+  const meaning = gradients === 1 ? "gradient counts" : `${gradients} gradients count`;
   if (Math.abs(first - last) < 1e-9) return `Every step keeps ${number(first)} of the momentum: about the last ${meaning}.`;
   return `The first step keeps ${number(first)} of the momentum, step ${retention.length} keeps ${number(last)}: by then about the last ${meaning}.`;
 }

@@ -11,6 +11,7 @@ export function SessionView({ state, act }) {
   const watched = state.watched.get(state.route.ids[0]);
   if (!watched) return html`<p class="empty">This link names no session. <a href="#/">All sessions</a></p>`;
   const { session, series } = watched;
+  const note = watched.error || (session ? meaning(session) : "Asking the server …");
   const x = state.route.options.axis === "time" ? "time" : "step";
   return html`
     <div class="title">
@@ -18,7 +19,7 @@ export function SessionView({ state, act }) {
       ${session && html`<span class="status" data-status=${session.status}>${session.status}</span>`}
       ${session && session.spec.display_name && html`<code class="quiet">${watched.id}</code>`}
     </div>
-    <p id="session-note" class="quiet">${watched.error || (session ? meaning(session) : "Asking the server …")}</p>
+    <p id="session-note" class="quiet">${note}</p>
     ${session && html`<${Actions} session=${session} watched=${watched} act=${act} />`}
     <${Anomalies} anomalies=${watched.anomalies} />
     ${session && html`<${Facts} watched=${watched} />`}

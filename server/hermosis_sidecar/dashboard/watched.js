@@ -5,7 +5,7 @@ import { Series } from "./series.js";
 
 const HISTORY_POINTS = 2000;
 const MOST_EVENTS = 500;
-const ANOMALIES_MS = 6000;
+const CATCH_UP_MS = 6000;
 const RESTING_MS = 5000; // without a reading, a session is at rest
 
 export class Watched {
@@ -19,7 +19,7 @@ export class Watched {
     this.events = [];
     this.workers = [];
     this.anomalies = [];
-    this.judged = -Infinity; // when anomalies were asked for
+    this.caughtUp = -Infinity; // when the history was last read
     this.lived = -Infinity; // when the last live reading came, by this page's clock
     this.#forget();
   }
@@ -45,16 +45,32 @@ export class Watched {
     this.look();
   }
 
-  // Steps may have been missed while the stream was away, so what came after the last reading of the history is read
-  // again.
+  // Steps were missed while the stream was away. Of a session that is closed the history may still know.
   async load() {
-    try {
+    await this.#ask(() => this.#describe());
+    const { error } = this;
+    await this.#ask(async () => {
+      await this.#catchUp();
+      this.events = (await get(`${sessionPath(this.id)}/events`)).events;
+    });
+    this.error ||= error;
+    if (!error) await this.#ask(() => this.#judge());
+  }
+
+  // What has no stream of its own: asked for every now and then.
+  async look() {
+    await this.#ask(async () => {
       await this.#describe();
-      const path = `${sessionPath(this.id)}/telemetry/history?after_step=${this.whole}&max_readings=${HISTORY_POINTS}`;
-      const [history, { events }] = await Promise.all([get(path), get(`${sessionPath(this.id)}/events`)]);
-      this.series.merge(history.readings);
-      this.whole = history.readings.at(-1)?.step ?? this.whole;
-      this.events = events;
+      this.workers = (await get(`${sessionPath(this.id)}/workers`)).workers;
+      if (performance.now() - this.caughtUp < CATCH_UP_MS) return;
+      await this.#catchUp();
+      await this.#judge();
+    });
+  }
+
+  async #ask(questions) {
+    try {
+      await questions();
       this.error = "";
     } catch (error) {
       this.#lost(error);
@@ -62,20 +78,15 @@ export class Watched {
     this.changed();
   }
 
-  // What has no stream of its own: asked for every now and then.
-  async look() {
-    try {
-      await this.#describe();
-      this.workers = (await get(`${sessionPath(this.id)}/workers`)).workers;
-      if (performance.now() - this.judged > ANOMALIES_MS) {
-        this.judged = performance.now();
-        this.#warn((await get(`${sessionPath(this.id)}/anomalies`)).anomalies);
-      }
-      this.error = "";
-    } catch (error) {
-      this.#lost(error);
-    }
-    this.changed();
+  // Of a session that steps fast not every reading comes live, so what came after the last one of the history is read.
+  async #catchUp() {
+    const { series } = this;
+    this.caughtUp = performance.now();
+    const query = `after_step=${this.whole}&max_readings=${HISTORY_POINTS}`;
+    const { readings } = await get(`${sessionPath(this.id)}/telemetry/history?${query}`);
+    if (series !== this.series) return; // Of a life that is over.
+    series.merge(readings);
+    this.whole = readings.at(-1)?.step ?? this.whole;
   }
 
   async #describe() {
@@ -85,18 +96,19 @@ export class Watched {
     // Made anew or set back: what was read is of another life.
     if (before && (before.generation !== session.generation || before.create_time !== session.create_time)) {
       this.#forget();
-      await this.load();
     }
     if (before && before.status !== session.status) this.say(`${this.name} is ${session.status}`);
   }
 
-  #warn(anomalies) {
+  async #judge() {
+    const { anomalies } = await get(`${sessionPath(this.id)}/anomalies`);
     const known = new Set(this.anomalies.map(({ rule }) => rule));
     for (const { rule, text, advice } of anomalies) if (!known.has(rule)) this.say(`${this.name}: ${text}. ${advice}`);
     this.anomalies = anomalies;
   }
 
   #forget() {
+    this.caughtUp = -Infinity;
     this.series = new Series();
     this.whole = 0; // the step up to which the history has been read
   }
