@@ -21,7 +21,9 @@ HOT = "hermosis.hot"
 ALLOCATOR = "hermosis.allocator"
 PACKED = "hermosis.packed"
 CONTRACT = "hermosis.v1"
-NOUNS = frozenset({f"hermosis_server.{name}" for name in ("errors", "failpoints", "identity", "records")} | {WIRE})
+NOUNS = frozenset(
+    {f"hermosis_server.{name}" for name in ("errors", "failpoints", "identity", "records", "tracing")} | {WIRE}
+)
 FUSED = frozenset({"hermosis_server.dynamics.fused", "hermosis_server.dynamics.fused_cuda"})
 BELOW_ENGINE = FUSED | {"hermosis_server.dynamics", "hermosis_server.storage"}
 DEVICE = frozenset({"hermosis_server.engine.arena", "hermosis_server.engine.executor"})
@@ -55,6 +57,8 @@ HOUSE = {
     "hermosis_server.errors": room(),
     "hermosis_server.records": room({WIRE}),
     "hermosis_server.failpoints": room({"hermosis_server.errors"}),
+    # Off, it imports nothing of OpenTelemetry.
+    "hermosis_server.tracing": room({"hermosis_server.errors"}, {"opentelemetry"}),
     "hermosis_server.identity": room({WIRE, "hermosis_server.errors"}),
     # Who somebody is; neither sessions nor gRPC are known here.
     "hermosis_server.access": room(NOUNS, {"jwt", "cryptography"}),
@@ -136,8 +140,10 @@ HOUSE = {
         | {"google.protobuf"},
     ),
     "hermosis_client": room(
-        {CONTRACT, HOT, PACKED, WIRE, ALLOCATOR, "hermosis"}, {"grpc", "google.protobuf", "google.rpc", "numpy"}
+        {CONTRACT, HOT, PACKED, WIRE, ALLOCATOR, "hermosis", "hermosis_client.tracing"},
+        {"grpc", "google.protobuf", "google.rpc", "numpy"},
     ),
+    "hermosis_client.tracing": room(outside={"opentelemetry"}),
     **{
         f"hermosis_client.{name}": room(
             {"hermosis_client", "hermosis_client.torch_group", "hermosis_client.torch_session"}, {"torch"}
