@@ -183,7 +183,7 @@ async def running(
         engine.recovering = False
         keeper.start()
     await rpc.serve()
-    logger.info("event=serving version=%s address=%s:%d device=%s", __version__, host, port, names)
+    logger.info("event=serving version=%s address=%s device=%s", __version__, f"{host}:{port}", names)
     try:
         yield Running(engine, f"{host}:{port}", exporter.address if exporter else "")
     finally:

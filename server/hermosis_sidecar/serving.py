@@ -1,16 +1,15 @@
 """Runs a sidecar as a process: says when it listens, stops when it is told to."""
 
-import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from hermosis_sidecar import logs
 from hermosis_sidecar.app import create_app
 from hermosis_sidecar.settings import Settings
 
@@ -28,7 +27,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool = False) -> None:
     Raises:
       SystemExit: the address cannot be listened on.
     """
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(level=settings.log_level, style=settings.log_format)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

@@ -22,7 +22,7 @@ ALLOCATOR = "hermosis.allocator"
 PACKED = "hermosis.packed"
 CONTRACT = "hermosis.v1"
 NOUNS = frozenset(
-    {f"hermosis_server.{name}" for name in ("errors", "failpoints", "identity", "records", "tracing")} | {WIRE}
+    {f"hermosis_server.{name}" for name in ("bound", "errors", "failpoints", "identity", "records", "tracing")} | {WIRE}
 )
 FUSED = frozenset({"hermosis_server.dynamics.fused", "hermosis_server.dynamics.fused_cuda"})
 BELOW_ENGINE = FUSED | {"hermosis_server.dynamics", "hermosis_server.storage"}
@@ -51,12 +51,14 @@ HOUSE = {
     PACKED: room(),
     "hermosis.energies": room(),
     ALLOCATOR: room(),
+    "hermosis.lines": room(),
     CONTRACT: room(outside={"google.protobuf", "grpc"}),
     # The engine room, from the bottom up.
     "hermosis_server": room(),
     "hermosis_server.errors": room(),
     "hermosis_server.records": room({WIRE}),
     "hermosis_server.failpoints": room({"hermosis_server.errors"}),
+    "hermosis_server.bound": room(),
     # Off, it imports nothing of OpenTelemetry.
     "hermosis_server.tracing": room({"hermosis_server.errors"}, {"opentelemetry"}),
     "hermosis_server.identity": room({WIRE, "hermosis_server.errors"}),
@@ -83,7 +85,7 @@ HOUSE = {
         NOUNS | {CONTRACT, HOT, "hermosis_server.engine", "hermosis_server.dynamics", "hermosis"}, {"google.protobuf"}
     ),
     "hermosis_server.settings": room(NOUNS, {"pydantic", "pydantic_settings"}),
-    "hermosis_server.logs": room(outside={"structlog"}),
+    "hermosis_server.logs": room({"hermosis.lines", "hermosis", "hermosis_server", "hermosis_server.bound"}),
     "hermosis_server.metrics": room(
         NOUNS | {"hermosis_server.engine", "hermosis_server.storage"}, {"prometheus_client"}
     ),
@@ -135,8 +137,8 @@ HOUSE = {
     ),
     # The hall and the visitor: neither knows the server.
     "hermosis_sidecar": room(
-        {"hermosis_client", CONTRACT, WIRE, "hermosis"},
-        {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "structlog", "typer"}
+        {"hermosis_client", CONTRACT, WIRE, "hermosis", "hermosis.lines"},
+        {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "typer"}
         | {"google.protobuf"},
     ),
     "hermosis_client": room(

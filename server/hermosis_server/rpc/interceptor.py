@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from hermosis_server.bound import bind
 from hermosis_server.engine.overview import Activity
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc import status
@@ -63,6 +64,7 @@ class Door(grpc.aio.ServerInterceptor):
         async def handler(request: Any, context: Any) -> Any:
             try:
                 async with self._gate.admitted(name, context) as call:
+                    bind(call)  # gRPC makes a task for each call
                     if self._tracing is None:
                         return await method(request, call)
                     with self._tracing.call(name, context.invocation_metadata() or ()) as span:
