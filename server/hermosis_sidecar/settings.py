@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     ready_timeout_s: float = Field(
         default=1.0, gt=0, description="seconds the server has to answer a readiness question"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level to log")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="warning", description="least level to log; at info the web server tells of itself"
+    )
     log_format: Literal["auto", "text", "json"] = Field(
         default="auto",
         description="log lines for people or for machines; auto is text on a terminal and json elsewhere",
