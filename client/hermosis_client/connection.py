@@ -17,6 +17,7 @@ from hermosis_client.access import Access, is_loopback
 from hermosis_client.errors import ConnectionFailed, HermosisError, TlsFailed, error_from_call
 from hermosis_client.retry import Patience, patiently
 from hermosis_client.tls_trouble import tls_trouble
+from hermosis_client.tracing import trace_context
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -87,7 +88,7 @@ class Connection:
         self.address = address
         self.timeout_s = timeout_s
         self.access = access or Access()
-        self.metadata = self.access.metadata(address)
+        self._metadata = self.access.metadata(address)
         self.shares_memory = is_loopback(address) and os.environ.get("HERMOSIS_SHARED_MEMORY") != "0"
         allocator.keep_memory()
         self._channel = self.access.channel(address, _options(address))
@@ -103,11 +104,16 @@ class Connection:
         self.telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._channel)
         self.access_service = access_pb2_grpc.AccessServiceStub(self._channel)
 
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What each call carries: who calls, and the trace that it is a part of."""
+        return (*self._metadata, *trace_context())
+
     def sharing(self, token: str) -> "Connection":
         """The same connection, which this one does not end, under another token; empty for none."""
         other = copy.copy(self)
         other.access = replace(self.access, token=token)
-        other.metadata = other.access.metadata(self.address)
+        other._metadata = other.access.metadata(self.address)
         other._lender = self
         return other
 

@@ -40,6 +40,7 @@ from hermosis_server.storage.disk import Disk
 from hermosis_server.storage.folder import DataFolder
 from hermosis_server.storage.journal import JOURNAL, Journal
 from hermosis_server.storage.store import Store
+from hermosis_server.tracing import Tracing, configured
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +109,16 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, folder: Path | None = None) -> AsyncIterator[Running]:
+async def running(
+    settings: Settings, folder: Path | None = None, *, tracing: Tracing | None = None
+) -> AsyncIterator[Running]:
     """A server from the first open port to the last finished step.
 
     It listens at once, says NOT_SERVING and Recovering until all sessions are back, and gives itself then.
 
     Args:
-      folder: where sessions are kept, held by nobody else; None keeps them in memory only.
+      folder:  where sessions are kept, held by nobody else; None keeps them in memory only.
+      tracing: in place of the one that the settings ask for; closed at the end.
 
     Stopping says NOT_SERVING, refuses new work, finishes rounds that are complete, writes what is not on disk, and
     then ends the calls.
@@ -131,6 +135,7 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
         settings.host, allow_insecure=settings.allow_insecure, tls=certificates is not None, asks=gatekeeper.asks
     )
     quotas = _quotas(settings)
+    tracing = tracing or (configured(__version__) if settings.otel else None)
     devices = choose_devices(settings.device)
     torch.set_num_threads(settings.threads)
     limits = settings.limits()
@@ -146,6 +151,7 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
         keeper=keeper,
         durability=settings.default_durability(),
         quotas=quotas,
+        tracing=tracing,
     )
     engine.recovering = keeper is not None
     audit = AuditLog(settings.data_folder)
@@ -180,7 +186,7 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
         engine.recovering = False
         keeper.start()
     await rpc.serve()
-    logger.info("event=serving version=%s address=%s:%d device=%s", __version__, host, port, names)
+    logger.info("event=serving version=%s address=%s device=%s", __version__, f"{host}:{port}", names)
     try:
         yield Running(engine, f"{host}:{port}", exporter.address if exporter else "")
     finally:
@@ -190,6 +196,8 @@ async def running(settings: Settings, folder: Path | None = None) -> AsyncIterat
         await rpc.stop(settings.grace_s)
         if exporter is not None:
             await exporter.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
         audit.close()
         logger.info("event=stopped")
 

@@ -173,6 +173,11 @@ class Settings(BaseSettings):
         description="Address of that port. It speaks clear text and asks nobody who they are: whoever reaches it reads "
         "loads and counts, though no session and no tenant by name.",
     )
+    otel: bool = Field(
+        False,
+        description="Trace calls, streams and launches with OpenTelemetry, to where OTEL_EXPORTER_OTLP_ENDPOINT says. "
+        "Each step takes some tens of microseconds more; OTEL_TRACES_SAMPLER thins them. Needs the extra otel.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
     log_format: Literal["auto", "text", "json"] = Field(
         "auto", description="Log lines for people or for machines; auto is text on a terminal and json elsewhere."

@@ -209,7 +209,7 @@ class Live:
                 if isinstance(error, errors.Unauthenticated | errors.PermissionDenied):
                     self._on_loop(self._end_present, None)  # They come again, and are told why they may not.
                 if self._reachable:
-                    _log.warning("server=%s away: %s", self._client.address, error)
+                    _log.warning("event=server_away server=%s problem=%r", self._client.address, str(error))
             self._tell(False)
             self._stopping.wait(self._retry_s)
 

@@ -137,7 +137,7 @@ def _of_http(_: Request, error: Exception) -> Response:
 def response_to_unforeseen(error: Exception, method: str, path: str) -> Response:
     """The answer to a request that met a bug: bland to the outside; the log has the whole, found by the number."""
     number = uuid.uuid4().hex[:12]
-    _log.error("failure=%s method=%s path=%s", number, method, path, exc_info=error)
+    _log.error("event=internal_error incident=%s method=%s path=%s", number, method, path, exc_info=error)
     return _answer(500, detail=f"internal error {number}; the sidecar's log knows more", reason="InternalError")
 
 

@@ -1,6 +1,5 @@
 """Runs a sidecar as a process: says when it listens, stops when it is told to."""
 
-import logging
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from hermosis_client import errors
+from hermosis_sidecar import logs
 from hermosis_sidecar.app import create_app
 from hermosis_sidecar.history import Store
 from hermosis_sidecar.settings import Settings
@@ -30,7 +30,7 @@ def serve(settings: Settings, *, until_stdin_closes: bool = False) -> None:
     Raises:
       SystemExit: the address cannot be listened on, or what was measured not be kept.
     """
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(level=settings.log_level, style=settings.log_format)
     _require_history(settings)
     app = create_app(settings)
     config = uvicorn.Config(

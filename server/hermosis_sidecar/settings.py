@@ -1,7 +1,7 @@
 """Settings of the sidecar: from the environment (HERMOSIS_SIDECAR_…) or the command line, read once at start."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -44,6 +44,13 @@ class Settings(BaseSettings):
     timeout_s: float = Field(default=5.0, gt=0, description="seconds a call to the server may take, retries included")
     ready_timeout_s: float = Field(
         default=1.0, gt=0, description="seconds the server has to answer a readiness question"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="warning", description="least level to log; at info the web server tells of itself"
+    )
+    log_format: Literal["auto", "text", "json"] = Field(
+        default="auto",
+        description="log lines for people or for machines; auto is text on a terminal and json elsewhere",
     )
     live_interval_s: float = Field(
         default=0.1,

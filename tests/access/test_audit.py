@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hermosis.lines import redacted
 from hermosis_client import Client, errors
 from hermosis_client.local_server import LocalServer
 from hermosis_server.access.audit import KEPT_FILES, AuditEntry, AuditLog
 from hermosis_server.access.tokens import TokenFile
-from hermosis_server.logs import redacted
 
 
 def entry(session: str) -> AuditEntry:

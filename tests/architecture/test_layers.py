@@ -21,7 +21,9 @@ HOT = "hermosis.hot"
 ALLOCATOR = "hermosis.allocator"
 PACKED = "hermosis.packed"
 CONTRACT = "hermosis.v1"
-NOUNS = frozenset({f"hermosis_server.{name}" for name in ("errors", "failpoints", "identity", "records")} | {WIRE})
+NOUNS = frozenset(
+    {f"hermosis_server.{name}" for name in ("bound", "errors", "failpoints", "identity", "records", "tracing")} | {WIRE}
+)
 FUSED = frozenset({"hermosis_server.dynamics.fused", "hermosis_server.dynamics.fused_cuda"})
 BELOW_ENGINE = FUSED | {"hermosis_server.dynamics", "hermosis_server.storage"}
 DEVICE = frozenset({"hermosis_server.engine.arena", "hermosis_server.engine.executor"})
@@ -49,12 +51,16 @@ HOUSE = {
     PACKED: room(),
     "hermosis.energies": room(),
     ALLOCATOR: room(),
+    "hermosis.lines": room(),
     CONTRACT: room(outside={"google.protobuf", "grpc"}),
     # The engine room, from the bottom up.
     "hermosis_server": room(),
     "hermosis_server.errors": room(),
     "hermosis_server.records": room({WIRE}),
     "hermosis_server.failpoints": room({"hermosis_server.errors"}),
+    "hermosis_server.bound": room(),
+    # Off, it imports nothing of OpenTelemetry.
+    "hermosis_server.tracing": room({"hermosis_server.errors"}, {"opentelemetry"}),
     "hermosis_server.identity": room({WIRE, "hermosis_server.errors"}),
     # Who somebody is; neither sessions nor gRPC are known here.
     "hermosis_server.access": room(NOUNS, {"jwt", "cryptography"}),
@@ -81,7 +87,7 @@ HOUSE = {
         {"google.protobuf"},
     ),
     "hermosis_server.settings": room(NOUNS, {"pydantic", "pydantic_settings"}),
-    "hermosis_server.logs": room(outside={"structlog"}),
+    "hermosis_server.logs": room({"hermosis.lines", "hermosis", "hermosis_server", "hermosis_server.bound"}),
     "hermosis_server.metrics": room(
         NOUNS | {"hermosis_server.engine", "hermosis_server.storage"}, {"prometheus_client"}
     ),
@@ -146,8 +152,8 @@ HOUSE = {
     ),
     # The hall and the visitor: neither knows the server.
     "hermosis_sidecar": room(
-        {"hermosis_client", "hermosis_sidecar.history", CONTRACT, WIRE, "hermosis"},
-        {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "structlog", "typer"}
+        {"hermosis_client", "hermosis_sidecar.history", CONTRACT, WIRE, "hermosis", "hermosis.lines"},
+        {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client", "typer"}
         | {"google.protobuf"},
     ),
     # What was measured: a database, and no wire.
@@ -155,8 +161,10 @@ HOUSE = {
         {"hermosis_client"}, {"sqlalchemy", "alembic", "numpy", "tsdownsample", "pyarrow", "starlette"}
     ),
     "hermosis_client": room(
-        {CONTRACT, HOT, PACKED, WIRE, ALLOCATOR, "hermosis"}, {"grpc", "google.protobuf", "google.rpc", "numpy"}
+        {CONTRACT, HOT, PACKED, WIRE, ALLOCATOR, "hermosis", "hermosis_client.tracing"},
+        {"grpc", "google.protobuf", "google.rpc", "numpy"},
     ),
+    "hermosis_client.tracing": room(outside={"opentelemetry"}),
     **{
         f"hermosis_client.{name}": room(
             {"hermosis_client", "hermosis_client.torch_group", "hermosis_client.torch_session"}, {"torch"}

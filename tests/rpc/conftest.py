@@ -27,6 +27,7 @@ from hermosis.v1 import (
 from hermosis_server.app import Running, running
 from hermosis_server.engine.engine import Engine
 from hermosis_server.settings import Settings
+from hermosis_server.tracing import Tracing
 
 DEADLINE_S = 20.0
 
@@ -118,12 +119,13 @@ def reason_of(error: grpc.RpcError) -> str:
 class _Hosted:
     """Runs `running` in a thread until told to stop."""
 
-    def __init__(self, settings: Settings, folder: Path | None = None) -> None:
+    def __init__(self, settings: Settings, folder: Path | None = None, tracing: Tracing | None = None) -> None:
         self._scrap = tempfile.TemporaryDirectory(prefix="hermosis-")
         if "data_folder" not in settings.model_fields_set:
             settings = settings.model_copy(update={"data_folder": folder or Path(self._scrap.name)})
         self._settings = settings
         self._folder = folder
+        self._tracing = tracing
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self.server: Service
@@ -147,7 +149,7 @@ class _Hosted:
     def _run(self) -> None:
         async def whole() -> None:
             self._stop = asyncio.Event()
-            async with running(self._settings, self._folder) as server:
+            async with running(self._settings, self._folder, tracing=self._tracing) as server:
                 self._announce(server)
                 await self._stop.wait()
 
@@ -220,9 +222,9 @@ def host() -> Iterator[Callable[..., Any]]:
     """Starts servers with settings of their own."""
     hosted: list[_Hosted] = []
 
-    def start(folder: Path | None = None, **settings: Any) -> _Hosted:
+    def start(folder: Path | None = None, *, tracing: Tracing | None = None, **settings: Any) -> _Hosted:
         defaults = {"port": 0, "device": "auto", "grace_s": 1.0}
-        hosted.append(_Hosted(Settings(**defaults | settings), folder))
+        hosted.append(_Hosted(Settings(**defaults | settings), folder, tracing))
         hosted[-1].start()
         return hosted[-1]
 

@@ -8,7 +8,6 @@ _EXTRAS = {
     "torch": "server",
     "pydantic": "server",
     "pydantic_settings": "server",
-    "structlog": "server",
     "jwt": "server",
     "cryptography": "server",
     "grpc_health": "server",
@@ -19,7 +18,7 @@ _EXTRAS = {
     "sklearn": "demo",
     "matplotlib": "demo",
 }
-SERVER = ("torch", "pydantic_settings", "structlog", "prometheus_client", "grpc_health", "grpc_reflection")
+SERVER = ("torch", "pydantic_settings", "prometheus_client", "grpc_health", "grpc_reflection")
 SIDECAR = ("fastapi", "uvicorn", "prometheus_client")
 DEMO = ("sklearn", "matplotlib")
 

@@ -58,6 +58,7 @@ from hermosis_server.records import (
     Vector,
 )
 from hermosis_server.storage.store import SessionRecord
+from hermosis_server.tracing import Tracing
 
 RETRY_RECOVERING_S = 0.5
 
@@ -102,6 +103,7 @@ class Engine:
       keeper:   puts sessions on disk; None keeps them in memory only.
       durability: of sessions that ask for none in particular; None where nothing can be kept.
       quotas:   of tenants; None limits none of them.
+      tracing:  makes spans; None while nobody traces.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Engine:
         keeper: Keeper | None = None,
         durability: Durability | None = None,
         quotas: Quotas | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.limits = limits
         self.quotas = quotas or Quotas()
@@ -126,8 +129,11 @@ class Engine:
         self._watchers = Watchers()
         self._shelf = Shelf(limits.max_readings)
         self.activity = Activity()
-        self.intake = Intake(self.budget, limits=limits, watchers=self._watchers, activity=self.activity, keeper=keeper)
-        self.volleys = Volleys(self._watchers, activity=self.activity, keeper=keeper)
+        self.tracing = tracing
+        self.intake = Intake(
+            self.budget, limits=limits, watchers=self._watchers, activity=self.activity, keeper=keeper, tracing=tracing
+        )
+        self.volleys = Volleys(self._watchers, activity=self.activity, keeper=keeper, tracing=tracing)
         self.states = States(self)
 
     # Sessions

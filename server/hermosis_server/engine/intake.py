@@ -13,12 +13,13 @@ from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.batch import StepDone, outcome_of
 from hermosis_server.engine.keeper import Keeper
 from hermosis_server.engine.overview import Activity
-from hermosis_server.engine.rounds import Answer, Round, StepTicket, Tell, WorkerRecord, awaited, mean_loss
+from hermosis_server.engine.rounds import Answer, Round, StepTicket, Tell, Tickets, WorkerRecord, awaited, mean_loss
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.telemetry import Watchers
 from hermosis_server.errors import InvalidRequest, ServerStopping, SessionNotFound, SessionNotReady, StaleGradient
 from hermosis_server.failpoints import reach
+from hermosis_server.identity import shown_id
 from hermosis_server.records import (
     AckLevel,
     Commit,
@@ -32,6 +33,7 @@ from hermosis_server.records import (
     StepResult,
     TelemetryReading,
 )
+from hermosis_server.tracing import Tracing
 
 RETRY_AFTER_STOP_S = 1.0
 LOOKS = 4  # for lost workers, in the time of a lease
@@ -46,6 +48,7 @@ class Intake:
       watchers: hear of each step.
       activity: counts them.
       keeper:   puts steps on disk; None where nothing is kept.
+      tracing:  makes spans of launches; None while nobody traces.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Intake:
         watchers: Watchers,
         activity: Activity,
         keeper: Keeper | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.stopping = asyncio.Event()
         self._keeper = keeper
@@ -63,6 +67,7 @@ class Intake:
         self._limits = limits
         self._watchers = watchers
         self._activity = activity
+        self._tracing = tracing
         self._repeats: set[asyncio.Task[None]] = set()
 
     def require_running(self) -> None:
@@ -128,6 +133,8 @@ class Intake:
             gradient.release()
             self._repeat(session, worker, ticket, wish, answer)
             return
+        if self._tracing is not None:
+            _trace(worker.recent[commit.sequence], self._tracing)
         if late is not None:
             self._submit(session, Round(1, {worker.worker_id: late}), dropped=True)
         else:
@@ -252,6 +259,9 @@ class Intake:
                 batch_sessions=done.launch.sessions,
                 wait_s=max(0.0, done.launch.started_s - counted_s),
             )
+            if self._tracing is not None:
+                origins = (contribution.ticket.origin for contribution in contributions)
+                self._tracing.stepped(done.launch, (shown_id(session.session_id),), origins)
             session.telemetry.append(reading)
             self._watchers.offer(reading)
 
@@ -330,6 +340,11 @@ class Intake:
                 )
             return Answer(result, increment)
         return Answer(result, None)
+
+
+def _trace(ticket: StepTicket | Tickets, tracing: Tracing) -> None:
+    assert isinstance(ticket, StepTicket), "it was just counted by itself"
+    ticket.origin = tracing.here()
 
 
 def _or_one(value: float | None) -> float:

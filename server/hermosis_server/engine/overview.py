@@ -141,7 +141,7 @@ class Activity:
 
     def _set_marks(self, now_s: float) -> None:
         """Sets all marks that are due: since the first of them was, no step has been counted."""
-        self._due_s = max(self._due_s, now_s - MARKS * MARK_S)
+        self._due_s = max(self._due_s, now_s - MARKS * MARK_S)  # after a long rest no more than are kept
         while self._due_s <= now_s:
             self._marks.append(self._mark(self._due_s))
             self._due_s += MARK_S

@@ -47,12 +47,14 @@ class StepTicket:
     Attributes:
       waiting: who will be told of it.
       result:  stays for repeats.
+      origin:  the span that it came by; None while nobody traces.
     """
 
     payload_crc32: int
     waiting: list[Tell] = field(default_factory=list)
     result: StepResult | None = None
     given_up: bool = False
+    origin: object = None
 
     def resolve(self, answer: Answer) -> None:
         self.result = answer.result

@@ -28,6 +28,7 @@ from hermosis_server.engine.scheduler import ReadyFleet
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.telemetry import Watchers
 from hermosis_server.errors import HermosisError, Overloaded, SessionNotFound
+from hermosis_server.identity import shown_id
 from hermosis_server.records import (
     EnergySample,
     Outcome,
@@ -38,6 +39,7 @@ from hermosis_server.records import (
     TelemetryReading,
     Vector,
 )
+from hermosis_server.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -218,11 +220,20 @@ class Volleys:
       watchers: hear of each step.
       activity: counts them.
       keeper:   hears of them too; None where nothing is kept.
+      tracing:  makes spans of launches; None while nobody traces.
     """
 
-    def __init__(self, watchers: Watchers, *, activity: Activity, keeper: Keeper | None = None) -> None:
+    def __init__(
+        self,
+        watchers: Watchers,
+        *,
+        activity: Activity,
+        keeper: Keeper | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._watchers = watchers
         self._activity = activity
+        self._tracing = tracing
         self._keeper = keeper
 
     def fire(self, volley: Volley, *, refuse: Refuse, land: Land) -> None:
@@ -254,6 +265,7 @@ class Volleys:
         for session, worker, sequence, base_step, piece in columns:
             session.count(worker, sequence, base_step, fates, piece.stop - piece.start, now_s)
             session.stepping += 1
+        origin = None if self._tracing is None else self._tracing.here()
         memory, address, dtype = volley.staging.memory, volley.staging.address, volley.dtype
         ready = ReadyFleet(
             residents=volley.residents,
@@ -268,7 +280,7 @@ class Volleys:
             sequences=volley.sequences,
             checksums=volley.checksums,
             size_bytes=len(memory),
-            done=functools.partial(self._finished, volley, places, fates, time.monotonic(), refuse, land),
+            done=functools.partial(self._finished, volley, places, fates, time.monotonic(), origin, refuse, land),
         )
         self._activity.queued(len(places), len(memory))
         volley.executor.submit(ready)
@@ -279,6 +291,7 @@ class Volleys:
         places: Sequence[int],
         fates: Fates,
         counted_s: float,
+        origin: object,
         refuse: Refuse,
         land: Land,
         done: FleetDone | Exception,
@@ -299,6 +312,10 @@ class Volleys:
         fates.learn(done, volley.base_steps, counted_s)
         applied = sum(outcome is Outcome.APPLIED for outcome in done.outcomes)
         self._activity.stepped(done.launch, len(places), size_bytes, applied=applied, counted_s=counted_s)
+        if self._tracing is not None and applied:
+            pairs = zip(volley.sessions, done.outcomes, strict=True)
+            stepped = [shown_id(session.session_id) for session, outcome in pairs if outcome is Outcome.APPLIED]
+            self._tracing.stepped(done.launch, stepped, (origin,))
         watched = bool(self._watchers)
         columns = zip(volley.sessions, volley.workers, fates.outcomes, fates.steps, fates.stalenesses, strict=True)
         for place, (session, worker, outcome, step, staleness) in enumerate(columns):

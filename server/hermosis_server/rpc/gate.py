@@ -6,6 +6,7 @@ nothing depends on which task it runs in.
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,6 +31,7 @@ class Call:
 
     Attributes:
       identity:   of the caller.
+      call_id:    made up here; for the log.
       session_id: that the call is about, as the caller wrote it; for the audit.
       request_id: by which it may be repeated; for the audit.
       token:      that is made or revoked, by its name; for the audit.
@@ -41,6 +43,7 @@ class Call:
         self._meter = meter
         self.identity = identity
         self.read: Callable[[], Awaitable[Any]] = context.read if meter is None else self._paced_read
+        self.call_id = uuid.uuid4().hex[:12]
         self.session_id = ""
         self.request_id = ""
         self.token = ""
@@ -50,6 +53,11 @@ class Call:
         self.session_id = self.session_id or str(getattr(message, "session_id", ""))
         self.request_id = self.request_id or str(getattr(message, "request_id", ""))
         self.token = self.token or str(getattr(message, "name", ""))
+
+    @property
+    def subject(self) -> str:
+        """Who makes it, by name; for the log."""
+        return self.identity.subject
 
     async def _paced_read(self) -> Any:
         raw = await self._context.read()

@@ -12,11 +12,13 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from hermosis_server.bound import bind
 from hermosis_server.engine.overview import Activity
 from hermosis_server.errors import InvalidRequest
 from hermosis_server.rpc import status
 from hermosis_server.rpc.gate import Call, Gate
 from hermosis_server.rpc.permissions import OPEN_PREFIX
+from hermosis_server.tracing import Tracing
 
 Method = Callable[[Any, Any], Any]
 
@@ -27,10 +29,12 @@ class Door(grpc.aio.ServerInterceptor):
     Args:
       gate:     lets calls in.
       activity: counts the bytes of their messages, save those of streams that read and write bytes by themselves.
+      tracing:  makes a span of each call; None while nobody traces.
     """
 
-    def __init__(self, gate: Gate, activity: Activity) -> None:
+    def __init__(self, gate: Gate, activity: Activity, tracing: Tracing | None = None) -> None:
         self._gate = gate
+        self._tracing = tracing
         self._activity = activity
 
     async def intercept_service(
@@ -60,7 +64,15 @@ class Door(grpc.aio.ServerInterceptor):
         async def handler(request: Any, context: Any) -> Any:
             try:
                 async with self._gate.admitted(name, context) as call:
-                    return await method(request, call)
+                    bind(call)  # gRPC makes a task for each call
+                    if self._tracing is None:
+                        return await method(request, call)
+                    with self._tracing.call(name, context.invocation_metadata() or ()) as span:
+                        span.set_attribute("hermosis.tenant", call.identity.tenant)
+                        try:
+                            return await method(request, call)
+                        finally:
+                            span.set_attribute("hermosis.session_id", call.session_id)
             except Exception as error:
                 await _abort(context, error)
                 raise

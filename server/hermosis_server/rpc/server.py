@@ -65,7 +65,7 @@ class RpcServer:
         self._credentials = credentials
         self._gate = Gate(gatekeeper, audit=audit, quotas=engine.quotas)
         self._server = grpc.aio.server(
-            interceptors=[Door(self._gate, engine.activity)],
+            interceptors=[Door(self._gate, engine.activity, engine.tracing)],
             options=[
                 ("grpc.max_receive_message_length", engine.limits.max_message_bytes),
                 # One process, one port: two servers that share it without knowing would split their workers.
