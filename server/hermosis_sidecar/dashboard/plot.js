@@ -34,6 +34,12 @@ export class Plot {
     this.waiting = null;
     this.watcher = new ResizeObserver(() => this.#resize());
     this.watcher.observe(room);
+    this.inSight = false; // a chart that nobody sees is not drawn
+    this.sight = new IntersectionObserver((entries) => {
+      this.inSight = entries.at(-1).isIntersecting;
+      if (this.inSight && this.chart) this.draw(this.chart);
+    }, { rootMargin: "200px" });
+    this.sight.observe(room);
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.recolor = () => this.plot?.redraw(false, true);
     this.dark.addEventListener("change", this.recolor);
@@ -62,6 +68,7 @@ export class Plot {
     cancelAnimationFrame(this.waiting);
     this.waiting = null;
     this.watcher.disconnect();
+    this.sight.disconnect();
     this.dark.removeEventListener("change", this.recolor);
     this.plot?.destroy();
   }
@@ -77,7 +84,7 @@ export class Plot {
   }
 
   #draw() {
-    if (this.room.clientWidth === 0) return;
+    if (this.room.clientWidth === 0 || !this.inSight) return;
     const form = formOf(this.chart);
     if (form !== this.form) this.#make(form);
     const { lines, data, logarithmic } = this.chart;

@@ -1,10 +1,18 @@
 // The readings of one session as columns, in order of step.
 
 const MOST_POINTS = 10_000;
+const STEP = Symbol("step");
+const TIME = Symbol("time");
+
+function valueOf(reading, name) {
+  if (name === STEP) return reading.step;
+  return name === TIME ? Date.parse(reading.time) / 1000 : reading.energies[name];
+}
 
 export class Series {
   constructor() {
     this.readings = [];
+    this.columns = new Map(); // those that were asked for, by name
   }
 
   get newest() {
@@ -17,7 +25,11 @@ export class Series {
       const last = this.newest;
       if (last === null || reading.step > last.step) {
         this.readings.push(reading);
-      } else if (Date.parse(reading.time) > Date.parse(last.time)) {
+        for (const [name, column] of this.columns) column.push(valueOf(reading, name));
+        continue;
+      }
+      this.columns.clear();
+      if (Date.parse(reading.time) > Date.parse(last.time)) {
         // A later time at an earlier step: the session was set back, so what followed that step is undone.
         this.readings.length = this.#placeOf(reading.step);
         this.readings.push(reading);
@@ -30,17 +42,23 @@ export class Series {
     if (this.readings.length > MOST_POINTS) this.#thin();
   }
 
+  // A quantity of all readings. The array grows with them and is not to be changed.
   column(name) {
-    return this.readings.map((reading) => reading.energies[name]);
+    let column = this.columns.get(name);
+    if (column === undefined) {
+      column = this.readings.map((reading) => valueOf(reading, name));
+      this.columns.set(name, column);
+    }
+    return column;
   }
 
   steps() {
-    return this.readings.map((reading) => reading.step);
+    return this.column(STEP);
   }
 
   // Seconds of each reading, since 1970.
   times() {
-    return this.readings.map((reading) => Date.parse(reading.time) / 1000);
+    return this.column(TIME);
   }
 
   // How many of the readings had each staleness: { label, count } of none, 1, 2, 3 to 4, 5 to 8 and so on.
@@ -77,6 +95,7 @@ export class Series {
   // Drops every other point of the older half, so that the newest steps stay sharp.
   #thin() {
     const half = this.readings.length >> 1;
+    this.columns.clear();
     this.readings = this.readings.filter((_, place) => place >= half || place % 2 === 0);
   }
 }
