@@ -219,6 +219,7 @@ def test_wandb_is_given_each_step_with_its_number(
         with report(session, to=WandbReporter()):
             step(session, 3)
     assert [line[STEP] for line in logged] == [1, 2, 3]
+    wandb.teardown()  # lets its process write all that it has
     (file,) = tmp_path.rglob("*.wandb")
     assert b"energies/loss" in file.read_bytes()
 
