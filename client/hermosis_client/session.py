@@ -35,6 +35,7 @@ from hermosis_client.records import (
 )
 from hermosis_client.retry import patiently
 from hermosis_client.state import ExportedState
+from hermosis_client.watch import Watch
 
 WireDtype = Literal["float32", "float16", "bfloat16"]
 LR = "lr"  # what every recipe calls its learning rate
@@ -309,6 +310,14 @@ class Session:
         request = telemetry_pb2.GetTelemetryRequest(session_id=self.session_id)
         response = self._connection.call(self._connection.telemetry.GetTelemetry, request)
         return codec.telemetry_reading(response.reading) if response.HasField("reading") else None
+
+    def watch(self, *, min_interval_s: float = 0.0) -> Watch:
+        """Readings of this session as its steps are applied.
+
+        Args:
+          min_interval_s: between two readings; zero means every step.
+        """
+        return Watch(self._connection, [self.session_id], min_interval_s)
 
     def history(self, after_step: int = 0, max_readings: int = 1000) -> list[TelemetryReading]:
         """Readings that the server still holds, by step.

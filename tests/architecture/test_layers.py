@@ -165,6 +165,12 @@ HOUSE = {
         {"grpc", "google.protobuf", "google.rpc", "numpy"},
     ),
     "hermosis_client.tracing": room(outside={"opentelemetry"}),
+    "hermosis_client.reporting": room({"hermosis_client"}),
+    # Each imports its library when a reporter is made.
+    **{
+        f"hermosis_client.reporting.{name}": room({"hermosis_client", "hermosis_client.reporting"}, {name})
+        for name in ("tensorboard", "mlflow", "wandb")
+    },
     **{
         f"hermosis_client.{name}": room(
             {"hermosis_client", "hermosis_client.torch_group", "hermosis_client.torch_session"}, {"torch"}

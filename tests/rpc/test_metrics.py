@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hermosis.v1 import types_pb2
 from hermosis_server.engine.alerts import RULES
 from hermosis_server.errors import InvalidRequest
 
@@ -35,7 +36,7 @@ def test_steps_are_counted_by_their_seconds(metered: Any) -> None:
     server, address = metered.server, metered.metrics_address
     session = server.create(8)
     for sequence in range(1, 6):
-        server.push(session, np.zeros(8), sequence)
+        server.push(session, np.zeros(8), sequence, ack_level=types_pb2.ACK_LEVEL_DURABLE)
     found = samples(address)
     assert found["hermosis_server_serving", ""] == 1
     assert found["hermosis_server_steps_total", ""] == 5
