@@ -37,7 +37,7 @@ def test_serves_beside_others_until_closed_and_cleans_up(server: LocalServer) ->
     assert other.address != server.address
     with Client(server.address) as client:
         assert client.capabilities().server_version
-    assert "event=serving" in server.log_tail()
+    assert '"event": "serving"' in server.log_tail()
     folder = server.data_folder
     assert os.path.isdir(folder)
     server.close()

@@ -38,7 +38,7 @@ def test_after_an_error_of_the_disk_nothing_is_acknowledged_and_what_was_is_ther
 def test_want_of_room_that_passes_delays_a_durable_step_and_loses_nothing(start: Start, twin: Twin) -> None:
     server, client = start("disk.allocate=ENOSPC@2")
     stepped(begun(client, PLAN).worker("worker-0", ack_level="durable"), PLAN, STEPS)
-    assert "event=not_durable" in server.log.read_text()
+    assert '"event": "not_durable"' in server.log.read_text()
     session = start()[1].session(PLAN.name)
     assert session.info().step == STEPS
     assert session.digest() in twin.digests(PLAN, STEPS)

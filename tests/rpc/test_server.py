@@ -108,7 +108,7 @@ def test_a_signal_stops_the_process_in_good_order(number: signal.Signals, tmp_pa
     process.send_signal(number)
     _, log = process.communicate(timeout=20)
     assert process.returncode == 0, log
-    assert "event=stopped" in log
+    assert '"event": "stopped"' in log
     channel.close()
 
 
