@@ -33,7 +33,7 @@ SERVICES = (
     telemetry_pb2.DESCRIPTOR.services_by_name["TelemetryService"].full_name,
     access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name,
 )
-MIN_PING_INTERVAL_MS = 30_000
+MIN_PING_INTERVAL_MS = 10_000  # clients ping every 30 s, and a ping that comes early is a strike
 MAX_METADATA_BYTES = 16 << 10  # a token of an identity provider takes up to 8 KiB
 
 
