@@ -54,7 +54,8 @@ class Twin:
             durability=Durability(mode="none"),
         )
         session.initialise(plan.start())
-        workers = [session.worker(worker_id) for worker_id in plan.worker_ids]
+        # Without memory that it shares: a twin lives as long as the tests do, and some of them count such memory.
+        workers = [session.worker(worker_id, shared_memory=False) for worker_id in plan.worker_ids]
         return _Line(session, workers, [{session.digest()}])
 
     def _go_on(self, plan: Plan, line: _Line) -> None:

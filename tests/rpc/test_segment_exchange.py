@@ -1,7 +1,6 @@
 """The same-host path of Exchange, as any client may speak it: payload in shared memory, all else as on the stream."""
 
 import asyncio
-import gc
 import subprocess
 import sys
 import threading
@@ -68,29 +67,14 @@ class Shared:
         return self.answer.copy()
 
 
-@pytest.fixture(autouse=True)
-def nobody_elses_memory() -> None:
-    """A worker of an earlier test whose thread still waits in an exchange holds its segment."""
-    gc.collect()
-    _BEFORE.clear()
-    _BEFORE.update(_all_maps())
-
-
 def some(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(SIZE, np.float32)
 
 
 def maps() -> set[str]:
     """Where segments are mapped in this process, which is the server's and the worker's."""
-    return _all_maps() - _BEFORE
-
-
-def _all_maps() -> set[str]:
     lines = Path("/proc/self/maps").read_text().splitlines()
     return {line.split()[0] for line in lines if "memfd:hermosis-segment" in line}
-
-
-_BEFORE: set[str] = set()
 
 
 def refusal(stream: Any) -> tuple[int, str]:

@@ -29,7 +29,7 @@ export class Plot {
     this.room = room;
     this.plot = null;
     this.range = null; // what the reader has zoomed to
-    this.drawn = null;
+    this.walked = null; // x of the point that the keys have come to
     this.form = "";
     this.waiting = null;
     this.watcher = new ResizeObserver(() => this.#resize());
@@ -54,14 +54,16 @@ export class Plot {
     });
   }
 
-  // Walks the cursor along the points; the legend tells the values.
+  // Walks the cursor along the points; the legend tells the values. Where it stands outlives drawings, as live ones come
+  // several times a second, until the pointer takes it.
   walk(direction, far) {
     const x = this.plot?.data[0];
     if (!x?.length) return;
     const stride = far ? Math.max(1, x.length >> 4) : 1;
-    const from = this.plot.cursor.idx ?? (direction < 0 ? x.length : -1);
-    const place = Math.min(x.length - 1, Math.max(0, from + direction * stride));
-    this.plot.setCursor({ left: this.plot.valToPos(x[place], "x"), top: 10 });
+    const at = this.walked === null ? this.plot.cursor.idx : x.findLastIndex((value) => value <= this.walked);
+    const from = at ?? (direction < 0 ? x.length : -1);
+    this.walked = x[Math.min(x.length - 1, Math.max(0, from + direction * stride))];
+    this.#point(this.plot);
   }
 
   destroy() {
@@ -129,15 +131,22 @@ export class Plot {
         })),
       ],
       hooks: {
-        draw: [(plot) => this.#mark(plot)],
+        draw: [(plot) => this.#mark(plot), (plot) => this.#point(plot)],
         setSelect: [(plot) => this.#zoom(plot)],
       },
     };
     this.plot = new uPlot(options, [[], ...lines.map(() => [])], this.room);
+    this.plot.over.addEventListener("mousemove", () => { this.walked = null; });
     this.plot.over.addEventListener("dblclick", () => {
       this.range = null;
       this.draw(this.chart);
     });
+  }
+
+  #point(plot) {
+    if (this.walked === null) return;
+    const left = Math.min(plot.over.clientWidth, Math.max(0, plot.valToPos(this.walked, "x"))); // rounding leads outside
+    plot.setCursor({ left, top: 10 });
   }
 
   #zoom(plot) {
