@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from hermosis.v1 import session_pb2
-from hermosis.wire import Dtype
 from hermosis_client import ExportedState
 from hermosis_server.errors import CorruptState
 from hermosis_server.identity import shown_id
@@ -51,8 +50,5 @@ def read(path: Path) -> tuple[str, ExportedState]:
     except ValueError as error:
         raise CorruptState(f"{path.name} was written by another version ({error})") from error
     head = session_codec.state_head(made_from, stored.layout, stored.state)
-    buffers = {
-        kind.name.lower(): np.frombuffer(payload, Dtype.FLOAT32.name.lower())
-        for kind, payload in stored.state.buffers.items()
-    }
+    buffers = {kind.name.lower(): np.frombuffer(payload, np.float32) for kind, payload in stored.state.buffers.items()}
     return shown_id(stored.session_id), ExportedState(head=head.SerializeToString(), buffers=buffers)

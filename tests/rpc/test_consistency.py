@@ -310,6 +310,17 @@ def test_the_rule_can_be_changed_while_a_round_is_in_the_making(server: Any) -> 
     assert pusher.push("b", GRADIENTS[3], base_step=2).contributions == 2
 
 
+def test_more_workers_have_more_room(host: Any) -> None:
+    """A round of eight is four times what a session of one worker may have on its way."""
+    server = host(session_bytes=1 << 20).server
+    session = server.create(100_000, consistency=rule("BARRIER", 1))
+    pusher = Pusher(server, session)
+    pusher.update(rule("BARRIER", 8))
+    gradient = np.ones(100_000, np.float32)
+    futures = [pusher.send(f"w{place}", gradient) for place in range(8)]
+    assert {future.result().result.contributions for future in futures} == {8}
+
+
 @pytest.mark.parametrize(
     ("spec", "field"),
     [

@@ -13,15 +13,6 @@ from hermosis_server.cli.extras import SERVER, require
 if TYPE_CHECKING:
     from hermosis_server.offline import Verdict
 
-Token = Annotated[
-    str | None,
-    typer.Option(help="Token to show. Others on this machine can read a command line; HERMOSIS_TOKEN hides it."),
-]
-Ca = Annotated[
-    str | None,
-    typer.Option("--ca", help="PEM file of the CA of the server's certificate, or 'system'; also HERMOSIS_CA."),
-]
-
 
 def verify(
     path: Annotated[Path, typer.Argument(help="Data folder of a server that does not run, or one state file.")],
@@ -64,8 +55,8 @@ def snapshot(
     context: typer.Context,
     session_id: sessions.SessionId,
     address: sessions.Address = sessions.DEFAULT_ADDRESS,
-    token: Token = None,
-    ca: Ca = None,
+    token: sessions.Token = None,
+    ca: sessions.Ca = None,
     json: sessions.Json = False,
 ) -> None:
     """Write a session to the server's disk now; what it has stepped is durable when this returns."""
@@ -88,8 +79,8 @@ def restore(
         str, typer.Option("--snapshot", help="Snapshot to go back to.", show_default="the newest")
     ] = "",
     address: sessions.Address = sessions.DEFAULT_ADDRESS,
-    token: Token = None,
-    ca: Ca = None,
+    token: sessions.Token = None,
+    ca: sessions.Ca = None,
     json: sessions.Json = False,
 ) -> None:
     """Set a session back to a snapshot: also one that was set aside as damaged, or is only left as a copy.

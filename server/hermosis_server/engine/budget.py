@@ -29,12 +29,15 @@ class Budget:
     __slots__ = ("_owner", "_resume_bytes", "_whole", "limit_bytes", "refusing", "used_bytes")
 
     def __init__(self, limit_bytes: int, *, owner: str = "the server", whole: "Budget | None" = None) -> None:
-        self.limit_bytes = limit_bytes
+        self.resize(limit_bytes)
         self.used_bytes = 0
         self.refusing = False
-        self._resume_bytes = int(limit_bytes * RESUME)
         self._owner = owner
         self._whole = whole
+
+    def resize(self, limit_bytes: int) -> None:
+        """Another limit from now on; what is held stays."""
+        self.limit_bytes, self._resume_bytes = limit_bytes, int(limit_bytes * RESUME)
 
     def take(self, size_bytes: int, *, awaited: bool = False) -> None:
         """Counts bytes that are asked for; `give` them back.

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from typing import NamedTuple
 
-from hermosis_server.errors import HermosisError
 from hermosis_server.storage.copies import Copies
 from hermosis_server.storage.store import SnapshotInfo
 
@@ -61,6 +60,6 @@ class Copier:
                     await asyncio.to_thread(self._copies.forget, session_id)
                 if due.info is not None:
                     await asyncio.to_thread(self._copies.put, due.info)
-            except (HermosisError, OSError) as error:
+            except Exception as error:  # whatever a storage's library raises: the next copy is another matter
                 logger.error("event=copy_failed session=%s problem=%r", session_id, str(error))
         self._working = None

@@ -286,6 +286,7 @@ class Engine:
                 session.spec = replace(session.spec, labels=dict(edit.labels))
             if edit.consistency is not None:
                 session.spec = replace(session.spec, consistency=edit.consistency)
+                session.resize(self._session_bytes(session.spec))  # or a round of more workers would never fit
                 session.recount(time.monotonic())
                 self.intake.changed(session)
             session.revision += 1

@@ -130,8 +130,13 @@ class Session:
     _kept: deque[tuple[WorkerRecord, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self.most_stepping = max(1, self.budget.limit_bytes // self._exchange_bytes)
+        self.resize(self.budget.limit_bytes)
         self.round = self._new_round()
+
+    def resize(self, budget_bytes: int) -> None:
+        """Room for what its workers have on their way."""
+        self.budget.resize(budget_bytes)
+        self.most_stepping = max(1, budget_bytes // self._exchange_bytes)
 
     @property
     def on_device(self) -> Resident:
