@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import math
 import time
 from dataclasses import replace
@@ -270,10 +271,11 @@ class Intake:
         if not session.parked:
             return
         now_s = time.monotonic()
-        free = [held for held in session.parked if not session.is_ahead(held[0], now_s)]
-        session.parked = [held for held in session.parked if held not in free]
-        for _, go_on in free:
-            go_on()
+        ahead = [session.is_ahead(worker, now_s) for worker, _ in session.parked]  # seen with all of them held back
+        parked, session.parked = session.parked, list(itertools.compress(session.parked, ahead))
+        for (_, go_on), waits in zip(parked, ahead, strict=True):
+            if not waits:
+                go_on()
         if session.parked and session.spec.consistency.lease_s and session.timer is None:
             delay_s = session.spec.consistency.lease_s / LOOKS
             session.timer = asyncio.get_running_loop().call_later(delay_s, self._look_again, session)

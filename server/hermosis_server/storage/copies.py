@@ -7,6 +7,7 @@ A copy is put under a name that must be free. So of two servers that both believ
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from hermosis_server.errors import InvalidRequest, StaleGeneration
@@ -14,6 +15,7 @@ from hermosis_server.storage import snapshot_file
 from hermosis_server.storage.snapshot_file import StoredSnapshot
 from hermosis_server.storage.store import KEPT_SNAPSHOTS, SESSION_ID, SNAPSHOT_NAME, SnapshotInfo
 
+RETRY_S = 15.0  # that a request is tried again for
 PART_BYTES = 16 << 20  # of an upload: what a copy on its way takes of memory is a few of these
 
 
@@ -45,9 +47,14 @@ class Copies:
         self._library = _obstore()
         self._failures = (self._library.exceptions.BaseError, OSError)
         self._url = url
-        local = {"mkdir": True} if url.startswith("file:") else {}
+        usual: dict[str, Any] = {}
+        if url.startswith("file:"):
+            usual = {"mkdir": True}
+        elif not url.startswith("memory:"):
+            # The next snapshot tries again, and a server that stops waits for no storage that is away.
+            usual = {"retry_config": {"max_retries": 3, "retry_timeout": timedelta(seconds=RETRY_S)}}
         try:
-            self._store = self._library.store.from_url(url, **local, **(options or {}))
+            self._store = self._library.store.from_url(url, **usual, **(options or {}))
         except (*self._failures, ValueError, TypeError) as error:
             raise InvalidRequest(f"snapshots cannot be copied to {url}: {error}", field="copies") from error
 
