@@ -5,15 +5,19 @@ again with the next snapshot, and said in the log: a copy is worth nothing until
 """
 
 import asyncio
+import contextlib
 import logging
-from typing import NamedTuple
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from hermosis_server.storage.copies import Copies
 from hermosis_server.storage.store import SnapshotInfo
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 30.0  # for the copies that are due when the server stops
+PATIENCE_S = 20.0  # for the copies that are due when the server stops
 
 
 class _Due(NamedTuple):
@@ -57,9 +61,35 @@ class Copier:
             due = self._due.pop(session_id)
             try:
                 if due.closed:
-                    await asyncio.to_thread(self._copies.forget, session_id)
+                    await _apart(self._copies.forget, session_id)
                 if due.info is not None:
-                    await asyncio.to_thread(self._copies.put, due.info)
+                    await _apart(self._copies.put, due.info)
             except Exception as error:  # whatever a storage's library raises: the next copy is another matter
                 logger.error("event=copy_failed session=%s problem=%r", session_id, str(error))
         self._working = None
+
+
+async def _apart(function: Callable[[T], None], argument: T) -> None:
+    """Calls it on a thread that the end of the process does not wait for: a storage may be silent for minutes."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        error: Exception | None = None
+        try:
+            function(argument)
+        except Exception as problem:
+            error = problem
+        with contextlib.suppress(RuntimeError):  # the loop has gone: nobody is left to hear
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=work, name="hermosis-copies", daemon=True).start()
+    await done
