@@ -18,6 +18,7 @@ from hermosis_sidecar.history.store import Store
 
 _MOST_READINGS = 10_000  # that the server gives at a time
 # Who brings something about tells of it within so many seconds, in which a look may have noticed it already.
+_CLOCKS_S = 0.5  # that two clocks of one server may drift apart between two looks
 _SOON_S = 5.0
 
 
@@ -54,6 +55,7 @@ class Lineage:
         self._present: dict[str, _Present] = {}
         self._aside: dict[str, str] = {}
         self._away = True
+        self._started_s = 0.0  # when the server did, by its own clock, as of the last look
         self._looked = False
         self._happened: list[KeptEvent] = []
         self._ending = False
@@ -96,6 +98,7 @@ class Lineage:
         Raises:
           HermosisError: the server cannot be asked, or the store fails; to be tried again.
         """
+        started_s = self._server_started_s()  # before the list: what begins in between is told from it
         there = {info.session_id: info for info in self._client.sessions()}
         self._part_with_those_not(there)
         aside = {}
@@ -109,7 +112,7 @@ class Lineage:
                 aside[info.session_id] = info.status_reason  # Damaged on disk: nothing else is known of it.
         for session_id in aside.keys() - self._aside.keys():
             self._set_aside(session_id, aside[session_id])
-        self._aside, self._away = aside, False
+        self._aside, self._away, self._started_s = aside, False, started_s
         for present in list(self._present.values()):
             if self._ending:
                 return
@@ -187,7 +190,7 @@ class Lineage:
             return
         if earlier:
             generation = f"generation {info.generation} goes on from step {info.step}"
-            kind: EventKind = "server_restarted" if self._away else "restored"
+            kind: EventKind = "server_restarted" if self._is_another_server() else "restored"
             self._tell(present, Happened(kind, generation), info.step)
             return
         for life in known:
@@ -196,6 +199,14 @@ class Lineage:
         self._tell(present, Happened("created", info.display_name), 0, info.create_time_s)
         if info.status is SessionStatus.READY:
             self._tell(present, Happened("ready", "the first parameters are there"), 0)
+
+    def _is_another_server(self) -> bool:
+        """Whether the server was started since the last look, which may have been too quick for it to be missed."""
+        return self._away or self._server_started_s() > self._started_s + _CLOCKS_S
+
+    def _server_started_s(self) -> float:
+        overview = self._client.overview(max_sessions=1)
+        return overview.time_s - overview.uptime_s
 
     def _part_with_those_not(self, there: Container[str]) -> None:
         if not self._looked:  # Since the sidecar was started: some may have gone before.

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.faults.proxy import Proxy
 from tests.sidecar.conftest import Sidecar, eventually, push
@@ -204,3 +205,23 @@ def test_connection_that_broke_leaves_no_gap(server: LocalServer, client: Client
             archive.awaits("broken", 1, 2, 3, 4, 5, 6)
     finally:
         proxy.close()
+
+
+def test_a_restart_too_quick_to_be_missed_is_told_from_a_restore(tmp_path: Path) -> None:
+    store, data = Store(f"sqlite:///{tmp_path}/history.db"), tmp_path / "data"
+    with LocalServer(data_folder=data) as server:
+        port = server.address.rpartition(":")[2]
+        client = Client(server.address, timeout_s=30)
+        session = client.create_session({"w": (2,)}, "sgd", session_id="run")
+        session.initialise({"w": np.zeros(2, np.float32)})
+        lineage = Lineage(store, client, Ids(), interval_s=0.0)
+        lineage.look()
+        lineage.happened()
+    with LocalServer(data_folder=data, arguments=["--port", port]):
+        lineage.look()  # nobody has said that the server was away
+        assert [kept.event.kind for kept in lineage.happened()] == ["server_restarted"]
+        client.restore("run")
+        lineage.look()
+        assert [kept.event.kind for kept in lineage.happened()] == ["restored"]
+        client.close()
+    store.close()
