@@ -213,7 +213,8 @@ def test_a_page_finds_back_when_the_server_was_restarted(tmp_path: Path, open_pa
         with Client(second.address) as client:
             push(client.session("run"), 1.0)
         expect(loss(page)).to_have_accessible_name(re.compile("at step 3: loss 1,"))
-        expect(page.get_by_role("region", name="Events")).to_contain_text("server restarted")
+        # The recorder looks at the sessions every few seconds.
+        expect(page.get_by_role("region", name="Events")).to_contain_text("server restarted", timeout=20_000)
 
 
 def test_page_is_used_by_keyboard_and_told_to_who_does_not_see(
@@ -267,6 +268,8 @@ def test_ten_thousand_readings_make_no_larger_page_than_ten(
     address = f"{sidecar.address}/#/session/{session.session_id}"
     page = open_page(address)
     expect(loss(page)).to_have_accessible_name(re.compile("at step 10"))
+    events = page.get_by_role("region", name="Events")
+    expect(events).to_contain_text("ready", timeout=20_000)  # all that comes beside the readings is there
     nodes = "document.querySelectorAll('*').length"
     few = page.evaluate(nodes)
 
@@ -275,6 +278,7 @@ def test_ten_thousand_readings_make_no_larger_page_than_ten(
     page.route("**/telemetry/history*", lambda route: route.fulfill(json={"readings": many, "thinned": False}))
     page.reload()
     expect(loss(page)).to_have_accessible_name(re.compile("at step 10,000"))
+    expect(events).to_contain_text("ready", timeout=20_000)
     assert page.evaluate(nodes) <= few
 
 

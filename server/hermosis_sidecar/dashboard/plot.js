@@ -57,6 +57,10 @@ export class Plot {
   // Walks the cursor along the points; the legend tells the values. Where it stands outlives drawings, as live ones come
   // several times a second, until the pointer takes it.
   walk(direction, far) {
+    if (this.chart && !this.plot?.data[0].length) {
+      this.inSight = true; // the key comes before the first drawing
+      this.#draw();
+    }
     const x = this.plot?.data[0];
     if (!x?.length) return;
     const stride = far ? Math.max(1, x.length >> 4) : 1;
