@@ -71,16 +71,21 @@ async def look(address: str, session_id: str, heard: list[int]) -> None:
 def looking(address: str, session_ids: list[str]) -> Iterator[list[int]]:
     """Viewers on a thread; gives how many readings they have heard of."""
     heard, loop = [0], asyncio.new_event_loop()
+
+    async def look_all() -> None:
+        await asyncio.gather(*(look(address, each, heard) for each in session_ids))
+
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    tasks = [asyncio.run_coroutine_threadsafe(look(address, each, heard), loop) for each in session_ids]
+    viewers = asyncio.run_coroutine_threadsafe(look_all(), loop)
     try:
         yield heard
     finally:
-        for task in tasks:
-            task.cancel()
-        loop.call_soon_threadsafe(loop.stop)
+        viewers.cancel()
+        # The cancelled ones end in the passes before the one that stops.
+        loop.call_soon_threadsafe(loop.call_later, 0.1, loop.stop)
         thread.join()
+        loop.close()
 
 
 def stepped(client: Client, fleet: Fleet, seconds: float) -> dict[str, float]:

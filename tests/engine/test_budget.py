@@ -153,7 +153,7 @@ def test_a_watch_of_everything_forgets_sessions_that_are_no_more_and_watches_are
     watchers = Watchers()
     watch = watchers.add(Watch((), min_interval_s=0.5, capacity=10))
     for number in range(100):
-        watchers.offer(reading(1, f"s{number}"))
+        watchers.offer(f"s{number}", 1.0, reading(1, f"s{number}"))
         watchers.forget(f"s{number}")
     assert not watch._last_s
     for _ in range(MAX_WATCHES - 1):

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from hermosis_server.engine.telemetry import Shelf, TelemetryRing, Watch, thinned
+from hermosis_server.engine.telemetry import MOST_AT_A_TIME, Shelf, TelemetryRing, Watch, thinned
 from hermosis_server.records import EnergySample, TelemetryReading
 
 
@@ -48,8 +48,9 @@ def test_a_watch_sees_only_what_it_asked_for_and_not_too_often() -> None:
     async def scenario() -> list[tuple[str, int]]:
         watch = Watch(["a"], min_interval_s=2.0, capacity=10)
         for step in range(6):
-            watch.offer(reading(step, "a"))
-            watch.offer(reading(step, "b"))
+            for session_id in ("a", "b"):
+                one = reading(step, session_id)
+                watch.offer(session_id, one.time_s, one)
         return [(r.session_id, r.step) for r in await watch.next()]
 
     assert asyncio.run(scenario()) == [("a", 0), ("a", 2), ("a", 4)]
@@ -59,10 +60,29 @@ def test_a_slow_watcher_loses_the_oldest() -> None:
     async def scenario() -> list[int]:
         watch = Watch([], min_interval_s=0.0, capacity=3)
         for step in range(10):
-            watch.offer(reading(step))
+            watch.offer("a", step, reading(step, "a"))
         return [r.step for r in await watch.next()]
 
     assert asyncio.run(scenario()) == [7, 8, 9]
+
+
+def test_a_watcher_hears_of_many_steps_in_bundles_and_misses_none() -> None:
+    async def scenario() -> list[list[int]]:
+        watch = Watch([], min_interval_s=0.0, capacity=1000)
+        waiting = asyncio.ensure_future(watch.next())
+        await asyncio.sleep(0)
+        for step in range(MOST_AT_A_TIME + 10):  # while it gathers
+            watch.offer("a", step, reading(step, "a"))
+            await asyncio.sleep(0)
+        watch.end()
+        bundles = [await waiting]
+        while more := await watch.next():
+            bundles.append(more)
+        return [[r.step for r in bundle] for bundle in bundles]
+
+    bundles = asyncio.run(scenario())
+    assert list(map(len, bundles)) == [MOST_AT_A_TIME, 10]
+    assert list(itertools.chain(*bundles)) == list(range(MOST_AT_A_TIME + 10))
 
 
 def test_a_watch_that_waits_is_woken_and_ended() -> None:
@@ -70,7 +90,7 @@ def test_a_watch_that_waits_is_woken_and_ended() -> None:
         watch = Watch([], min_interval_s=0.0, capacity=3)
         waiting = asyncio.ensure_future(watch.next())
         await asyncio.sleep(0)
-        watch.offer(reading(1))
+        watch.offer("a", 1.0, reading(1, "a"))
         first = await waiting
         watch.end()
         return [[r.step for r in first], [r.step for r in await watch.next()]]

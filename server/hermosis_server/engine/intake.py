@@ -264,7 +264,7 @@ class Intake:
                 origins = (contribution.ticket.origin for contribution in contributions)
                 self._tracing.stepped(done.launch, (shown_id(session.session_id),), origins)
             session.telemetry.append(reading)
-            self._watchers.offer(reading)
+            self._watchers.offer(session.session_id, reading.time_s, reading)
 
     def _let_go_on(self, session: Session) -> None:
         """Answers those that are no longer too far ahead of the others."""

@@ -13,6 +13,9 @@ MAX_READINGS_TOGETHER = 1_000_000
 LEAST_READINGS = 64
 # Each may keep as many readings as a ring for a viewer that does not read.
 MAX_WATCHES = 256
+# How long a watcher's news gather, so that workers hear of a step before watchers do, and how many go at a time.
+GATHER_S = 0.01
+MOST_AT_A_TIME = 64
 
 
 class Readings(Protocol):
@@ -85,7 +88,11 @@ class TelemetryRing:
         self._readings.clear()
 
     def _read(self, entry: TelemetryReading | Readings) -> TelemetryReading:
-        return entry if isinstance(entry, TelemetryReading) else entry.reading(self._session_id)
+        return _reading(entry, self._session_id)
+
+
+def _reading(entry: TelemetryReading | Readings, session_id: str) -> TelemetryReading:
+    return entry if isinstance(entry, TelemetryReading) else entry.reading(session_id)
 
 
 def thinned(readings: Sequence[TelemetryReading], at_most: int) -> list[TelemetryReading]:
@@ -116,19 +123,20 @@ class Watch:
         self._sees = sees
         self._min_interval_s = min_interval_s
         self._last_s: dict[str, float] = {}
-        self._readings: deque[TelemetryReading] = deque(maxlen=capacity)
+        self._readings: deque[tuple[TelemetryReading | Readings, str]] = deque(maxlen=capacity)
         self._news = asyncio.Event()
         self._ended = False
 
-    def offer(self, reading: TelemetryReading) -> None:
-        if self._session_ids and reading.session_id not in self._session_ids:
+    def offer(self, session_id: str, time_s: float, entry: TelemetryReading | Readings) -> None:
+        """Takes a step's reading, if it is wanted; what is still in columns is made when it is read."""
+        if self._session_ids and session_id not in self._session_ids:
             return
-        if not self._sees(reading.session_id):
+        if not self._sees(session_id):
             return
-        if reading.time_s - self._last_s.get(reading.session_id, float("-inf")) < self._min_interval_s:
+        if time_s - self._last_s.get(session_id, float("-inf")) < self._min_interval_s:
             return
-        self._last_s[reading.session_id] = reading.time_s
-        self._readings.append(reading)
+        self._last_s[session_id] = time_s
+        self._readings.append((entry, session_id))
         self._news.set()
 
     def forget(self, session_id: str) -> None:
@@ -141,13 +149,13 @@ class Watch:
         self._news.set()
 
     async def next(self) -> list[TelemetryReading]:
-        """What came since the last call, waiting for at least one; empty when the watch has ended."""
-        while not self._readings and not self._ended:
+        """Some of what came since the last call, oldest first, or what comes next; empty when the watch has ended."""
+        if not self._readings and not self._ended:
             self._news.clear()
             await self._news.wait()
-        readings = list(self._readings)
-        self._readings.clear()
-        return readings
+            await asyncio.sleep(GATHER_S)
+        some = min(len(self._readings), MOST_AT_A_TIME)
+        return [_reading(*self._readings.popleft()) for _ in range(some)]
 
 
 class Watchers:
@@ -170,9 +178,9 @@ class Watchers:
         """Whether there is anybody."""
         return bool(self._watches)
 
-    def offer(self, reading: TelemetryReading) -> None:
+    def offer(self, session_id: str, time_s: float, entry: TelemetryReading | Readings) -> None:
         for watch in self._watches:
-            watch.offer(reading)
+            watch.offer(session_id, time_s, entry)
 
     def forget(self, session_id: str) -> None:
         """The session is no more."""

@@ -327,7 +327,7 @@ class Volleys:
             if outcome is Outcome.APPLIED:
                 session.telemetry.append(fates)
                 if watched:
-                    self._watchers.offer(fates.reading(session.session_id))
+                    self._watchers.offer(session.session_id, fates.time_s, fates)
         if self._keeper is not None:
             self._keeper.counted(volley.sessions)
             fates.durable_steps = [session.durable_step for session in volley.sessions]
