@@ -2,7 +2,7 @@
 
 A pass serves all streams that have a message. Where eight workers flood the server for one session, an answer to any
 other would wait for all eight at each of its hand-overs. So each session has one message a pass as long as another
-session has any; and large messages, which take as long as twenty small ones, go one a pass whoever sends them.
+one is there; and large messages, which take as long as twenty small ones, go one a pass whoever sends them.
 """
 
 import asyncio
@@ -11,6 +11,8 @@ from collections.abc import Hashable
 from typing import Final
 
 HEAVY_BYTES: Final = 64 << 10
+# A session whose worker waits for an answer has no message in most passes, and is there all the same.
+COMPANY_S: Final = 0.05
 
 
 class _Large:
@@ -25,7 +27,9 @@ class Turns:
 
     def __init__(self) -> None:
         self._served: set[Hashable] = set()  # in this pass
-        self._several = False  # had a turn in the pass before
+        self._last: Hashable = None  # who was served alone last
+        self._company_s = 0.0  # until when several count as being there; on the loop's clock
+        self._several = False  # are there
         self._waiting: deque[tuple[Hashable, asyncio.Future[None]]] = deque()
 
     def take(self, who: Hashable) -> bool:
@@ -45,7 +49,11 @@ class Turns:
 
     def _next(self) -> None:
         """Another pass: those that wait have the first turns of it."""
-        self._several = len(self._served) > 1
+        now_s = asyncio.get_running_loop().time()
+        if self._last not in self._served or len(self._served) > 1:
+            self._company_s = now_s + COMPANY_S
+            self._last = next(iter(self._served))
+        self._several = now_s < self._company_s
         self._served.clear()
         waiting, self._waiting = self._waiting, deque()
         for who, turn in waiting:

@@ -1,0 +1,69 @@
+"""Turns: a session that floods the server has one message a pass while another one is there, and all of them alone."""
+
+import asyncio
+import contextlib
+
+from hermosis_server.rpc.turns import COMPANY_S, LARGE, Turns
+
+WORKERS = 8
+
+
+async def _messages_a_pass(turns: Turns, who: object, *, seconds: float) -> list[int]:
+    """How many messages of one who floods are served in each pass of the loop, for a while."""
+    served = [0]
+
+    async def flood() -> None:
+        while True:
+            if not turns.take(who):
+                await turns.wait(who)
+            served[-1] += 1
+            await asyncio.sleep(0)
+
+    workers = [asyncio.ensure_future(flood()) for _ in range(WORKERS)]
+    end = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(0)
+        served.append(0)
+    for worker in workers:
+        worker.cancel()
+    return served[3:-1]
+
+
+async def _now_and_then(turns: Turns, who: str, *, pause_s: float) -> None:
+    """One worker that waits for its answer: a message, and then none for a while."""
+    while True:
+        if not turns.take(who):
+            await turns.wait(who)
+        await asyncio.sleep(pause_s)
+
+
+def test_who_floods_alone_is_served_as_it_comes() -> None:
+    async def scenario() -> list[int]:
+        turns = Turns()
+        await _messages_a_pass(turns, "flood", seconds=2 * COMPANY_S)
+        return await _messages_a_pass(turns, "flood", seconds=COMPANY_S)
+
+    assert max(asyncio.run(scenario())) == WORKERS
+
+
+def test_who_floods_has_one_message_a_pass_while_another_is_there_that_mostly_waits() -> None:
+    async def scenario() -> list[int]:
+        turns = Turns()
+        other = asyncio.ensure_future(_now_and_then(turns, "other", pause_s=COMPANY_S / 10))
+        await asyncio.sleep(COMPANY_S / 2)
+        served = await _messages_a_pass(turns, "flood", seconds=4 * COMPANY_S)
+        other.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await other
+        return served[100:]
+
+    served = asyncio.run(scenario())
+    assert max(served) == 1
+    assert sum(served) > len(served) // 2, "it is served in nearly every pass"
+
+
+def test_large_messages_go_one_a_pass_whoever_sends_them() -> None:
+    async def scenario() -> list[int]:
+        return await _messages_a_pass(Turns(), LARGE, seconds=COMPANY_S)
+
+    assert max(asyncio.run(scenario())) == 1
