@@ -25,8 +25,14 @@ def of_new_session(field: str) -> str:
 
 
 def of_edit(field: str) -> str:
-    """In the JSON of an edit. Of the optimizer it can change the thermal profile only, so that is to blame."""
+    """In the JSON of an edit.
+
+    Of the optimizer it can change the thermal profile only, so that is to blame; so is the new consistency where what
+    stays of the spec does not go with it.
+    """
     if field == "etag":
         return "If-Match"
+    if field.startswith("spec."):
+        return "consistency.workers" if field.startswith("spec.aggregation.") else "consistency"
     path = field.removeprefix("edit.").removeprefix(_HAMILTONIAN)
     return "thermal_profile" if field.startswith("optimizer") and not path.startswith("thermal_profile") else path

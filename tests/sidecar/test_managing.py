@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.sidecar.conftest import Sidecar, push
 
-from hermosis_client import Client, Durability, Session
+from hermosis_client import Aggregation, Client, Durability, Session
 
 LAYOUT = {"tensors": [{"name": "w", "shape": [3]}]}
 SGD = {"recipe": {"name": "sgd", "parameters": {"lr": 0.1}}}
@@ -155,6 +155,36 @@ def test_a_thermal_profile_is_edited_in_protobufs_json(sidecar: Sidecar, client:
         shown = sidecar.http.patch(path(session), json=edit).json()
         told = shown["spec"]["optimizer"]["hamiltonian"]["thermal_profile"]
         assert told["exponential"]["momentum_retention"] == 0.75
+
+
+def test_the_consistency_of_a_running_session_is_edited(sidecar: Sidecar, session: Session) -> None:
+    edit = {"mode": "QUORUM", "workers": 3, "quorum": 2, "deadline_s": 1.5, "late": "CARRY", "max_staleness": 4}
+    after = sidecar.http.patch(path(session), json={"consistency": edit}).json()["spec"]["consistency"]
+    assert after == edit | {"local_steps": 0, "staleness_weight": "AS_NOW", "lease_s": 0.0}
+    back = sidecar.http.patch(path(session), json={"consistency": {}}).json()["spec"]["consistency"]
+    assert (back["mode"], back["workers"], back["deadline_s"], back["late"]) == ("BARRIER", 1, 0.0, "REFUSE")
+
+
+@pytest.mark.parametrize(
+    ("more", "edit", "field"),
+    [
+        ({}, {"workers": 2, "mode": "QUORUM", "quorum": 3}, "consistency.quorum"),
+        ({}, {"lease_s": -1}, "consistency.lease_s"),
+        ({}, {"mode": "ASYNC", "late": "CARRY"}, "consistency.late"),
+        ({}, {"mode": "SOMEHOW"}, "consistency.mode"),
+        ({}, {"local_steps": 3}, "consistency.local_steps"),
+        # What stays of the session does not go with it.
+        ({"aggregation": Aggregation(rule="krum", byzantine=2)}, {"workers": 4}, "consistency.workers"),
+        ({"parameters_on": "worker"}, {"lease_s": 3}, "consistency"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_fault_of_a_new_consistency_is_named_where_the_caller_wrote_it(
+    sidecar: Sidecar, client: Client, more: dict[str, Any], edit: dict[str, Any], field: str
+) -> None:
+    with client.create_session({"w": (2,)}, "sgd", workers=5, **more) as session:
+        refused(sidecar.http.patch(path(session), json={"consistency": edit}), 422, "InvalidRequest", field)
+        assert session.info().consistency.workers == 5
 
 
 def test_an_edit_based_on_an_older_session_is_refused_and_changes_nothing(sidecar: Sidecar, session: Session) -> None:

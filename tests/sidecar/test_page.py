@@ -254,13 +254,14 @@ const places = [
   { view: "session", ids: ["run-1"], options: { axis: "time" } },
   { view: "compare", ids: ["a", "b"], options: {} },
   { view: "create" },
+  { view: "access" },
 ];
 console.log(JSON.stringify([
   places.map(write), places.map(write).map(read), ["", "#", "#/nowhere/x", "#/session/%E0%A4%A"].map(read),
 ]));
 """)
     links, back, strange = told
-    assert links == ["#/?search=a+b%26c%3Dd", "#/session/run-1?axis=time", "#/compare/a,b", "#/create"]
+    assert links == ["#/?search=a+b%26c%3Dd", "#/session/run-1?axis=time", "#/compare/a,b", "#/create", "#/access"]
     assert back[:3] == [
         {"view": "fleet", "ids": [], "options": {"search": "a b&c=d"}},
         {"view": "session", "ids": ["run-1"], "options": {"axis": "time"}},

@@ -1,10 +1,12 @@
 // What can be done to a session, each after a question that says what will happen.
 
 import { get, send, sessionPath } from "./api.js";
+import { CONSISTENCY, FieldsOf, asked, filled } from "./consistency.js";
 import { numberOr } from "./field.js";
 import { bytes, count, date, number } from "./format.js";
 import { ProfileForm } from "./profile.js";
-import { html, useEffect, useRef, useState } from "./vendor/preact-htm.module.js";
+import { Question } from "./question.js";
+import { html, useEffect, useState } from "./vendor/preact-htm.module.js";
 
 const LIVE = ["READY", "PAUSED"];
 
@@ -35,6 +37,14 @@ const ACTIONS = {
     ask: "β goes on from where it is, by the new profile, from the next step on.",
     form: ProfileEdit,
     run: ({ path, match, given }) => send("PATCH", path, { thermal_profile: whole(given.thermal_profile) }, match),
+  },
+  consistency: {
+    name: "Consistency",
+    when: LIVE,
+    ask: "Contributions become steps by the new rule, from the next step on. What has come for the round in the making stays in it.",
+    form: ConsistencyEdit,
+    run: ({ path, match, session, given }) =>
+      send("PATCH", path, { consistency: asked(CONSISTENCY, { ...filled(CONSISTENCY, session.spec.consistency), ...given }) }, match),
   },
   snapshot: {
     name: "Snapshot",
@@ -73,54 +83,24 @@ function whole(profile) {
 
 export function Actions({ session, watched, act }) {
   const [open, setOpen] = useState(null);
-  const possible = Object.entries(ACTIONS).filter(([, action]) => action.when.includes(session.status));
+  const possible = Object.values(ACTIONS).filter((action) => action.when.includes(session.status));
+  // What is changed is what was seen when the question was put: an edit of somebody else's meanwhile is not overwritten.
+  const put = (action) => setOpen({
+    action,
+    about: { session, path: sessionPath(session.session_id), match: { "if-match": `"${session.etag}"` } },
+  });
+  const done = async (told) => {
+    act.say(`${open.action.name}: done, at step ${count(told.step)}`);
+    await watched.look(); // The next question is about what is there now.
+    open.action.then?.(told, act);
+  };
   return html`
     <div class="bar" role="group" aria-label="Actions">
-      ${possible.map(([key, { name, grave }]) => html`<button type="button" key=${key} class=${grave ? "grave" : ""}
-        onClick=${() => setOpen(key)}>${name}</button>`)}
+      ${possible.map((action) => html`<button type="button" key=${action.name} class=${action.grave ? "grave" : ""}
+        onClick=${() => put(action)}>${action.name}</button>`)}
     </div>
-    ${open && html`<${Question} key=${open} action=${ACTIONS[open]} session=${session} watched=${watched} act=${act}
+    ${open && html`<${Question} key=${open.action.name} ...${open} title=${`${open.action.name}: ${watched.name}`} done=${done}
       leave=${() => setOpen(null)} />`}`;
-}
-
-function Question({ action, session, watched, act, leave }) {
-  const dialog = useRef(null);
-  const [given, setGiven] = useState({});
-  const [fault, setFault] = useState("");
-  const [busy, setBusy] = useState(false);
-  // What is changed is what was seen when the question was put: an edit of somebody else's meanwhile is not overwritten.
-  const [match] = useState({ "if-match": `"${watched.session.etag}"` });
-  useEffect(() => dialog.current.showModal(), []);
-
-  const run = async (event) => {
-    event.preventDefault();
-    setBusy(true);
-    try {
-      const done = await action.run({ path: sessionPath(session.session_id), match, given });
-      act.say(`${action.name}: done, at step ${count(done.step)}`);
-      await watched.look(); // The next question is about what is there now.
-      dialog.current.close();
-      action.then?.(done, act);
-    } catch (error) {
-      setFault(error.message);
-      setBusy(false);
-    }
-  };
-
-  const Form = action.form;
-  return html`<dialog ref=${dialog} aria-labelledby="question" onClose=${leave}>
-    <form onSubmit=${run} novalidate>
-      <h2 id="question">${action.name}: ${watched.name}</h2>
-      <p>${action.ask}</p>
-      ${Form && html`<${Form} session=${session} given=${given}
-        change=${(changes) => setGiven((before) => ({ ...before, ...changes }))} />`}
-      <p class="fault" role="alert">${fault}</p>
-      <div class="bar">
-        <button type="submit" class=${action.grave ? "grave" : "main"} disabled=${busy}>${action.name}</button>
-        <button type="button" onClick=${() => dialog.current.close()}>Cancel</button>
-      </div>
-    </form>
-  </dialog>`;
 }
 
 function ScaleForm({ session, given, change }) {
@@ -138,6 +118,13 @@ function ProfileEdit({ session, change }) {
   const { hamiltonian } = session.spec.optimizer;
   return html`<${ProfileForm} stepDuration=${hamiltonian?.step_duration ?? 1}
     change=${(profile) => change({ thermal_profile: profile })} />`;
+}
+
+function ConsistencyEdit({ session, given, faults, change }) {
+  const now = { ...filled(CONSISTENCY, session.spec.consistency), ...given };
+  return html`<div class="fields">
+    <${FieldsOf} fields=${CONSISTENCY} path="consistency" given=${now} change=${change} faults=${faults} />
+  </div>`;
 }
 
 function SnapshotChoice({ session, given, change }) {

@@ -8,6 +8,9 @@ const TOKEN = "hermosis-token";
 
 export const remember = (token) => sessionStorage.setItem(TOKEN, token);
 
+// Whether this tab brings a token.
+export const isNamed = () => Boolean(sessionStorage.getItem(TOKEN));
+
 function headers(more) {
   const token = sessionStorage.getItem(TOKEN);
   return token ? { ...more, authorization: `Bearer ${token}` } : more;

@@ -1,5 +1,6 @@
 // The page: what is known, when to ask again, and when to draw.
 
+import { Access } from "./access.js";
 import { follow, get, remember } from "./api.js";
 import { Compare } from "./compare.js";
 import { Create } from "./create.js";
@@ -42,11 +43,11 @@ function draw() {
 function title() {
   const { view, ids } = state.route;
   const first = state.watched.get(ids[0]);
-  const of = { session: first?.name, compare: "Compare", create: "New session" }[view];
+  const of = { session: first?.name, compare: "Compare", create: "New session", access: "Access" }[view];
   return of ? `${of} · Hermosis` : "Hermosis";
 }
 
-const VIEWS = { fleet: Fleet, session: SessionView, compare: Compare, create: Create };
+const VIEWS = { fleet: Fleet, session: SessionView, compare: Compare, create: Create, access: Access };
 
 function App() {
   const View = VIEWS[state.route.view];
@@ -56,6 +57,7 @@ function App() {
       <nav aria-label="Views">
         <a href="#/" aria-current=${state.route.view === "fleet" ? "page" : null}>Fleet</a>
         <a href="#/create" aria-current=${state.route.view === "create" ? "page" : null}>New session</a>
+        <a href="#/access" aria-current=${state.route.view === "access" ? "page" : null}>Access</a>
       </nav>
       <p class="quiet device">${state.server && `${state.server.device} · server ${state.server.server_version}`}</p>
       <p id="link" class="link" data-state=${state.link.state}>${state.link.text}</p>
@@ -166,6 +168,7 @@ function watch(ids) {
 
 async function refresh() {
   if (state.route.view === "fleet") await refreshFleet();
+  else if (!state.watched.size) await refreshServer();
   for (const each of state.watched.values()) await each.look();
 }
 
@@ -183,6 +186,17 @@ async function refreshFleet() {
   } catch (error) {
     if (error.status === 422) state.fleet.error = error.message;
     else failed(error);
+  }
+  draw();
+}
+
+// Where nothing else is asked for or followed.
+async function refreshServer() {
+  try {
+    state.server = await get("v1/capabilities");
+    serverIs(true);
+  } catch (error) {
+    failed(error);
   }
   draw();
 }

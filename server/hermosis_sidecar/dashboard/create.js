@@ -1,6 +1,7 @@
 // The form that makes a session. Nothing is judged here: the server's faults are shown at the fields that they name.
 
 import { get, send } from "./api.js";
+import { AGGREGATION, CONSISTENCY, FieldsOf, asked, filled } from "./consistency.js";
 import { Field, faultOf, numberOr } from "./field.js";
 import { count } from "./format.js";
 import { PATH, RecipeForm, parametersOf } from "./recipe.js";
@@ -12,33 +13,13 @@ const FIRST = {
   labels: "",
   recipe: { name: "adamw", parameters: {} },
   tensors: [{ name: "weight", shape: "64, 32", dtype: "FLOAT32" }, { name: "bias", shape: "64", dtype: "FLOAT32" }],
-  mode: "BARRIER",
-  workers: "1",
+  consistency: { ...filled(CONSISTENCY), workers: "1" },
+  aggregation: filled(AGGREGATION),
   parameters_on: "SERVER",
-  quorum: "",
-  deadline_s: "",
-  max_staleness: "",
-  local_steps: "",
   durability: "",
   snapshot_every_steps: "",
   snapshot_every_s: "",
 };
-
-const MODES = {
-  BARRIER: "steps when every worker has sent its gradient",
-  QUORUM: "steps when enough workers have",
-  ASYNC: "steps on each arrival",
-  BOUNDED: "steps on each arrival, while no worker is too far ahead",
-  LOCAL: "as BARRIER or QUORUM, with steps on the workers between rounds",
-};
-
-// What else a mode is told: field, label, what it means, and the modes that have it.
-const OF_MODES = [
-  ["quorum", "Quorum", "contributions that make a step; empty means all", ["QUORUM", "LOCAL"]],
-  ["deadline_s", "Deadline", "seconds after which a round steps with what it has; empty means never", ["QUORUM", "LOCAL"]],
-  ["max_staleness", "Staleness, at most", "steps that a gradient may be behind", ["ASYNC", "BOUNDED"]],
-  ["local_steps", "Local steps", "of a worker by itself; empty means 1", ["LOCAL"]],
-];
 
 export function Create({ state, act }) {
   const [recipes, setRecipes] = useState([]);
@@ -56,7 +37,7 @@ export function Create({ state, act }) {
   const make = async (event) => {
     event.preventDefault();
     try {
-      const session = await send("POST", "v1/sessions", asked(given));
+      const session = await send("POST", "v1/sessions", wished(given));
       act.say(`Session ${session.session_id} is made and waits for a worker`);
       act.go({ view: "session", ids: [session.session_id] });
     } catch (error) {
@@ -70,7 +51,8 @@ export function Create({ state, act }) {
   const choice = (name, label, hint, value, choices, change) => html`<${Field} ...${{ name, label, hint, faults }}
     control=${(attributes) => html`<select ...${attributes} value=${value} onChange=${(event) => change(event.target.value)}>
       ${choices.map(([word, shown]) => html`<option key=${word} value=${word}>${shown}</option>`)}</select>`} />`;
-  const consistencies = state.server?.consistency_modes ?? ["BARRIER"];
+  const rules = (name, fields) => html`<${FieldsOf} fields=${fields} path=${`spec.${name}`} given=${given[name]} faults=${faults}
+    change=${(changes) => set({ [name]: { ...given[name], ...changes } })} />`;
   const modes = (state.server?.durability_modes ?? ["NONE", "SNAPSHOT", "JOURNAL"]).map((word) => [word, word]);
   const standard = state.server?.default_durability_mode;
 
@@ -89,11 +71,9 @@ export function Create({ state, act }) {
     <fieldset><legend>Shapes</legend>
       <${Tensors} tensors=${given.tensors} change=${(tensors) => set({ tensors })} faults=${faults} />
     </fieldset>
-    <fieldset><legend>Rounds and durability</legend><div class="fields">
-      ${choice("spec.consistency.mode", "Consistency", MODES[given.mode] ?? "", given.mode, consistencies.map((word) => [word, word]), (mode) => set({ mode }))}
-      ${text("spec.consistency.workers", "Workers", "that take part in a round", given.workers, (workers) => set({ workers }), { inputmode: "numeric" })}
-      ${OF_MODES.filter(([, , , modes]) => modes.includes(given.mode)).map(([name, label, hint]) =>
-        text(`spec.consistency.${name}`, label, hint, given[name], (value) => set({ [name]: value }), { inputmode: "decimal" }))}
+    <fieldset><legend>Rounds</legend><div class="fields">${rules("consistency", CONSISTENCY)}</div></fieldset>
+    <fieldset><legend>Aggregation</legend><div class="fields">${rules("aggregation", AGGREGATION)}</div></fieldset>
+    <fieldset><legend>Parameters and durability</legend><div class="fields">
       ${choice("spec.parameters_on", "Parameters on", "who keeps the weights", given.parameters_on, [["SERVER", "SERVER"], ["WORKER", "WORKER"]], (parameters_on) => set({ parameters_on }))}
       ${choice("spec.durability.mode", "Durability", "NONE keeps nothing, SNAPSHOT the whole state every so often, JOURNAL every step, too", given.durability, [["", standard ? `the server's (${standard})` : "the server's"], ...modes], (durability) => set({ durability }))}
       ${given.durability && given.durability !== "NONE" && html`
@@ -140,16 +120,16 @@ function Tensors({ tensors, change, faults }) {
 
 const lengths = (shape) => shape.split(/[,×x\s]+/).filter(Boolean).map(numberOr);
 
-function asked(given) {
+function wished(given) {
   const optional = (name) => (given[name].trim() === "" ? {} : { [name]: numberOr(given[name]) });
-  const ofMode = Object.assign({}, ...OF_MODES.filter(([, , , modes]) => modes.includes(given.mode)).map(([name]) => optional(name)));
   const labels = given.labels.split(",").map((label) => label.trim()).filter(Boolean);
   return {
     session_id: given.session_id.trim(),
     spec: {
       layout: { tensors: given.tensors.map((tensor) => ({ ...tensor, shape: lengths(tensor.shape) })) },
       optimizer: { recipe: { name: given.recipe.name, parameters: parametersOf(given.recipe) } },
-      consistency: { mode: given.mode, workers: numberOr(given.workers), ...ofMode },
+      consistency: asked(CONSISTENCY, given.consistency),
+      aggregation: asked(AGGREGATION, given.aggregation),
       parameters_on: given.parameters_on,
       display_name: given.display_name.trim(),
       labels: Object.fromEntries(labels.map((label) => {

@@ -75,7 +75,7 @@ function Table({ sessions, sparks, compared, toggle, act, options }) {
       ? html`<p class="empty">No session is like that.</p>`
       : html`<div class="empty" id="no-sessions"><p>No session yet. This makes one, with two workers on real data:</p>
           <pre><code>hermosis demo</code></pre><p>Or <a href="#/create">make one here</a>.</p></div>`;
-  return html`<table class="fleet">
+  return html`<table class="fleet cards">
     <caption class="unseen">Sessions, with their newest reading</caption>
     <thead><tr>
       <th scope="col"><span class="unseen">Compare</span></th>

@@ -1,8 +1,8 @@
 // Where one is on the page, as the address says it after the hash, so that a link shows another the same:
-// #/  #/session/ID?axis=time  #/compare/ID,ID?quantity=loss  #/create
+// #/  #/session/ID?axis=time  #/compare/ID,ID?quantity=loss  #/create  #/access
 
 export const FLEET = { view: "fleet", ids: [], options: {} };
-const VIEWS = ["fleet", "session", "compare", "create"];
+const VIEWS = ["fleet", "session", "compare", "create", "access"];
 
 export function read(hash) {
   const [path, query = ""] = hash.replace(/^#/, "").split("?");

@@ -3,9 +3,12 @@
 import { Actions } from "./actions.js";
 import { getFile, sessionPath } from "./api.js";
 import { Chart } from "./chart.js";
+import { Rounds } from "./consistency.js";
+import { copied } from "./copy.js";
 import { bytes, count, date, number, optimizer, settings, temperature } from "./format.js";
 import { PICTURES, pictured } from "./pictures.js";
 import { html, useState } from "./vendor/preact-htm.module.js";
+import { Workers } from "./workers.js";
 
 export function SessionView({ state, act }) {
   const watched = state.watched.get(state.route.ids[0]);
@@ -33,6 +36,7 @@ export function SessionView({ state, act }) {
         data=${pictured(picture, series, x)} marks=${marks(watched.events, x)} />`)}
       <${Staleness} series=${series} />
     </section>
+    ${session && html`<${Rounds} spec=${session.spec} />`}
     <${Workers} workers=${watched.workers} />
     <${Events} events=${watched.events} />
   `;
@@ -97,12 +101,8 @@ export function AxisSwitch({ x, choose, names = { step: "Step", time: "Time" } }
 export function Share({ say }) {
   const [shown, setShown] = useState(false);
   const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(location.href);
-      say("Link copied");
-    } catch {
-      setShown(true); // A browser gives the clipboard to safe origins only.
-    }
+    if (await copied(location.href)) say("Link copied");
+    else setShown(true);
   };
   return html`<button type="button" onClick=${copy}>Copy link</button>
     ${shown && html`<input class="link-text" readonly aria-label="Link to this view" value=${location.href} />`}`;
@@ -135,23 +135,6 @@ function Staleness({ series }) {
       <span class="number">${count(found)}</span>
     </li>`)}</ul>
   </figure>`;
-}
-
-function Workers({ workers }) {
-  if (!workers.length) return null;
-  return html`<section class="card" aria-labelledby="workers-title">
-    <h3 id="workers-title">Workers</h3>
-    <div class="scrolled" tabindex="0" role="region" aria-labelledby="workers-title"><table>
-      <thead><tr><th scope="col">Worker</th><th scope="col">Stream</th><th scope="col">Sequence</th>
-        <th scope="col">Base step</th><th scope="col">Staleness</th><th scope="col">Received</th>
-        <th scope="col">Last seen</th></tr></thead>
-      <tbody>${workers.map((worker) => html`<tr key=${worker.worker_id}>
-        <th scope="row">${worker.worker_id}</th><td>${worker.connected ? "connected" : "away"}</td>
-        <td>${count(worker.next_sequence)}</td><td>${count(worker.base_step)}</td><td>${count(worker.staleness)}</td>
-        <td>${bytes(worker.received_bytes)}</td><td>${date(worker.last_seen_time)}</td>
-      </tr>`)}</tbody>
-    </table></div>
-  </section>`;
 }
 
 function Events({ events }) {
