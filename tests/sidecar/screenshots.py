@@ -19,9 +19,10 @@ from playwright.sync_api import sync_playwright
 from tests.sidecar.conftest import Sidecar, eventually
 
 from hermosis.v1 import dynamics_pb2
-from hermosis_client import Client, Recipe, Session
+from hermosis_client import Client, Consistency, Recipe, Session
 from hermosis_client.local_server import LocalServer
 from hermosis_client.torch_optimizer import RemoteOptimizer
+from hermosis_server.access.tokens import TokenFile
 from hermosis_server.demo import digits
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "img"
@@ -41,15 +42,16 @@ class Training:
     display_name: str
     optimizer: Recipe
     pauses_s: tuple[float, ...] = (PACE_S,)
-    is_async: bool = False
+    consistency: Consistency = Consistency()
 
 
 TRAININGS = (
     Training(
         session_id="digits-adamw",
-        display_name="digits, AdamW, two workers",
+        display_name="digits, AdamW, two of three workers",
         optimizer=Recipe("adamw", lr=0.01),
-        pauses_s=(PACE_S, PACE_S),
+        pauses_s=(PACE_S, 2 * PACE_S, 10 * PACE_S),
+        consistency=Consistency(mode="quorum", workers=3, quorum=2, deadline_s=5, late="carry", lease_s=30),
     ),
     Training(
         session_id="digits-hermosis", display_name="digits, Hermosis", optimizer=Recipe("hermosis", lr=0.003, eps=1e-3)
@@ -59,7 +61,7 @@ TRAININGS = (
         display_name="digits, SGD, four workers at their own pace",
         optimizer=Recipe("sgd", lr=0.03, momentum=0.9),
         pauses_s=(PACE_S, 2 * PACE_S, 4 * PACE_S, 10 * PACE_S),
-        is_async=True,
+        consistency=Consistency(mode="async", workers=4),
     ),
     Training(
         session_id="digits-undamped",
@@ -94,8 +96,7 @@ def begin(client: Client, training: Training) -> Session:
         training.optimizer,
         session_id=training.session_id,
         display_name=training.display_name,
-        workers=len(training.pauses_s),
-        consistency="async" if training.is_async else "barrier",
+        consistency=training.consistency,
         labels={"data": "digits"},
     )
     session.initialise(digits.flat_parameters(model).numpy())
@@ -149,6 +150,13 @@ def show(browser: Any, sidecar: Sidecar) -> None:
     save(page, "dashboard-fleet")
     page.close()
 
+    page = opened("/session/digits-adamw", {"width": 1280, "height": 620})
+    page.get_by_role("region", name="Rounds").scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    page.evaluate("document.getElementById('rounds-title').scrollIntoView()")
+    save(page, "dashboard-rounds")
+    page.close()
+
     page = opened("/create", DESKTOP)
     page.get_by_label("Recipe").select_option("nesterov_ode")
     page.get_by_label("lr", exact=True).fill("-0.01")
@@ -158,6 +166,27 @@ def show(browser: Any, sidecar: Sidecar) -> None:
     page.wait_for_timeout(500)
     save(page, "dashboard-create")
     page.close()
+
+
+def show_access(browser: Any) -> None:
+    """Tokens and the audit log, of a server that asks who one is."""
+    with LocalServer(arguments=["--require-token"]) as server, Sidecar(server.address) as sidecar:
+        operator = TokenFile(Path(server.data_folder)).create("ann", role="operator", tenant="default")
+        with Client(server.address, token=operator) as client:
+            for number in (1, 2):
+                client.create_token(f"rig-{number}", "worker", sessions="run-*", lifetime_s=30 * 86400)
+            client.create_token("monitor", "viewer")
+            with client.create_session({"w": (2,)}, "adamw", session_id="run-1") as session:
+                session.initialise({"w": [1.0, 2.0]})
+                session.update(lr_scale=0.5)
+            client.revoke_token("rig-2")
+            page = browser.new_page(viewport=DESKTOP, color_scheme="light", locale="en-GB")
+            page.goto(f"{sidecar.address}/#/access")
+            page.get_by_label("Token for this server").fill(operator)
+            page.keyboard.press("Enter")
+            page.get_by_text("CreateSession").wait_for()
+            save(page, "dashboard-access")
+            page.close()
 
 
 def main() -> None:
@@ -188,6 +217,7 @@ def main() -> None:
                 reach(training.session_id, STEPS)
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
             show(browser, sidecar)
+            show_access(browser)
             browser.close()
         finally:
             stop.set()
