@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Training:
     display_name: str
     optimizer: Recipe
     pauses_s: tuple[float, ...] = (PACE_S,)
-    consistency: Consistency = Consistency()
+    consistency: Consistency = field(default_factory=Consistency)
 
 
 TRAININGS = (
