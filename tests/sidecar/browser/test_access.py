@@ -124,7 +124,7 @@ def test_who_is_no_operator_is_told_so_and_shown_nothing(house: House, open_page
     page = open_page(f"{house.sidecar.address}/#/access")
     enter(page, house.viewer)
     main = page.get_by_role("main")
-    expect(main.get_by_role("alert")).to_contain_text("for operators: viewer is viewer and may not call ListTokens")
+    expect(main.get_by_role("alert")).to_contain_text("for operators: viewer is viewer and may not call List")
     expect(main.get_by_role("table")).to_have_count(0)
     expect(page.get_by_role("button", name="New token")).to_have_count(0)
 

@@ -132,24 +132,22 @@ def test_the_consistency_of_a_running_session_is_edited_after_a_question(
 
 
 def test_who_is_awaited_and_who_is_lost_is_told(sidecar: Sidecar, client: Client, open_page: OpenPage) -> None:
-    with client.create_session({"w": (2,)}, "sgd", consistency=Consistency(workers=2, lease_s=0.5)) as session:
+    with client.create_session({"w": (2,)}, "sgd", workers=2) as session:
         session.initialise({"w": np.ones(2, np.float32)})
-        with ThreadPoolExecutor(1) as pool, session.worker("ann") as ann:
-            with session.worker("bob") as bob:
-                first = pool.submit(ann.exchange, {"w": np.ones(2)}, sample_count=3)
-                bob.exchange({"w": np.ones(2)}, sample_count=1)
-                first.result(30)
-                session.update(consistency=Consistency(workers=2))  # bob is waited for, however long it takes
-                page = open_page(f"{sidecar.address}/#/session/{session.session_id}")
-                workers = page.get_by_role("region", name="Workers").first
-                row = {name: workers.locator("tr", has=page.get_by_text(name, exact=True)) for name in ("ann", "bob")}
-                expect(row["ann"]).to_contain_text("0.75")
-                expect(row["bob"]).to_contain_text("0.25")
-                expect(page.locator("#awaited")).to_have_text("No round waits for anybody.")
-                second = pool.submit(ann.exchange, {"w": np.ones(2)})
-                expect(page.locator("#awaited")).to_have_text("The round waits for bob.")
-                expect(row["bob"].get_by_text("awaited", exact=True)).to_be_visible()
-                session.update(consistency=Consistency(workers=2, lease_s=0.5))
+        with ThreadPoolExecutor(1) as pool, session.worker("ann") as ann, session.worker("bob") as bob:
+            first = pool.submit(ann.exchange, {"w": np.ones(2)}, sample_count=3)
+            bob.exchange({"w": np.ones(2)}, sample_count=1)
+            first.result(30)
+            page = open_page(f"{sidecar.address}/#/session/{session.session_id}")
+            workers = page.get_by_role("region", name="Workers").first
+            row = {name: workers.locator("tr", has=page.get_by_text(name, exact=True)) for name in ("ann", "bob")}
+            expect(row["ann"]).to_contain_text("0.75")
+            expect(row["bob"]).to_contain_text("0.25")
+            expect(page.locator("#awaited")).to_have_text("No round waits for anybody.")
+            second = pool.submit(ann.exchange, {"w": np.ones(2)})
+            expect(page.locator("#awaited")).to_have_text("The round waits for bob.")
+            expect(row["bob"].get_by_text("awaited", exact=True)).to_be_visible()
+            session.update(consistency=Consistency(workers=2, lease_s=0.5))
             second.result(30)
             expect(row["bob"].get_by_text("lost", exact=True)).to_be_visible()
             expect(page.locator("#awaited")).to_have_text("No round waits for anybody.")
