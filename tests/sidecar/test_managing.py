@@ -1,10 +1,11 @@
 """Everything an operator does with a session, by REST against a real server."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.sidecar.conftest import Sidecar, push
+from tests.sidecar.conftest import Sidecar, eventually, push
 
 from hermosis_client import Aggregation, Client, Durability, Session
 
@@ -283,6 +284,31 @@ def test_workers_are_shown_with_where_they_stand(sidecar: Sidecar, session: Sess
         assert (shown["worker_id"], shown["connected"], shown["next_sequence"]) == ("ann", True, 2)
         assert (shown["base_step"], shown["staleness"], shown["received_bytes"]) == (0, 0, 28)
         assert shown["last_seen_time"].startswith("20")
+
+
+def test_workers_are_shown_with_what_they_weigh_and_whether_a_round_waits_for_them(
+    sidecar: Sidecar, client: Client
+) -> None:
+    def shown(*names: str) -> list[tuple[Any, ...]]:
+        workers = sidecar.http.get(f"{path(session)}/workers").json()["workers"]
+        return [tuple(worker[name] for name in ("worker_id", *names)) for worker in workers]
+
+    with (
+        client.create_session({"w": (2,)}, "sgd", workers=2) as session,
+        ThreadPoolExecutor(1) as pool,
+        session.worker("ann") as ann,
+        session.worker("bob") as bob,
+    ):
+        session.initialise({"w": [1.0, 2.0]})
+        waiting = pool.submit(ann.exchange, {"w": np.ones(2)}, sample_count=3)
+        bob.exchange({"w": np.ones(2)}, sample_count=1)
+        waiting.result(30)
+        assert shown("influence", "awaited") == [("ann", 0.75, False), ("bob", 0.25, False)]
+        waiting = pool.submit(ann.exchange, {"w": np.ones(2)})
+        eventually(lambda: shown("awaited") == [("ann", False), ("bob", True)], "bob to be waited for")
+        bob.exchange({"w": np.ones(2)})
+        waiting.result(30)
+        assert shown("influence", "awaited") == [("ann", 0.5, False), ("bob", 0.5, False)]
 
 
 @pytest.mark.parametrize(

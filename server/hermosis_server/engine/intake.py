@@ -14,7 +14,17 @@ from hermosis_server.engine.assembler import Assembler, StagingBudget
 from hermosis_server.engine.batch import StepDone, outcome_of
 from hermosis_server.engine.keeper import Keeper
 from hermosis_server.engine.overview import Activity
-from hermosis_server.engine.rounds import Answer, Round, StepTicket, Tell, Tickets, WorkerRecord, awaited, mean_loss
+from hermosis_server.engine.rounds import (
+    Answer,
+    Round,
+    StepTicket,
+    Tell,
+    Tickets,
+    WorkerRecord,
+    awaited,
+    mean_loss,
+    weights,
+)
 from hermosis_server.engine.scheduler import ReadyRound
 from hermosis_server.engine.session import Session
 from hermosis_server.engine.telemetry import Watchers
@@ -219,9 +229,10 @@ class Intake:
             for contribution in contributions:
                 contribution.gradient.release()
         mixture, now_s = done.mixture, time.monotonic()
+        influences = mixture.influences or weights(contributions)
         for place, (contribution, vector) in enumerate(zip(contributions, done.vectors, strict=True)):
             worker, outcome = contribution.worker, outcome_of(done.outcome, mixture, place)
-            worker.influence = mixture.influences[place] if mixture.influences else 1.0 / len(contributions)
+            worker.influence = influences[place]
             worker.clock += 1
             sent_bytes += len(vector.payload) if vector else 0
             contribution.worker.staleness = done.base_step - contribution.commit.base_step

@@ -87,7 +87,7 @@ export function Actions({ session, watched, act }) {
   // What is changed is what was seen when the question was put: an edit of somebody else's meanwhile is not overwritten.
   const put = (action) => setOpen({
     action,
-    about: { session, path: sessionPath(session.session_id), match: { "if-match": `"${session.etag}"` } },
+    about: { session: watched.session, path: sessionPath(watched.id), match: { "if-match": `"${watched.session.etag}"` } },
   });
   const done = async (told) => {
     act.say(`${open.action.name}: done, at step ${count(told.step)}`);

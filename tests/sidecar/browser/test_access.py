@@ -89,11 +89,18 @@ def test_a_token_is_made_shown_once_and_revoked_by_keyboard(
     for text in ("WORKER", "run-*", "until "):
         expect(made).to_contain_text(text)
     assert fits(page)
-    made.get_by_role("button", name=f"Revoke {name}").press("Enter")
+    revoke, question = (
+        made.get_by_role("button", name=f"Revoke {name}"),
+        page.get_by_role("dialog", name=f"Revoke: {name}"),
+    )
+    revoke.press("Enter")
+    expect(question).to_be_visible()
     page.keyboard.press("Escape")
+    expect(question).to_have_count(0)
+    expect(revoke).to_be_focused()
     assert house.ask(secret, "GET", "/v1/capabilities").status_code == 200
-    made.get_by_role("button", name=f"Revoke {name}").press("Enter")
-    page.get_by_role("dialog").get_by_role("button", name="Revoke").press("Enter")
+    revoke.press("Enter")
+    question.get_by_role("button", name="Revoke").press("Enter")
     expect(made).to_contain_text("revoked ")
     expect(made.get_by_role("button")).to_have_count(0)
     assert house.ask(secret, "GET", "/v1/capabilities").status_code == 401

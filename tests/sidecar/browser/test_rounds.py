@@ -103,6 +103,7 @@ def test_the_consistency_of_a_running_session_is_edited_after_a_question(
         page = open_page(f"{sidecar.address}/#/session/{session.session_id}", size)
         page.get_by_role("button", name="Consistency").press("Enter")
         question = page.get_by_role("dialog")
+        expect(question).to_be_visible()
         for label, text in {"Workers": "3", "Quorum": "2", "Deadline": "4", "Lease": "60"}.items():
             expect(labelled(question, label)).to_have_value(text)
         labelled(question, "Quorum").fill("9")
