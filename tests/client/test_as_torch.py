@@ -62,10 +62,8 @@ def remote(server: LocalServer) -> Iterator[Callable[..., RemoteOptimizer]]:
 def test_a_branch_that_a_step_does_not_use_is_skipped_as_torch_skips_it(remote) -> None:
     settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
     local, distant = Forked(), Forked()
-    theirs, ours = (
-        torch.optim.SGD(local.parameters(), **settings),
-        remote(distant.parameters(), optimizer="sgd", **settings),
-    )
+    theirs = torch.optim.SGD(local.parameters(), **settings)
+    ours = remote(distant.parameters(), optimizer="sgd", **settings)
     for step in range(STEPS):
         resting = distant.right.weight.detach().clone()
         for net, optimizer in ((local, theirs), (distant, ours)):
@@ -146,13 +144,8 @@ def test_in_a_round_a_tensor_rests_only_where_every_worker_skips_it(remote) -> N
     options = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "session": "a-round-that-skips", "workers": 2}
     ours = [remote(net.parameters(), worker_id=f"w{place}", **options) for place, net in enumerate(nets)]
     # Both; one only; neither; one has no gradient at all, and still takes part.
-    plan = [
-        ("left right", "left right"),
-        ("left right", "left"),
-        ("left", "left"),
-        ("", "left right"),
-        ("left", "left"),
-    ]
+    both, one = "left right", "left"
+    plan = [(both, both), (both, one), (one, one), ("", both), (one, one)]
     for step, heads in enumerate(plan):
         resting = nets[0].right.weight.detach().clone()
 

@@ -1,7 +1,6 @@
-"""What a commit says of its gradient: tensors that have none, and a scale to divide it by. What is wrong changes nothing."""
+"""What a commit says of its gradient: tensors that have none, a scale to divide it by. What is wrong changes nothing."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +141,8 @@ def test_workers_may_scale_differently(server: Any, aggregation: dict[str, Any])
 
 
 @pytest.fixture
-def folders(host: Any, tmp_path: Path) -> Iterator[Folders]:
-    yield Folders(host, tmp_path)
+def folders(host: Any, tmp_path: Path) -> Folders:
+    return Folders(host, tmp_path)
 
 
 @pytest.mark.parametrize("recipe", ["adamw", "hermosis"])
