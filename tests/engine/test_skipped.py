@@ -111,8 +111,10 @@ def test_what_was_learned_of_a_tensor_before_waits_for_it_to_the_bit(device: tor
         for buffer, kept in before.items():
             for place in matrices[buffer] if buffer in matrices else PLACES[:2]:
                 assert torch.equal(after[buffer][place], kept[place]), (variant, buffer.name)
-            assert not torch.equal(after[buffer], kept), (variant, buffer.name)
-        assert resident.cohort.largest[resident.line] >= resident.slot.largest()
+            if buffer not in matrices:  # of which only the first tensor has any
+                assert not torch.equal(after[buffer], kept), (variant, buffer.name)
+        if step_module.fused.covers(resident.family):  # the others are not asked for it
+            assert resident.cohort.largest[resident.line] == resident.slot.largest()
         assert house.step(entry(resident, 4)) == [Outcome.APPLIED]
         assert not torch.equal(read(resident, StateBuffer.MOMENTUM)[:15], before[StateBuffer.MOMENTUM][:15])
 

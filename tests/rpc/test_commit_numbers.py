@@ -100,7 +100,7 @@ def test_a_gradient_where_there_is_none_is_refused(server: Any, tools: Any) -> N
 
 
 def test_no_tensor_can_be_skipped_under_one_matrix_of_all(server: Any, tools: Any) -> None:
-    values = {"metric": dynamics_pb2.ParameterValue(text="full"), "lr": dynamics_pb2.ParameterValue(number=1e-3)}
+    values = {"metric": dynamics_pb2.ParameterValue(choice="full"), "lr": dynamics_pb2.ParameterValue(number=1e-3)}
     optimizer = dynamics_pb2.Optimizer(recipe=dynamics_pb2.Recipe(name="cgd", parameters=values))
     session = create(server, optimizer)
     refused(server, tools, session, "InvalidRequest", "commit.skipped", skipped=[1])
@@ -126,12 +126,15 @@ def test_a_scale_is_divided_out_before_norms_rules_and_clipping(server: Any) -> 
     assert np.array_equal(parameters(server, plain), parameters(server, scaled))
 
 
-@pytest.mark.parametrize("aggregation", [{}, {"clip_norm": 0.5}, {"rule": "MEDIAN"}, {"quarantine": True}], ids=str)
-def test_workers_may_scale_differently(server: Any, aggregation: dict[str, Any]) -> None:
-    mixture = mixing(aggregation.pop("rule", "MEAN"), **aggregation)
+@pytest.mark.parametrize(
+    "aggregation",
+    [mixing("MEAN"), mixing("MEAN", clip_norm=0.5), mixing("MEDIAN"), mixing("MEAN", quarantine=True)],
+    ids=["mean", "clipped", "median", "quarantine"],
+)
+def test_workers_may_scale_differently(server: Any, aggregation: types_pb2.Aggregation) -> None:
     found = []
     for scales in ((None, None, None), (8.0, None, 0.5)):
-        session = create(server, recipe_message("adamw"), consistency=rule("BARRIER", 3), aggregation=mixture)
+        session = create(server, recipe_message("adamw"), consistency=rule("BARRIER", 3), aggregation=aggregation)
         pusher = Pusher(server, session)
         futures = []
         for place, scale in enumerate(scales):
