@@ -57,8 +57,10 @@ def test_a_skipped_tensor_stays_and_the_others_step(server: Any) -> None:
     session = create(server, recipe_message("sgd", lr=0.1, momentum=0.9))
     push(server, session, 0)
     before = parameters(server, session)
-    assert push(server, session, 1, [1, 2]).outcome == types_pb2.OUTCOME_APPLIED
+    step = server.gradients.Step(gradient_pb2.StepRequest(push=request(session, 1, [1, 2])), timeout=10)
+    assert step.result.outcome == types_pb2.OUTCOME_APPLIED
     after = parameters(server, session)
+    assert step.payload == after.tobytes()
     assert np.array_equal(before[PLACES["b"]], after[PLACES["b"]])
     assert not np.any(before[PLACES["a"]] == after[PLACES["a"]])
     assert not np.any(before[PLACES["c"]] == after[PLACES["c"]])
