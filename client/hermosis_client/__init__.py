@@ -14,6 +14,7 @@ from hermosis_client.errors import ConnectionFailed, HermosisError
 from hermosis_client.exchange import Worker
 from hermosis_client.fleet import Fleet, FleetResult
 from hermosis_client.layout import ParameterLayout, Tensors, TensorSpec
+from hermosis_client.loss_scale import LossScale
 from hermosis_client.records import (
     Aggregation,
     Alert,
@@ -60,6 +61,7 @@ __all__ = [
     "Fleet",
     "FleetResult",
     "HermosisError",
+    "LossScale",
     "NewToken",
     "Outcome",
     "Overview",

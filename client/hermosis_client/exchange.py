@@ -1,7 +1,7 @@
 """Worker: one contributor to a session, over one Exchange stream."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, TypeVar
@@ -46,6 +46,8 @@ class StepNumbers:
     sample_count: int = 0
     lr_scale: float | None = None
     want_digest: bool = False
+    skipped: tuple[int, ...] = ()  # places of tensors in the layout
+    loss_scale: float | None = None
 
 
 class Worker:
@@ -87,6 +89,8 @@ class Worker:
         sample_count: int = 0,
         lr_scale: float | None = None,
         want_digest: bool = False,
+        skipped: Collection[str] = (),
+        loss_scale: float | None = None,
         out: Float32 | None = None,
     ) -> tuple[StepResult, Tensors]:
         """Sends one gradient, waits for the step it is part of, and takes the new parameters.
@@ -97,6 +101,9 @@ class Worker:
           sample_count: that the gradient is the mean of; zero means unknown.
           lr_scale:     of this worker's own schedule for this step, which multiplies the session's; None means 1.
           want_digest:  asks for the state digest, which reads the whole optimizer state.
+          skipped:      names of tensors that have no gradient in this step: nothing of theirs moves. Of a mapping they
+                        are left out, in a flat vector they are zeros.
+          loss_scale:   that the loss, and so the gradient, was multiplied by; the server divides by it. None means 1.
           out:          flat float32 vector (P,) to land the answer in; None means a new one.
 
         Returns:
@@ -105,7 +112,14 @@ class Worker:
           asks for nothing an empty mapping. A gradient with NaN or infinity changes nothing and is told by
           `StepResult.outcome`.
         """
-        numbers = StepNumbers(loss=loss, sample_count=sample_count, lr_scale=lr_scale, want_digest=want_digest)
+        numbers = StepNumbers(
+            loss=loss,
+            sample_count=sample_count,
+            lr_scale=lr_scale,
+            want_digest=want_digest,
+            skipped=self._layout.places(skipped),
+            loss_scale=loss_scale,
+        )
         return self._contribute(gradients, numbers, self._settings.reply, out)
 
     def push(
@@ -116,9 +130,18 @@ class Worker:
         sample_count: int = 0,
         lr_scale: float | None = None,
         want_digest: bool = False,
+        skipped: Collection[str] = (),
+        loss_scale: float | None = None,
     ) -> StepResult:
         """Sends one gradient and waits for the step, but takes nothing back. Arguments as in `exchange`."""
-        numbers = StepNumbers(loss=loss, sample_count=sample_count, lr_scale=lr_scale, want_digest=want_digest)
+        numbers = StepNumbers(
+            loss=loss,
+            sample_count=sample_count,
+            lr_scale=lr_scale,
+            want_digest=want_digest,
+            skipped=self._layout.places(skipped),
+            loss_scale=loss_scale,
+        )
         return self._contribute(gradients, numbers, Reply.NONE, None)[0]
 
     def pull(self, *, out: Float32 | None = None) -> Tensors:
@@ -184,7 +207,7 @@ class Worker:
         reply: Reply,
         out: Float32 | None,
     ) -> tuple[StepResult, Tensors]:
-        flat = self._layout.flat(gradients)
+        flat = self._layout.flat(gradients, without=numbers.skipped)
         landing = Landing(self._layout if reply is not Reply.NONE else ParameterLayout(()), out)
         sequence, sent = 0, False
 
@@ -221,6 +244,8 @@ class Worker:
             sample_count=numbers.sample_count,
             lr_scale=numbers.lr_scale,
             want_digest=numbers.want_digest,
+            skipped=numbers.skipped,
+            loss_scale=numbers.loss_scale,
         )
 
     def _persist(self, attempt: Callable[[], _Answer]) -> _Answer:

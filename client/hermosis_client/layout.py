@@ -1,7 +1,7 @@
 """ParameterLayout: a model's tensors as one flat vector of P elements."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -85,15 +85,29 @@ class ParameterLayout:
                 raise ValueError(f"tensor {tensor.name!r} has shape {array.shape}, the session {tensor.shape}")
             out[self.slices[tensor.name]] = array.reshape(-1)
 
-    def flat(self, arrays: "Mapping[str, ArrayLike] | Float32") -> Float32:
+    def places(self, names: Collection[str]) -> tuple[int, ...]:
+        """Where tensors stand in the layout, in ascending order; ValueError for one that is not in it."""
+        unknown = sorted(set(names) - self.slices.keys())
+        if unknown:
+            raise ValueError(f"tensors {unknown} are not in the session's layout")
+        return tuple(place for place, tensor in enumerate(self.tensors) if tensor.name in names) if names else ()
+
+    def flat(self, arrays: "Mapping[str, ArrayLike] | Float32", *, without: Sequence[int] = ()) -> Float32:
         """A flat float32 vector of arrays by name; one that is flat already is taken as it is, without a copy.
+
+        Args:
+          without: places of tensors that a mapping leaves out; they are zero.
 
         Raises:
           ValueError: tensors or sizes differ from the layout.
         """
         if isinstance(arrays, Mapping):
+            absent = [self.tensors[place] for place in without]
+            given = [tensor.name for tensor in absent if tensor.name in arrays]
+            if given:
+                raise ValueError(f"tensors {given} are skipped, but a gradient of theirs was given")
             out = np.empty(self.parameter_count, np.float32)
-            self.flatten(arrays, out)
+            self.flatten({**arrays, **{tensor.name: np.zeros(tensor.shape, np.float32) for tensor in absent}}, out)
             return out
         return self.checked(arrays)
 

@@ -92,12 +92,20 @@ class RemoteGroup:
         # float32 whatever the model's dtype: increments would be lost in the rounding of a narrower one.
         self._master = flat_values(tensors) if self._worker_holds else None
 
-    def step(self, *, lr: float, loss: float | None, sample_count: int) -> StepResult:
-        """One exchange: gradients out, parameters back into the tensors."""
-        self._collect()
+    def step(self, *, lr: float, loss: float | None, sample_count: int, loss_scale: float | None) -> StepResult | None:
+        """One exchange: gradients out, parameters back into the tensors. None where there was nothing to send."""
+        skipped = self._collect()
+        if len(skipped) == len(self._tensors) and not self._is_awaited():
+            return None
         scale = None if lr == self.base_lr else lr / self.base_lr
         result, _ = self._worker.exchange(
-            self._gradient.numpy(), loss=loss, sample_count=sample_count, lr_scale=scale, out=self._landed.numpy()
+            self._gradient.numpy(),
+            loss=loss,
+            sample_count=sample_count,
+            lr_scale=scale,
+            skipped=skipped,
+            loss_scale=loss_scale,
+            out=self._landed.numpy(),
         )
         if self._master is None:
             self._write(self._landed)
@@ -137,17 +145,26 @@ class RemoteGroup:
         else:
             self._write(self._master.copy_(saved))
 
-    def _collect(self) -> None:
+    def _is_awaited(self) -> bool:
+        """Whether other workers wait for this one."""
+        consistency = self.session.info().consistency
+        return consistency.workers > 1 and consistency.mode != "async"
+
+    def _collect(self) -> set[str]:
+        """Lays the gradients side by side; gives the names of tensors that have none."""
         if any(tensor.grad is not None for tensor in self._frozen):
             raise RuntimeError(
                 "a parameter that was frozen when the optimizer was made has a gradient now; add it as a param_group "
                 "when it is unfrozen, or make the optimizer anew"
             )
-        for view, tensor in zip(self._gradient_views, self._tensors, strict=True):
+        skipped = set()
+        for spec, view, tensor in zip(self.session.layout.tensors, self._gradient_views, self._tensors, strict=True):
             if tensor.grad is None:
                 view.zero_()
+                skipped.add(spec.name)
             else:
                 view.copy_(tensor.grad.to_dense() if tensor.grad.is_sparse else tensor.grad)
+        return skipped
 
     def _write(self, flat: Tensor) -> None:
         with torch.no_grad():

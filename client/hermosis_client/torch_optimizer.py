@@ -5,6 +5,7 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from hermosis_client.client import Client
 from hermosis_client.local_server import LocalServer
+from hermosis_client.loss_scale import LossScale
 from hermosis_client.records import Outcome, ParametersOn, Recipe, RecipeValue, StepResult
 from hermosis_client.session import LR, Session, WireDtype
 from hermosis_client.torch_group import GroupState, RemoteGroup, flat_values, layout_of, trainable
@@ -38,8 +40,9 @@ class RemoteOptimizer(Optimizer):
       they are; for the end of the last step there is no call, because nothing goes on from there.
     - Each param_group is a session of its own, stepped by itself as in torch. Its ``lr`` counts at every step, so
       learning-rate schedulers work; its other settings cannot change once the session is made, which is refused.
-    - A missing gradient counts as zero; torch would skip that parameter, its momentum and its decay. Parameters that do
-      not require a gradient when their group is added stay out of the session.
+    - A parameter without a gradient is skipped as in torch: nothing of it moves. Its bias correction counts the steps
+      of its session, where torch counts its own. Where no parameter of a group has a gradient nothing is sent, unless
+      other workers wait for this one. Parameters that do not require one when their group is added stay out.
     - A gradient with NaN or infinity changes nothing; `last_result` says so, and a warning the first time.
 
     Several workers train one model when each makes a RemoteOptimizer with the same session, optimizer and workers, and
@@ -60,11 +63,15 @@ class RemoteOptimizer(Optimizer):
                       while the server's stay float32.
       parameters_on:  "server", or "worker" to keep the weights here, in float32 whatever the model's dtype.
       sample_count:   that each gradient is the mean of, to weigh workers by; zero means alike.
+      clip_norm:      Euclidean length that the server shortens the gradient of a param_group to, the mean of all
+                      workers; zero means not. To clip over all groups call torch.nn.utils.clip_grad_norm_ as ever.
+      loss_scale:     that losses are multiplied by before the backward pass, for a narrow gradient_dtype: a number, or
+                      "dynamic", or a LossScale. The server divides by it; `loss_scale` tells the present one.
       timeout_s:      the time one call may take up, its retries included.
       parameters:     of the recipe, such as weight_decay; a param_group may hold its own.
 
     Attributes:
-      last_results: what the last step led to, by param_group.
+      last_results: what the last step led to, by param_group; None where nothing was sent.
       sessions:     by param_group.
 
     Raises:
@@ -86,21 +93,29 @@ class RemoteOptimizer(Optimizer):
         reply_dtype: WireDtype = "float32",
         parameters_on: Literal["server", "worker"] = "server",
         sample_count: int = 0,
+        clip_norm: float = 0.0,
+        loss_scale: LossScale | float | Literal["dynamic"] | None = None,
         timeout_s: float = 30.0,
         **parameters: RecipeValue,
     ) -> None:
-        self.last_results: tuple[StepResult, ...] = ()
+        self.last_results: tuple[StepResult | None, ...] = ()
         self._groups: list[RemoteGroup] = []
         self._worker_id = worker_id or f"worker-{uuid.uuid4().hex[:12]}"
         self._gradient_dtype: WireDtype = gradient_dtype
         self._reply_dtype: WireDtype = reply_dtype
         self._sample_count = sample_count
+        self._scale = _loss_scale(loss_scale)
         self._warned = False
         self._resources = contextlib.ExitStack()
         self._end = weakref.finalize(self, self._resources.close)
         recipe = merged_recipe(optimizer, lr, parameters)
         plan = SessionPlan(
-            session=session, recipe=recipe, workers=workers, consistency=consistency, parameters_on=parameters_on
+            session=session,
+            recipe=recipe,
+            workers=workers,
+            consistency=consistency,
+            parameters_on=parameters_on,
+            clip_norm=clip_norm,
         )
         plan.check(address=address, given=parameters)
         try:
@@ -118,8 +133,13 @@ class RemoteOptimizer(Optimizer):
 
     @property
     def last_result(self) -> StepResult | None:
-        """What the last step led to, in the first param_group; None before it."""
+        """What the last step led to, in the first param_group; None before it, and where nothing was sent."""
         return self.last_results[0] if self.last_results else None
+
+    @property
+    def loss_scale(self) -> float:
+        """What to multiply the next loss by before its backward pass; 1 where nothing is scaled."""
+        return 1.0 if self._scale is None else self._scale.value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds tensors, with a session of their own."""
@@ -136,6 +156,7 @@ class RemoteOptimizer(Optimizer):
         *,
         loss: float | Tensor | None = None,
         sample_count: int | None = None,
+        loss_scale: float | None = None,
     ) -> float | None:
         """Takes one step on the server with the tensors' gradients.
 
@@ -144,6 +165,7 @@ class RemoteOptimizer(Optimizer):
           loss:         at the present parameters, where there is no closure; the server's telemetry shows it, and some
                         optimizers need it.
           sample_count: that this gradient is the mean of; None means the optimizer's own setting.
+          loss_scale:   that the gradients were multiplied by with the loss; None means the optimizer's own.
 
         Returns:
           What the closure returned.
@@ -154,14 +176,18 @@ class RemoteOptimizer(Optimizer):
                 value = closure()
         told = loss if value is None else value
         number = None if told is None else float(told.detach() if isinstance(told, Tensor) else told)
+        scale = self._scale.value if loss_scale is None and self._scale is not None else loss_scale
         self.last_results = tuple(
             remote.step(
                 lr=_checked_lr(group, remote),
                 loss=number,
                 sample_count=self._sample_count if sample_count is None else sample_count,
+                loss_scale=scale,
             )
             for group, remote in zip(self.param_groups, self._groups, strict=True)
         )
+        if self._scale is not None:
+            self._scale.note(finite=not any(map(_not_finite, self.last_results)))
         self._warn_if_non_finite()
         return value
 
@@ -172,7 +198,8 @@ class RemoteOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The param_groups and each session's whole optimizer state, its parameters included."""
-        return {**super().state_dict(), "sessions": [remote.export() for remote in self._groups]}
+        state = {**super().state_dict(), "sessions": [remote.export() for remote in self._groups]}
+        return state if self._scale is None else {**state, "loss_scale": asdict(self._scale)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a `state_dict` as if nothing had happened, to the bit; the tensors get its parameters.
@@ -186,6 +213,8 @@ class RemoteOptimizer(Optimizer):
                 "state_dict of a RemoteOptimizer with the same param_groups can be loaded"
             )
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
+        if self._scale is not None and "loss_scale" in state_dict:
+            self._scale = LossScale(**state_dict["loss_scale"])
         for remote, state in zip(self._groups, states, strict=True):
             remote.adopt(state)
 
@@ -234,9 +263,10 @@ class RemoteOptimizer(Optimizer):
         return remote
 
     def _warn_if_non_finite(self) -> None:
-        refused = {Outcome.NON_FINITE_GRADIENT, Outcome.NON_FINITE_STATE}
+        if self._scale is not None and self._scale.growth_steps:
+            return  # it finds its way by them
         for result in self.last_results:
-            if result.outcome in refused and not self._warned:
+            if result is not None and _not_finite(result) and not self._warned:
                 self._warned = True
                 warnings.warn(
                     f"{result.outcome.name}: the step of sequence {result.sequence} was not taken, the parameters are "
@@ -244,6 +274,16 @@ class RemoteOptimizer(Optimizer):
                     RuntimeWarning,
                     stacklevel=3,
                 )
+
+
+def _not_finite(result: StepResult | None) -> bool:
+    return result is not None and result.outcome in (Outcome.NON_FINITE_GRADIENT, Outcome.NON_FINITE_STATE)
+
+
+def _loss_scale(wanted: LossScale | float | Literal["dynamic"] | None) -> LossScale | None:
+    if wanted is None or isinstance(wanted, LossScale):
+        return wanted
+    return LossScale() if wanted == "dynamic" else LossScale(value=float(wanted), growth_steps=0)
 
 
 def _checked_lr(group: dict[str, Any], remote: RemoteGroup) -> float:

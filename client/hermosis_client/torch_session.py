@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hermosis_client.client import Client
 from hermosis_client.errors import SessionExists, SessionNotReady
 from hermosis_client.layout import ParameterLayout
-from hermosis_client.records import Recipe, RecipeValue, SessionInfo, SessionStatus
+from hermosis_client.records import Aggregation, Recipe, RecipeValue, SessionInfo, SessionStatus
 from hermosis_client.session import LR, Session
 
 _JOIN_POLL_S = 0.05
@@ -35,6 +35,7 @@ class SessionPlan:
     workers: int
     consistency: Literal["barrier", "async"]
     parameters_on: Literal["server", "worker"]
+    clip_norm: float = 0.0
 
     def check(self, *, address: str | None, given: Collection[str]) -> None:
         """ValueError when the plan makes no sense, before anything is started."""
@@ -44,6 +45,8 @@ class SessionPlan:
             return
         if self.session is None:
             raise ValueError("name an optimizer, such as 'adamw', or a session to join")
+        if self.clip_norm:
+            raise ValueError("a session that is joined has its aggregation; leave out clip_norm or name an optimizer")
         if given:
             raise ValueError(f"a session that is joined has its settings; leave out {list(given)} or name an optimizer")
         if isinstance(self.session, Session) != (address is None):
@@ -96,6 +99,7 @@ class SessionMaker:
                     workers=plan.workers,
                     consistency=plan.consistency,
                     parameters_on=plan.parameters_on,
+                    aggregation=Aggregation(clip_norm=plan.clip_norm) if plan.clip_norm else None,
                 )
             except SessionExists:
                 pass
@@ -118,18 +122,19 @@ class SessionMaker:
 
     def _check_same(self, info: SessionInfo, recipe: Recipe) -> None:
         plan = self._plan
-        wanted = (recipe, plan.workers, plan.consistency, plan.parameters_on)
+        wanted = (recipe, plan.workers, plan.consistency, plan.parameters_on, plan.clip_norm)
         found = (
             # An edited session shows the Hamiltonian it has become, which no recipe compares with.
             info.optimizer if isinstance(info.optimizer, Recipe) else recipe,
             info.consistency.workers,
             info.consistency.mode,
             info.parameters_on.name.lower(),
+            info.aggregation.clip_norm,
         )
         if wanted != found:
             raise ValueError(
-                f"session {info.session_id} exists with other settings (recipe, workers, consistency, parameters_on): "
-                f"it has {found}, this worker wants {wanted}"
+                f"session {info.session_id} exists with other settings (recipe, workers, consistency, parameters_on, "
+                f"clip_norm): it has {found}, this worker wants {wanted}"
             )
 
     def _wait_until_ready(self, session: Session) -> None:

@@ -28,6 +28,8 @@ class Commit(NamedTuple):
     sample_count: int = 0
     lr_scale: float | None = None
     want_digest: bool = False
+    skipped: tuple[int, ...] = ()
+    loss_scale: float | None = None
 
 
 class GradientChunk(NamedTuple):
@@ -185,7 +187,7 @@ def _sealed(outer: bytes, head: bytes, tag: bytes, payload: Payload) -> bytes:
 
 
 def _commit_body(commit: Commit) -> bytes:
-    handle, sequence, base_step, loss, sample_count, lr_scale, want_digest = commit
+    handle, sequence, base_step, loss, sample_count, lr_scale, want_digest, skipped, loss_scale = commit
     return b"".join(
         (
             _number(b"\x08", handle),
@@ -195,8 +197,15 @@ def _commit_body(commit: Commit) -> bytes:
             _number(b"\x28", sample_count),
             b"" if lr_scale is None else b"\x31" + _FLOAT64.pack(lr_scale),
             b"\x38\x01" if want_digest else b"",
+            _numbers(b"\x42", skipped) if skipped else b"",
+            b"" if loss_scale is None else b"\x49" + _FLOAT64.pack(loss_scale),
         )
     )
+
+
+def _numbers(tag: bytes, values: tuple[int, ...]) -> bytes:
+    body = b"".join(map(varint, values))
+    return tag + varint(len(body)) + body
 
 
 def _result_body(result: StepResult) -> bytes:
@@ -250,7 +259,7 @@ class _Form(NamedTuple):
     empty: Any
 
 
-_NUMBER, _FLAG, _FIXED32, _DOUBLE, _PAYLOAD, _BYTES, _ENERGIES, _MESSAGE = range(8)
+_NUMBER, _FLAG, _FIXED32, _DOUBLE, _PAYLOAD, _BYTES, _ENERGIES, _MESSAGE, _NUMBERS = range(9)
 _U32, _I31 = 1 << 32, 1 << 31
 
 
@@ -264,7 +273,7 @@ def _form(empty: Any, *fields: tuple[int, int] | tuple[int, int, Any]) -> _Form:
 
 _COMMIT = _form(
     Commit(), (0x08, _NUMBER, _U32), (0x10, _NUMBER), (0x18, _NUMBER), (0x21, _DOUBLE), (0x28, _NUMBER),
-    (0x31, _DOUBLE), (0x38, _FLAG),
+    (0x31, _DOUBLE), (0x38, _FLAG), (0x42, _NUMBERS, _U32), (0x49, _DOUBLE),
 )  # fmt: skip
 _CHUNK = _form(
     GradientChunk(), (0x08, _NUMBER, _U32), (0x10, _NUMBER), (0x18, _NUMBER), (0x20, _NUMBER, _I31), (0x2D, _FIXED32),
@@ -373,7 +382,9 @@ def _message(form: _Form, raw: bytes, at: int, end: int) -> Any:
         elif kind == _BYTES:
             values[place] = raw[at:stop]
         elif values[place] is not empty[place]:
-            raise Unusual  # the parts of a submessage that comes twice are merged
+            raise Unusual  # the parts of a submessage or a list that comes twice are merged
+        elif kind == _NUMBERS:
+            values[place] = _read_numbers(raw, at, stop, limit)
         elif inner is None:
             values[place] = energies.parse(raw, at, stop)
         else:
@@ -382,6 +393,21 @@ def _message(form: _Form, raw: bytes, at: int, end: int) -> Any:
     if at != end:
         raise Unusual
     return empty._make(values)
+
+
+def _read_numbers(raw: bytes, at: int, end: int, limit: int) -> tuple[int, ...]:
+    values = list[int]()
+    while at < end:
+        number = raw[at]
+        at += 1
+        if number > 127:
+            number, at = _long(raw, at, number)
+        if number >= limit:
+            raise Unusual
+        values.append(number)
+    if at != end:
+        raise Unusual
+    return tuple(values)
 
 
 def whole_gradient_of(message: Any) -> WholeGradient:
@@ -400,7 +426,8 @@ def _tuple_of(kind: Any, message: Any) -> Any:
     """The tuple of a generated message."""
     values = {name: getattr(message, name) for name in kind._fields}
     if kind is Commit:
-        values |= {name: None for name in ("loss", "lr_scale") if not message.HasField(name)}
+        values["skipped"] = tuple(message.skipped)
+        values |= {name: None for name in ("loss", "lr_scale", "loss_scale") if not message.HasField(name)}
     elif kind is WholeGradient:
         values["commit"] = _tuple_of(Commit, message.commit)
     elif kind is StepResult:

@@ -220,6 +220,8 @@ class Commit(NamedTuple):
     sample_count: int = 0
     lr_scale: float | None = None
     want_digest: bool = False
+    skipped: tuple[int, ...] = ()  # tensors without a gradient
+    loss_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ FUSED = frozenset({"hermosis_server.dynamics.fused", "hermosis_server.dynamics.f
 BELOW_ENGINE = FUSED | {"hermosis_server.dynamics", "hermosis_server.storage"}
 DEVICE = frozenset({"hermosis_server.engine.arena", "hermosis_server.engine.executor"})
 # Tensors in the engine live in these and in the executor only.
-TENSORS = frozenset(f"hermosis_server.engine.{name}" for name in ("aggregate", "arena", "step", "device"))
+TENSORS = frozenset(f"hermosis_server.engine.{name}" for name in ("aggregate", "arena", "step", "device", "skipped"))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,11 @@ NUMBER = st.floats(width=64, allow_nan=False)
 # Zero and the usual sizes must come often; hypothesis draws edges of the whole range by itself.
 COUNT = st.one_of(st.just(0), st.integers(0, 300), U64)
 
-COMMIT = st.builds(hot.Commit, U32, COUNT, COUNT, st.none() | NUMBER, COUNT, st.none() | NUMBER, st.booleans())
+NUMBERS = st.lists(st.one_of(st.integers(0, 300), U32), max_size=5).map(tuple)
+COMMIT = st.builds(
+    hot.Commit, U32, COUNT, COUNT, st.none() | NUMBER, COUNT, st.none() | NUMBER, st.booleans(), NUMBERS,
+    st.none() | NUMBER,
+)  # fmt: skip
 CHUNK = st.builds(hot.GradientChunk, U32, COUNT, COUNT, ENUM, U32, SMALL)
 WHOLE = st.builds(hot.WholeGradient, COMMIT, ENUM, U32, SMALL)
 SAMPLE = st.tuples(
@@ -184,6 +188,7 @@ def plausible(rng: random.Random, direction: str) -> bytes:
     commit = gradient_pb2.Commit(
         handle=number(32), sequence=number(), base_step=number(), loss=rng.choice((None, 0.0, math.inf)),
         sample_count=number(), lr_scale=rng.choice((None, 1.0)), want_digest=rng.random() < 0.5,
+        skipped=[number(32) for _ in range(rng.choice((0, 0, 1, 3)))], loss_scale=rng.choice((None, 65536.0)),
     )  # fmt: skip
     payload = rng.randbytes(rng.choice((0, 4, 200)))
     if direction == "requests":

@@ -88,6 +88,27 @@ def test_launches_in_flight_together_equal_each_alone_to_the_bit(device: torch.d
         assert house.digest(twin) == together.digest(member)
 
 
+@pytest.mark.parametrize("recipe", ["sgd", "adamw", "rgd"])
+def test_a_tensor_that_sits_a_step_out_is_put_back_while_others_fly(house: House, recipe: str) -> None:
+    sleeper, neighbour = house.session(recipe, 1, shapes=SMALL), house.session(recipe, 2, shapes=SMALL)
+    house.step(entry(sleeper, 1), entry(neighbour, 2))
+    before = {buffer: sleeper.slot.read(buffer).cpu().clone() for buffer in sleeper.slot.spans}
+    gradient = vector(size_of(sleeper), 3)
+    gradient[:7] = 0
+    asleep = house.stepper.begin([Entry(sleeper, (part_of(gradient),), 2.0, 1.0, INCREMENT, (0,))])
+    other = house.stepper.begin([entry(neighbour, 4)])
+    assert other().outcomes == [Outcome.APPLIED]
+    done = asleep()
+    assert done.outcomes == [Outcome.APPLIED]
+    assert done.replies[0] is not None
+    increment = np.frombuffer(done.replies[0], np.float32)
+    assert not increment[:7].any()
+    assert increment[7:].any()
+    for buffer, kept in before.items():
+        assert torch.equal(sleeper.slot.read(buffer)[:7].cpu(), kept[:7]), buffer.name
+        assert not torch.equal(sleeper.slot.read(buffer)[7:].cpu(), kept[7:]), buffer.name
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_what_is_not_proven_goes_through_the_flows(house: House, device: torch.device, bad: float) -> None:
     victim, neighbour = house.session("adamw", 1, shapes=SMALL), house.session("adamw", 2, shapes=SMALL)

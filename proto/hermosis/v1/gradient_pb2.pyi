@@ -338,6 +338,8 @@ class Commit(_message.Message):
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     LR_SCALE_FIELD_NUMBER: _builtins.int
     WANT_DIGEST_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    LOSS_SCALE_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """handle of the session on this stream; ignored in unary calls."""
     sequence: _builtins.int
@@ -356,6 +358,17 @@ class Commit(_message.Message):
     """
     want_digest: _builtins.bool
     """want_digest asks for the state digest after the step, which reads the whole optimizer state."""
+    loss_scale: _builtins.float
+    """loss_scale that the loss, and with it the gradient, was multiplied by; the server divides the gradient by it before
+    all else. From 2^-126 to 2^126; absent means 1.
+    """
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """skipped tensors have no gradient in this step: indices in the layout, in ascending order, each once. The payload is
+        zero there, in all bits. Nothing of a tensor moves that every contribution of the round skips; one that only some
+        skip counts as zero in these. Empty means none.
+        """
+
     def __init__(
         self,
         *,
@@ -366,17 +379,23 @@ class Commit(_message.Message):
         sample_count: _builtins.int = ...,
         lr_scale: _builtins.float | None = ...,
         want_digest: _builtins.bool = ...,
+        skipped: _abc.Iterable[_builtins.int] | None = ...,
+        loss_scale: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_lr_scale", b"_lr_scale", "loss", b"loss", "lr_scale", b"lr_scale"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_loss_scale", b"_loss_scale", "_lr_scale", b"_lr_scale", "loss", b"loss", "loss_scale", b"loss_scale", "lr_scale", b"lr_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_lr_scale", b"_lr_scale", "base_step", b"base_step", "handle", b"handle", "loss", b"loss", "lr_scale", b"lr_scale", "sample_count", b"sample_count", "sequence", b"sequence", "want_digest", b"want_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_loss_scale", b"_loss_scale", "_lr_scale", b"_lr_scale", "base_step", b"base_step", "handle", b"handle", "loss", b"loss", "loss_scale", b"loss_scale", "lr_scale", b"lr_scale", "sample_count", b"sample_count", "sequence", b"sequence", "skipped", b"skipped", "want_digest", b"want_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    _WhichOneofReturnType__loss_scale: _TypeAlias = _typing.Literal["loss_scale"]  # noqa: Y015
+    _WhichOneofArgType__loss_scale: _TypeAlias = _typing.Literal["_loss_scale", b"_loss_scale"]  # noqa: Y015
     _WhichOneofReturnType__lr_scale: _TypeAlias = _typing.Literal["lr_scale"]  # noqa: Y015
     _WhichOneofArgType__lr_scale: _TypeAlias = _typing.Literal["_lr_scale", b"_lr_scale"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss_scale) -> _WhichOneofReturnType__loss_scale | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lr_scale) -> _WhichOneofReturnType__lr_scale | None: ...
 

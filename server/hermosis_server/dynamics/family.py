@@ -1,7 +1,9 @@
 """Family and coefficients: what a step must know of a Hamiltonian, its code path and its numbers."""
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic, NamedTuple, TypeVar
 
 from hermosis_server.dynamics.kinetic import KineticKind, NormScope
@@ -67,6 +69,17 @@ class Family:
             (StateBuffer.EIGENVALUES, self.matrix, (eigenvalue_elements(self.blocks),)),
         ]
         return {kind: layout for kind, wanted, layout in kept if wanted}
+
+    def matrices(self, spans: Sequence[int]) -> dict[StateBuffer, list[slice]]:
+        """What of each buffer of a matrix metric belongs to some spans of elements."""
+        squares = list(accumulate((covariance_elements((block,)) for block in self.blocks), initial=0))
+        values = list(accumulate((eigenvalue_elements((block,)) for block in self.blocks), initial=0))
+        square_runs = [slice(squares[span], squares[span + 1]) for span in spans]
+        return {
+            StateBuffer.COVARIANCE: square_runs,
+            StateBuffer.EIGENVECTORS: square_runs,
+            StateBuffer.EIGENVALUES: [slice(values[span], values[span + 1]) for span in spans],
+        }
 
     @property
     def has_metric_on_drift(self) -> bool:

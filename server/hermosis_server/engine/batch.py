@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -214,7 +214,18 @@ def _mixed(item: Ready) -> tuple[list[Entry], Mixture]:
         parts = [one.part]
     elif len(parts) == 1 and parts[0].weight != 1:
         parts = [mean_of(parts)]
-    return [Entry(item.resident, parts, item.loss, item.lr_scale, _launch_wish(item.contributions))], mixture
+    skipped, wish = _skipped(item.contributions, mixture.quarantined), _launch_wish(item.contributions)
+    if skipped and wish is not None and wish.reply is Reply.PARAMETERS:
+        wish = None  # they are whole when the launch is over
+    return [Entry(item.resident, parts, item.loss, item.lr_scale, wish, skipped)], mixture
+
+
+def _skipped(contributions: list[Contribution], quarantined: Set[int]) -> tuple[int, ...]:
+    """The tensors of which no contribution that counts has a gradient, in ascending order."""
+    if not any(one.commit.skipped for one in contributions):
+        return ()
+    given = [set(one.commit.skipped) for place, one in enumerate(contributions) if place not in quarantined]
+    return tuple(sorted(set.intersection(*given)))
 
 
 def _late_weights(item: ReadyRound) -> Sequence[float]:
@@ -242,8 +253,11 @@ def _parts(contributions: list[Contribution]) -> list[Part]:
         gradient = contribution.gradient
         if gradient.staging is None:
             raise InternalError("a repeated gradient was counted; this is a bug in hermosis")
-        staging = gradient.staging
-        parts.append(Part(staging.memory, staging.address, gradient.dtype, gradient.peak, weight))
+        staging, loss_scale = gradient.staging, contribution.commit.loss_scale
+        part = Part(staging.memory, staging.address, gradient.dtype, gradient.peak)
+        if loss_scale is not None and loss_scale != 1:  # before any rule looks at it
+            part = mean_of([part._replace(weight=1 / loss_scale)])
+        parts.append(part._replace(weight=weight))
     return parts
 
 

@@ -1,12 +1,16 @@
 """Checks: what a session may be, decided before anything is taken."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from hermosis.wire import SESSION_ID, is_plain_name
 from hermosis_server.dynamics import Hamiltonian, check_parameters_on_worker, resolve
-from hermosis_server.engine.session import SessionSpec
-from hermosis_server.errors import InvalidHyperparameter, InvalidRequest, QuotaExceeded
+from hermosis_server.engine.assembler import Assembler
+from hermosis_server.engine.session import Session, SessionSpec
+from hermosis_server.errors import InvalidHyperparameter, InvalidRequest, LayoutMismatch, QuotaExceeded
 from hermosis_server.records import (
     Aggregation,
     AggregationRule,
@@ -22,6 +26,7 @@ CONSISTENCY_MODES = tuple(ConsistencyMode)
 MAX_LABELS = 64
 MAX_NAME_BYTES = 256
 MAX_WORKER_ID_BYTES = 128
+LEAST_LOSS_SCALE = 2.0**-126
 
 
 def checked_hamiltonian(spec: SessionSpec, limits: Limits) -> Hamiltonian:
@@ -141,3 +146,33 @@ def check_lr_scale(lr_scale: float | None, *, field: str) -> None:
     """Zero is allowed: a warm-up begins there."""
     if lr_scale is not None and not (math.isfinite(lr_scale) and lr_scale >= 0):
         raise InvalidHyperparameter(f"lr_scale is {lr_scale}; wanted zero or a positive number", field=field)
+
+
+def check_loss_scale(loss_scale: float | None, *, field: str) -> None:
+    """A number by which float32 can be divided, and multiplied by its inverse."""
+    if loss_scale is not None and not LEAST_LOSS_SCALE <= loss_scale <= 1 / LEAST_LOSS_SCALE:
+        raise InvalidRequest(f"loss_scale is {loss_scale}; wanted a number from 2^-126 to 2^126", field=field)
+
+
+def check_skipped(session: Session, skipped: Sequence[int], gradient: Assembler) -> None:
+    """Tensors that a contribution says to have no gradient are in the layout, have none, and can be left alone."""
+    field, family = "commit.skipped", session.on_device.family
+    tensors = session.spec.layout.tensors
+    if any(one >= other for one, other in itertools.pairwise(skipped)):
+        raise InvalidRequest("tensors are skipped out of order or twice; wanted each once, ascending", field=field)
+    if skipped[-1] >= len(tensors):
+        raise LayoutMismatch(f"tensor {skipped[-1]} is skipped, the session has {len(tensors)}", field=field)
+    if family.matrix and not family.by_tensor:
+        raise InvalidRequest(
+            "no tensor can be skipped where one matrix is the metric of all; send zeros as its gradient", field=field
+        )
+    if gradient.staging is None:
+        return  # a repeat
+    ends = list(itertools.accumulate(tensor.elements for tensor in tensors))
+    values, itemsize = np.frombuffer(gradient.staging.memory, np.uint8), gradient.dtype.itemsize
+    for index in skipped:
+        begin = ends[index] - tensors[index].elements
+        if values[begin * itemsize : ends[index] * itemsize].any():
+            raise InvalidRequest(
+                f"tensor {tensors[index].name!r} is skipped and has a gradient; send zeros", field=field
+            )

@@ -42,6 +42,7 @@ class Entry(NamedTuple):
       loss:     at the point that they belong to; NaN where it is not known.
       lr_scale: of this step.
       wish:     the reply that the launch itself makes; None where it makes none.
+      skipped:  tensors that sit the step out; the gradients are zero there.
     """
 
     resident: Resident
@@ -49,6 +50,7 @@ class Entry(NamedTuple):
     loss: float
     lr_scale: float
     wish: ReplyWish | None
+    skipped: tuple[int, ...] = ()
 
     @property
     def reply_bytes(self) -> int:

@@ -130,10 +130,13 @@ class Intake:
             if level is AckLevel.DURABLE and self._keeper is not None:
                 answer = self._keeper.durably(session, answer)
             checks.check_lr_scale(commit.lr_scale, field="commit.lr_scale")
+            checks.check_loss_scale(commit.loss_scale, field="commit.loss_scale")
             repeated = session.answered_before(worker, commit.sequence)
             if repeated:
                 ticket = session.repeat(worker, commit.sequence, gradient)
             else:
+                if commit.skipped:
+                    checks.check_skipped(session, commit.skipped, gradient)
                 reach("intake.admitted")
                 waiting = [answer] if level is not AckLevel.RECEIVED else []
                 late = session.admit(worker, commit, wish, gradient, waiting)

@@ -64,6 +64,10 @@ def step(contributions: Sequence[Contribution], lr_scale: float, done: StepDone)
             for one in contributions
         ],
     }
+    if any(one.commit.skipped for one in contributions):
+        head["skipped"] = [one.commit.skipped for one in contributions]
+    if any(one.commit.loss_scale is not None for one in contributions):
+        head["loss_scales"] = [one.commit.loss_scale for one in contributions]
     if done.mixture.late_weights:
         head["late"] = [weight.hex() for weight in done.mixture.late_weights]
     gradients = [_memory(one.gradient) for one in contributions] if applied else []
@@ -125,8 +129,18 @@ def loss(made: list[Contribution]) -> float:
 
 def _tried(head: dict[str, Any], rest: memoryview) -> TriedRound:
     commits, sizes = [], []
-    for worker_id, sequence, base_step, lost, samples, dtype, crc32 in head["contributions"]:
-        commit = Commit(sequence=sequence, base_step=base_step, loss=lost, sample_count=samples)
+    count = len(head["contributions"])
+    skipped, loss_scales = head.get("skipped", [()] * count), head.get("loss_scales", [None] * count)
+    for one, passed_over, loss_scale in zip(head["contributions"], skipped, loss_scales, strict=True):
+        worker_id, sequence, base_step, lost, samples, dtype, crc32 = one
+        commit = Commit(
+            sequence=sequence,
+            base_step=base_step,
+            loss=lost,
+            sample_count=samples,
+            skipped=tuple(passed_over),
+            loss_scale=loss_scale,
+        )
         commits.append((worker_id, commit, Dtype(dtype), crc32))
         sizes.append(Dtype(dtype).itemsize)
     outcome = Outcome(head["outcome"])

@@ -6,6 +6,7 @@ proven, go through the plain flows on copies, and only what stayed finite is cop
 depends on itself alone.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from hermosis_server.engine.cohort import Cohort
 from hermosis_server.engine.device import DeviceSteps, Flight
 from hermosis_server.engine.entries import ALIGNMENT, Entry, LaunchTables, Part, mean_of, row_table
 from hermosis_server.engine.resident import Resident
+from hermosis_server.engine.skipped import Skipped
 from hermosis_server.engine.solo import Solo
 from hermosis_server.records import Outcome, Reply, StateBuffer
 
@@ -83,6 +85,21 @@ class Stepper:
         A device works in between. Other sessions may begin meanwhile; these, their gradients and the tables of cohorts
         must be left alone.
         """
+        if not any(entry.skipped for entry in entries):
+            return self._begin(entries)
+        with contextlib.ExitStack() as aside:
+            for entry in entries:
+                if entry.skipped:
+                    aside.callback(Skipped(entry.resident, entry.skipped).restore)
+            finish, restore = self._begin(entries), aside.pop_all()
+
+        def end() -> Stepped:
+            with restore:
+                return finish()
+
+        return end
+
+    def _begin(self, entries: Sequence[Entry]) -> Callable[[], Stepped]:
         if len(entries) == 1 and self._steps_alone(entries[0].resident):
             stepped = self._alone(entries[0])
             return lambda: stepped

@@ -57,6 +57,8 @@ def commit(message: hot.Commit) -> Commit:
         sample_count=message.sample_count,
         lr_scale=message.lr_scale,
         want_digest=message.want_digest,
+        skipped=message.skipped,
+        loss_scale=message.loss_scale,
     )
 
 
