@@ -364,7 +364,7 @@ class Client(AccessCalls):
         self._connection.close()
 
     def _found(self, session: Session | str) -> Session:
-        return self.session(session) if isinstance(session, str) else session
+        return session if isinstance(session, Session) else self.session(session)
 
     def __enter__(self) -> "Client":
         return self

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from hermosis import hot, wire
 from hermosis.v1 import gradient_pb2, types_pb2
-from hermosis_client import codec
+from hermosis_client import codec, cutoff
 from hermosis_client.connection import Connection
 from hermosis_client.dtypes import Float32
 from hermosis_client.errors import ConnectionFailed, HermosisError, StaleGeneration
@@ -253,6 +253,7 @@ class Worker:
         with self._lock:
             patience: Patience | None = None
             while True:
+                cutoff.check()
                 if self._closed:
                     raise RuntimeError(f"worker {self.worker_id} is closed")
                 try:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hermosis import wire
-from hermosis_client import fleet_birth
+from hermosis_client import cutoff, fleet_birth
 from hermosis_client.connection import Connection
 from hermosis_client.dtypes import Float32, dtype_named
 from hermosis_client.errors import ConnectionFailed, HermosisError
@@ -343,6 +343,7 @@ class Fleet:
         """Works until every member is settled, on as many streams as it takes."""
         patience: Patience | None = None
         while work.pending.any():
+            cutoff.check()
             if self._closed:
                 raise RuntimeError(f"fleet of worker {self.worker_id} is closed")
             try:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from hermosis_client import cutoff
 from hermosis_client.errors import HermosisError
 
 _Answer = TypeVar("_Answer")
@@ -32,7 +33,7 @@ class Patience:
         timeout_s: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = cutoff.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._timeout_s = timeout_s

@@ -59,7 +59,7 @@ class Session:
         self.parameters_on = info.parameters_on
         self._connection = connection
         self._created = created
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._workers: list[Worker] = []
         self._default_worker: Worker | None = None
 
@@ -379,12 +379,9 @@ class Session:
 
     def _own_worker(self) -> Worker:
         with self._lock:
-            worker = self._default_worker
-        if worker is None:
-            worker = self.worker()
-            with self._lock:
-                self._default_worker = worker
-        return worker
+            if self._default_worker is None:
+                self._default_worker = self.worker()
+            return self._default_worker
 
     def _upload(self, flat: Float32) -> Iterator[session_pb2.InitialiseParametersRequest]:
         session_id = self.session_id

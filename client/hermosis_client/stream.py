@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 
 from hermosis import hot
 from hermosis.v1 import gradient_pb2
+from hermosis_client import cutoff
 from hermosis_client.connection import Answers, CallThreads, Connection
 from hermosis_client.errors import ConnectionFailed, connection_failed
 from hermosis_client.segment import Segment
@@ -64,7 +65,8 @@ class ExchangeStream:
     def receive_bytes(self) -> bytes:
         """Waits for the next message, which the caller parses; raises as `receive` does."""
         try:
-            return next(self._call)
+            with cutoff.waiting(self._call.cancel):
+                return next(self._call)
         except StopIteration:
             self._end()
             raise connection_failed(self._connection.address, "the server ended the stream") from None
