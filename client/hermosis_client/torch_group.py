@@ -1,6 +1,5 @@
 """RemoteGroup: one param_group of a RemoteOptimizer and the session behind it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -84,7 +83,6 @@ class RemoteGroup:
         self._tensors = list(tensors)
         self._frozen = list(frozen)
         self._worker_holds = session.parameters_on is ParametersOn.WORKER
-        _check_shapes(session, tensors)
         count = session.layout.parameter_count
         self._gradient = torch.empty(count)
         self._landed = torch.empty(count)
@@ -174,15 +172,3 @@ class RemoteGroup:
     def _views(self, flat: Tensor) -> list[Tensor]:
         places = self.session.layout.slices.values()
         return [flat[place].view(tensor.shape) for place, tensor in zip(places, self._tensors, strict=True)]
-
-
-def _check_shapes(session: Session, tensors: Sequence[Tensor]) -> None:
-    wanted = [tensor.shape for tensor in session.layout.tensors]
-    got = [tuple(tensor.shape) for tensor in tensors]
-    if wanted == got:
-        return
-    place = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got)))
-    raise ValueError(
-        f"session {session.session_id} has {len(wanted)} tensors of {math.fsum(map(math.prod, wanted)):.0f} elements, "
-        f"this param_group {len(got)} of {math.fsum(map(math.prod, got)):.0f}; they differ from tensor {place} on"
-    )

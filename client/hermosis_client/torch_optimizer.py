@@ -2,7 +2,6 @@
 
 import contextlib
 import uuid
-import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,13 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from hermosis_client.client import Client
-from hermosis_client.local_server import LocalServer
 from hermosis_client.loss_scale import LossScale
-from hermosis_client.records import Outcome, ParametersOn, Recipe, RecipeValue, StepResult
+from hermosis_client.records import ParametersOn, Recipe, RecipeValue, StepResult
 from hermosis_client.session import LR, Session, WireDtype
+from hermosis_client.session_plan import SessionMaker, SessionPlan, connected, merged_recipe, not_finite, warned_of
 from hermosis_client.torch_group import GroupState, RemoteGroup, flat_values, layout_of, trainable
-from hermosis_client.torch_session import SessionMaker, SessionPlan, merged_recipe
 
 
 class RemoteOptimizer(Optimizer):
@@ -119,7 +116,7 @@ class RemoteOptimizer(Optimizer):
         )
         plan.check(address=address, given=parameters)
         try:
-            client = None if isinstance(session, Session) else self._connect(address, timeout_s)
+            client = None if isinstance(session, Session) else connected(self._resources, address, timeout_s)
             self._sessions = SessionMaker(plan, client, timeout_s)
             super().__init__(params, {"lr": lr, **(recipe.parameters if recipe else {})})
         except BaseException:
@@ -186,9 +183,11 @@ class RemoteOptimizer(Optimizer):
             )
             for group, remote in zip(self.param_groups, self._groups, strict=True)
         )
+        searching = False
         if self._scale is not None:
-            self._scale.note(finite=not any(map(_not_finite, self.last_results)))
-        self._warn_if_non_finite()
+            self._scale.note(finite=not any(map(not_finite, self.last_results)))
+            searching = self._scale.growth_steps > 0  # It finds its way by them.
+        self._warned = self._warned or (not searching and warned_of(self.last_results))
         return value
 
     def pull(self) -> None:
@@ -233,11 +232,6 @@ class RemoteOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a RemoteOptimizer holds connections and cannot be copied or pickled; use state_dict()")
 
-    def _connect(self, address: str | None, timeout_s: float) -> Client:
-        if address is None:
-            address = self._resources.enter_context(LocalServer()).address
-        return self._resources.enter_context(Client(address, timeout_s=timeout_s))
-
     def _open(self, group: dict[str, Any]) -> RemoteGroup:
         """The session of a new param_group, with its weights there, or taken over from there."""
         names, tensors = trainable(group)
@@ -261,23 +255,6 @@ class RemoteOptimizer(Optimizer):
         elif session.parameters_on is ParametersOn.SERVER:
             session.initialise(flat_values(tensors).numpy())
         return remote
-
-    def _warn_if_non_finite(self) -> None:
-        if self._scale is not None and self._scale.growth_steps:
-            return  # it finds its way by them
-        for result in self.last_results:
-            if result is not None and _not_finite(result) and not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"{result.outcome.name}: the step of sequence {result.sequence} was not taken, the parameters are "
-                    "as before; optimizer.last_result tells this of every step, this warning comes once",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-
-
-def _not_finite(result: StepResult | None) -> bool:
-    return result is not None and result.outcome in (Outcome.NON_FINITE_GRADIENT, Outcome.NON_FINITE_STATE)
 
 
 def _loss_scale(wanted: LossScale | float | Literal["dynamic"] | None) -> LossScale | None:

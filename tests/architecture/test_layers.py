@@ -172,11 +172,10 @@ HOUSE = {
         for name in ("tensorboard", "mlflow", "wandb")
     },
     **{
-        f"hermosis_client.{name}": room(
-            {"hermosis_client", "hermosis_client.torch_group", "hermosis_client.torch_session"}, {"torch"}
-        )
-        for name in ("torch_optimizer", "torch_group", "torch_local", "torch_session")
+        f"hermosis_client.{name}": room({"hermosis_client", "hermosis_client.torch_group"}, {"torch"})
+        for name in ("torch_optimizer", "torch_group", "torch_local")
     },
+    "hermosis_client.jax_optimizer": room({"hermosis_client"}, {"jax", "optax", "numpy"}),
 }
 
 

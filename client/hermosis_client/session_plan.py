@@ -1,7 +1,9 @@
-"""Which session a param_group of a RemoteOptimizer gets: a new one, or one that other workers made."""
+"""Which session the parameters of an optimizer get: a new one, or one that other workers made."""
 
+import contextlib
 import time
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -9,7 +11,8 @@ from typing import Any, Literal
 from hermosis_client.client import Client
 from hermosis_client.errors import SessionExists, SessionNotReady
 from hermosis_client.layout import ParameterLayout
-from hermosis_client.records import Aggregation, Recipe, RecipeValue, SessionInfo, SessionStatus
+from hermosis_client.local_server import LocalServer
+from hermosis_client.records import Aggregation, Outcome, Recipe, RecipeValue, SessionInfo, SessionStatus, StepResult
 from hermosis_client.session import LR, Session
 
 _JOIN_POLL_S = 0.05
@@ -24,6 +27,32 @@ def merged_recipe(
     recipe = Recipe(optimizer) if isinstance(optimizer, str) else optimizer
     rate = {} if lr is None else {LR: float(lr)}
     return Recipe(recipe.name, **{**recipe.parameters, **parameters, **rate})
+
+
+def connected(resources: contextlib.ExitStack, address: str | None, timeout_s: float) -> Client:
+    """A client of the server there, or of a private one; they end with the resources."""
+    if address is None:
+        address = resources.enter_context(LocalServer()).address
+    return resources.enter_context(Client(address, timeout_s=timeout_s))
+
+
+def not_finite(result: StepResult | None) -> bool:
+    """Whether a step was not taken because of NaN or infinity."""
+    return result is not None and result.outcome in (Outcome.NON_FINITE_GRADIENT, Outcome.NON_FINITE_STATE)
+
+
+def warned_of(results: Iterable[StepResult | None]) -> bool:
+    """Whether one of these steps was not taken because of NaN or infinity, which the caller's caller is told."""
+    for result in results:
+        if result is not None and not_finite(result):
+            warnings.warn(
+                f"{result.outcome.name}: the step of sequence {result.sequence} was not taken, the parameters are as "
+                "before; optimizer.last_result tells this of every step, this warning comes once",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return True
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +108,14 @@ class SessionMaker:
         """The session of the param_group of that index, and whether it is new.
 
         Raises:
-          ValueError:      one of that id was made with other settings.
+          ValueError:      one of that id was made with other settings, or for tensors of other shapes.
           SessionNotReady: one of that id was not given its parameters in time.
         """
         plan = self._plan
         if isinstance(plan.session, Session):
             if index:
                 raise ValueError("a Session holds one param_group; give the session's id to join one for each group")
-            return plan.session, False
+            return _fitting(plan.session, layout), False
         if self._client is None:
             raise RuntimeError("no client; this is a bug in hermosis")
         session_id = f"{plan.session}-{index}" if plan.session and index else plan.session or ""
@@ -105,7 +134,7 @@ class SessionMaker:
                 pass
             else:
                 return session, True
-        session = self._client.session(session_id)
+        session = _fitting(self._client.session(session_id), layout)
         if recipe is not None:
             self._check_same(session.info(), recipe)
         self._wait_until_ready(session)
@@ -147,6 +176,19 @@ class SessionMaker:
                     "worker that made it; close it and begin again"
                 )
             time.sleep(_JOIN_POLL_S)
+
+
+def _fitting(session: Session, layout: ParameterLayout) -> Session:
+    """The session, whose tensors have the shapes of the layout; names may differ."""
+    wanted = [tensor.shape for tensor in session.layout.tensors]
+    got = [tensor.shape for tensor in layout.tensors]
+    if wanted == got:
+        return session
+    place = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got)))
+    raise ValueError(
+        f"session {session.session_id} has {len(wanted)} tensors of {session.layout.parameter_count} elements, these "
+        f"parameters are {len(got)} of {layout.parameter_count}; they differ from tensor {place} on"
+    )
 
 
 def _plain(value: Any) -> RecipeValue:

@@ -1,0 +1,153 @@
+"""remote: an optax.GradientTransformation whose steps are taken by a Hermosis server."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import io_callback
+
+from hermosis_client.numpy_optimizer import Array, NumpyOptimizer
+from hermosis_client.records import Recipe, RecipeValue
+from hermosis_client.session import Session, WireDtype
+
+_Params = TypeVar("_Params")
+
+
+@dataclass(frozen=True)
+class RemoteState:
+    """What optax carries from step to step. A pytree of one leaf, `step`; the rest goes along as it is.
+
+    Attributes:
+      step:      updates so far, int32.
+      optimizer: the worker's end of the session, made by `init`: its last_result, its session, its `close`. It
+                 disconnects, and stops a private server, at the latest with this process.
+    """
+
+    step: jax.Array
+    optimizer: NumpyOptimizer
+
+    def pull(self, params: _Params) -> _Params:
+        """The session's present parameters, as a pytree like `params`: where one begins that joins others."""
+        self.optimizer.pull()
+        leaves, tree = jax.tree.flatten(params)
+        present = self.optimizer.parameters.values()
+        return jax.tree.unflatten(tree, [jnp.asarray(a, leaf.dtype) for a, leaf in zip(present, leaves, strict=True)])
+
+
+jax.tree_util.register_dataclass(RemoteState, data_fields=["step"], meta_fields=["optimizer"])
+
+
+def remote(
+    optimizer: Recipe | str | None = None,
+    *,
+    session: Session | str | None = None,
+    address: str | None = None,
+    worker_id: str = "",
+    workers: int = 1,
+    consistency: Literal["barrier", "async"] = "barrier",
+    lr: float | optax.Schedule | None = None,
+    gradient_dtype: WireDtype = "float32",
+    reply_dtype: WireDtype = "float32",
+    sample_count: int = 0,
+    timeout_s: float = 30.0,
+    **settings: RecipeValue,
+) -> optax.GradientTransformationExtraArgs:
+    """Sends each step's gradients to a server; the updates lead to the parameters that it answers with.
+
+        transformation = optax.chain(optax.clip_by_global_norm(1.0), remote("adamw", lr=1e-3))
+        state = transformation.init(params)
+        updates, state = transformation.update(gradients, state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+
+    `init` makes or joins the session, of the leaves of `params` under the names of their paths, and is called outside
+    jit; without an address it starts a private server. `update` works inside jit and scan, by an ordered callback, and
+    outside; there a server's error is raised as it is, inside it comes as JAX wraps errors of callbacks. It needs
+    `params`; `value`, which may be left out, is the loss. It comes last in a chain.
+
+    An update is the server's new parameter less the one given, so that their sum is the server's to the bit, unless
+    the old is so much larger than the new one that no float32 makes up the difference; what is left then, an ulp of
+    the old one, is in the next update. For leaves narrower than float32 updates are float32, and `apply_updates` rounds
+    the sum.
+
+    Several workers train one model when each makes one with the same session, optimizer and workers, and a worker_id
+    of its own; those that join begin from `state.pull(params)`.
+
+    Args:
+      lr:       learning rate, or a schedule of it over this worker's steps; None means the recipe's default.
+      settings: of the recipe, such as weight_decay. All others as for `NumpyOptimizer`.
+    """
+    # What a schedule says is sent with each step as a multiple of the session's own rate.
+    rate = 1.0 if callable(lr) else lr
+
+    def init(params: optax.Params) -> RemoteState:
+        end = NumpyOptimizer(
+            _arrays(params),
+            optimizer,
+            session=session,
+            address=address,
+            worker_id=worker_id,
+            workers=workers,
+            consistency=consistency,
+            lr=rate,
+            gradient_dtype=gradient_dtype,
+            reply_dtype=reply_dtype,
+            sample_count=sample_count,
+            timeout_s=timeout_s,
+            **settings,
+        )
+        return RemoteState(jnp.zeros((), jnp.int32), end)
+
+    def update(
+        updates: optax.Updates,
+        state: RemoteState,
+        params: optax.Params | None = None,
+        *,
+        value: jax.typing.ArrayLike | None = None,
+        **others: object,
+    ) -> tuple[optax.Updates, RemoteState]:
+        if params is None:
+            raise ValueError("a remote transformation answers with what is added to the parameters: give update params")
+
+        def step(
+            gradients: Sequence[jax.Array], old: Sequence[jax.Array], loss: jax.Array | None, now: jax.Array | None
+        ) -> list[Array]:
+            if now is not None:
+                state.optimizer.lr = float(now)
+            names = state.optimizer.parameters
+            state.optimizer.step(
+                {name: np.asarray(leaf) for name, leaf in zip(names, gradients, strict=True)},
+                loss=None if loss is None else float(loss),
+            )
+            return [difference(new, np.asarray(leaf)) for new, leaf in zip(names.values(), old, strict=True)]
+
+        old, tree = jax.tree.flatten(params)
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in old]
+        now = lr(state.step) if callable(lr) else None
+        differences = io_callback(step, shapes, tree.flatten_up_to(updates), old, value, now, ordered=True)
+        return jax.tree.unflatten(tree, differences), RemoteState(state.step + 1, state.optimizer)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def difference(new: Array, old: Array) -> Array:
+    """What added to `old` makes `new`, in the wider of their dtypes and its rounding; as near as can be."""
+    wide = np.promote_types(new.dtype, old.dtype) if old.dtype.kind == "f" else np.dtype(np.float32)
+    target, start = new.astype(wide), old.astype(wide)
+    gap = np.asarray(target - start)
+    missed = np.asarray(target - (start + gap))
+    return np.where(missed == 0, gap, np.nextafter(gap, np.where(missed > 0, np.inf, -np.inf).astype(wide)))
+
+
+def _arrays(params: optax.Params) -> Mapping[str, Array]:
+    """float32 copies of the leaves, by their paths; a pytree that is a leaf is called "parameters"."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    if any(isinstance(leaf, jax.core.Tracer) for _, leaf in leaves):
+        raise TypeError("init of a remote transformation makes a session; call it outside jit")
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/") or "parameters": np.array(leaf, np.float32)
+        for path, leaf in leaves
+    }
