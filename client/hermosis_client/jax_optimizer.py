@@ -35,7 +35,9 @@ class RemoteState:
         self.optimizer.pull()
         leaves, tree = jax.tree.flatten(params)
         present = self.optimizer.parameters.values()
-        return jax.tree.unflatten(tree, [jnp.asarray(a, leaf.dtype) for a, leaf in zip(present, leaves, strict=True)])
+        arrays = [jnp.asarray(array, leaf.dtype) for array, leaf in zip(present, leaves, strict=True)]
+        pulled: _Params = jax.tree.unflatten(tree, arrays)
+        return pulled
 
 
 jax.tree_util.register_dataclass(RemoteState, data_fields=["step"], meta_fields=["optimizer"])
@@ -52,6 +54,7 @@ def remote(
     lr: float | optax.Schedule | None = None,
     gradient_dtype: WireDtype = "float32",
     reply_dtype: WireDtype = "float32",
+    parameters_on: Literal["server", "worker"] = "server",
     sample_count: int = 0,
     timeout_s: float = 30.0,
     **settings: RecipeValue,
@@ -95,6 +98,7 @@ def remote(
             lr=rate,
             gradient_dtype=gradient_dtype,
             reply_dtype=reply_dtype,
+            parameters_on=parameters_on,
             sample_count=sample_count,
             timeout_s=timeout_s,
             **settings,

@@ -22,7 +22,8 @@ def names_below(package: str) -> list[str]:
     """Import names of a package and all its modules, programs that run on import and what is not for here left out."""
     root = importlib.import_module(package)
     below = [module.name for module in pkgutil.walk_packages(root.__path__, f"{package}.")]
-    left_out = set() if importlib.util.find_spec("triton") else {"hermosis_server.dynamics.fused_cuda.kernels"}
+    needed = {"hermosis_server.dynamics.fused_cuda.kernels": "triton", "hermosis_client.jax_optimizer": "optax"}
+    left_out = {name for name, library in needed.items() if not importlib.util.find_spec(library)}
     return [package, *(name for name in below if not name.endswith("__main__") and name not in left_out)]
 
 
