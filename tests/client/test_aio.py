@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
-from functools import partial
 
 import numpy as np
 import pytest
@@ -53,8 +52,9 @@ async def contributions(session: AsyncSession, wanted: int) -> None:
 @pytest.mark.parametrize("sync", FACES, ids=lambda sync: sync.__name__)
 def test_every_method_has_an_asyncio_face_with_the_same_signature(sync: type) -> None:
     face = FACES[sync]
-    names = [name for name in dir(sync) if not name.startswith("_")]
-    assert [name for name in dir(face) if not name.startswith("_")] == names
+    names = {name for name in dir(sync) if not name.startswith("_")}
+    attributes = {line.split(":")[0].strip() for line in (sync.__doc__ or "").partition("Attributes:")[2].splitlines()}
+    assert {name for name in dir(face) if not name.startswith("_")} == names | (attributes - {""})
     for name in names:
         theirs, ours = getattr(sync, name), getattr(face, name)
         if isinstance(theirs, property):
@@ -151,36 +151,36 @@ def test_a_cancelled_fleet_goes_on(server: LocalServer) -> None:
     run(server, scene)
 
 
-def in_thread(call: Callable[[], object]) -> tuple[Cutoff, threading.Thread, list[BaseException]]:
-    """A call that can be cut off, on its way in a thread."""
-    cutoff, raised = Cutoff(), list[BaseException]()
+@pytest.mark.parametrize(("place", "listening"), [("waiting", True), ("sleep", False)])
+def test_a_call_that_is_cut_off_gives_its_thread_back(place: str, listening: bool) -> None:
+    """Where it waits for a server that says nothing, and where it waits to try again one that is not there."""
+    cutoff, reached, raised = Cutoff(), threading.Event(), list[BaseException]()
+    waits = getattr(cutoff, place)
 
-    def work() -> None:
+    def noted(argument):
+        reached.set()
+        return waits(argument)
+
+    def work(worker: Worker) -> None:
         cutoff.install()
         try:
-            call()
+            worker.push(gradient(0))
         except BaseException as error:
             raised.append(error)
 
-    thread = threading.Thread(target=partial(copy_context().run, work), daemon=True)
-    thread.start()
-    return cutoff, thread, raised
-
-
-@pytest.mark.parametrize("what", ["answers that do not come", "a server that is not there"])
-def test_a_call_that_is_cut_off_gives_its_thread_back(what: str) -> None:
+    setattr(cutoff, place, noted)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        if what == "a server that is not there":
+        if not listening:
             silent.close()
         with Client(address, timeout_s=600.0) as client:
             settings = WorkerSettings(
                 worker_id="w", gradient_dtype=Dtype.FLOAT32, reply_dtype=Dtype.FLOAT32, reply=Reply.PARAMETERS
             )
             worker = Worker(client._connection, "s", ParameterLayout.of({"w": (P,)}), settings)
-            cutoff, thread, raised = in_thread(partial(worker.push, gradient(0)))
-            while worker._stream is None and thread.is_alive():
-                thread.join(0.01)
+            thread = threading.Thread(target=copy_context().run, args=(work, worker), daemon=True)
+            thread.start()
+            assert reached.wait(60)
             cutoff.cut()
             thread.join(60)
             assert not thread.is_alive()
