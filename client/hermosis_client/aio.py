@@ -164,6 +164,13 @@ class AsyncWatch(Beside[Watch], AsyncIterator[TelemetryReading]):
 
     close = awaited(Watch.close)
 
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await super().__aexit__(kind, error, trace)
+        if self._coming is not None:
+            await asyncio.wait([self._coming])  # It ends now, and would find the event loop closed.
+
 
 class AsyncWorker(Beside[Worker]):
     """`Worker` for asyncio."""
