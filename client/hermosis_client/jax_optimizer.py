@@ -71,10 +71,10 @@ def remote(
     outside; there a server's error is raised as it is, inside it comes as JAX wraps errors of callbacks. It needs
     `params`; `value`, which may be left out, is the loss. It comes last in a chain.
 
-    An update is the server's new parameter less the one given, so that their sum is the server's to the bit, unless
-    the old is so much larger than the new one that no float32 makes up the difference; what is left then, an ulp of
-    the old one, is in the next update. For leaves narrower than float32 updates are float32, and `apply_updates` rounds
-    the sum.
+    An update is the server's new parameter less the one given. Where one is at most twice the other their sum is the
+    server's to the bit (Sterbenz); elsewhere the sum is rounded by at most the update's own last place, which the next
+    update makes good, so nothing adds up. For leaves narrower than float32 updates are float32, and `apply_updates`
+    rounds the sum.
 
     Several workers train one model when each makes one with the same session, optimizer and workers, and a worker_id
     of its own; those that join begin from `state.pull(params)`.
@@ -121,12 +121,15 @@ def remote(
         ) -> list[Array]:
             if now is not None:
                 state.optimizer.lr = float(now)
-            names = state.optimizer.parameters
+            parameters = state.optimizer.parameters
             state.optimizer.step(
-                {name: np.asarray(leaf) for name, leaf in zip(names, gradients, strict=True)},
+                {name: np.asarray(leaf) for name, leaf in zip(parameters, gradients, strict=True)},
                 loss=None if loss is None else float(loss),
             )
-            return [difference(new, np.asarray(leaf)) for new, leaf in zip(names.values(), old, strict=True)]
+            return [
+                new - np.asarray(leaf, shape.dtype)
+                for new, leaf, shape in zip(parameters.values(), old, shapes, strict=True)
+            ]
 
         old, tree = jax.tree.flatten(params)
         shapes = [jax.ShapeDtypeStruct(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in old]
@@ -135,15 +138,6 @@ def remote(
         return jax.tree.unflatten(tree, differences), RemoteState(state.step + 1, state.optimizer)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def difference(new: Array, old: Array) -> Array:
-    """What added to `old` makes `new`, in the wider of their dtypes and its rounding; as near as can be."""
-    wide = np.promote_types(new.dtype, old.dtype) if old.dtype.kind == "f" else np.dtype(np.float32)
-    target, start = new.astype(wide), old.astype(wide)
-    gap = np.asarray(target - start)
-    missed = np.asarray(target - (start + gap))
-    return np.where(missed == 0, gap, np.nextafter(gap, np.where(missed > 0, np.inf, -np.inf).astype(wide)))
 
 
 def _arrays(params: optax.Params) -> Mapping[str, Array]:

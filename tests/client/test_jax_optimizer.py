@@ -15,7 +15,7 @@ jax = pytest.importorskip("jax", reason="jax is missing: pip install 'hermosis[j
 optax = pytest.importorskip("optax", reason="optax is missing: pip install 'hermosis[jax]'")
 import jax.numpy as jnp  # noqa: E402
 
-from hermosis_client.jax_optimizer import RemoteState, difference, remote  # noqa: E402
+from hermosis_client.jax_optimizer import RemoteState, remote  # noqa: E402
 
 STEPS = 50
 TWINS = {
@@ -90,12 +90,15 @@ def test_remote_trains_as_optax_does(options, name: str, jitted: bool) -> None:
 
 
 @pytest.mark.parametrize("jitted", [False, True], ids=["plain", "jit"])
-def test_parameters_are_the_servers_to_the_bit_and_the_loss_arrives(options, jitted: bool) -> None:
-    params, state = train(remote("adamw", lr=0.05, **options), jitted=jitted, steps=10)
+def test_parameters_are_the_servers_and_the_loss_arrives(options, jitted: bool) -> None:
+    """To the last place of one step: what rounding left of it is in the next one, and never adds up."""
+    params, state = train(remote("adamw", lr=0.05, **options), jitted=jitted, steps=200)
     held = state.optimizer.session.pull()
     assert list(held) == ["head", "layers/0/b", "layers/0/w"]
-    assert np.array_equal(held["head"], params["head"])
-    assert np.array_equal(held["layers/0/w"], params["layers"][0]["w"])
+    np.testing.assert_allclose(params["head"], held["head"], rtol=0, atol=0.05 * 2.0**-23)
+    np.testing.assert_allclose(params["layers"][0]["w"], held["layers/0/w"], rtol=0, atol=0.05 * 2.0**-23)
+    same = np.concatenate([(params["head"] == held["head"]).ravel(), (params["layers"][0]["b"] == held["layers/0/b"])])
+    assert same.mean() > 0.9
     assert state.optimizer.last_result.energies.loss > 0
     state.optimizer.close()
 
@@ -219,14 +222,3 @@ def test_two_processes_share_rounds_inside_jit(options, server: LocalServer) -> 
     for _ in range(10):
         wanted -= 0.1 * (wanted - 0.5)
     np.testing.assert_allclose(np.frombuffer(bytes.fromhex(answers[0]), np.float32), wanted, rtol=1e-5)
-
-
-def test_differences_lead_to_the_new_parameter_to_the_bit() -> None:
-    random = np.random.default_rng(0)
-    old = (random.normal(size=200_000) * 10.0 ** random.uniform(-3, 3, 200_000)).astype(np.float32)
-    for distance in (1e-7, 1e-3, 0.5, 3.0):
-        new = (old * (1 + distance * random.normal(size=old.size))).astype(np.float32)
-        assert np.array_equal(old + difference(new, old), new)
-    tiny = np.full(3, 1e-9, np.float32)
-    one = np.ones(3, np.float32)
-    assert np.all(np.abs(one + difference(tiny, one) - tiny) <= np.spacing(one))
