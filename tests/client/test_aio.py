@@ -205,8 +205,8 @@ def test_a_call_that_was_cut_off_before_it_began_sends_nothing(server: LocalServ
 def test_calls_of_several_tasks_share_the_sessions_own_worker(server: LocalServer) -> None:
     async def scene(client: AsyncClient) -> None:
         async with await ready(client) as session:
-            results = await asyncio.gather(*(session.push(gradient(seed)) for seed in range(8)))
-            assert sorted(result.step for result in results) == list(range(1, 9))
+            answers = await asyncio.gather(*(session.exchange(gradient(seed)) for seed in range(8)))
+            assert sorted(result.step for result, _ in answers) == list(range(1, 9))
             assert len(await session.workers()) == 1
 
     run(server, scene)
@@ -221,7 +221,7 @@ def test_a_watch_loses_nothing_when_its_task_is_cancelled_and_ends_when_closed(s
             with pytest.raises(asyncio.CancelledError):
                 await waiting
             for seed in range(3):
-                await session.push(gradient(seed))
+                await session.exchange(gradient(seed))
             steps = []
             async for reading in watch:
                 steps.append(reading.step)
