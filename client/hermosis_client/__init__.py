@@ -5,8 +5,9 @@
         result, parameters = session.exchange({"w": gradient}, loss=loss)
 
 `Client.create_fleet` makes many small sessions that one worker drives together (`Fleet`).
-`hermosis_client.torch_optimizer.RemoteOptimizer` is the same as a torch.optim.Optimizer, and
-`hermosis_client.local_server.LocalServer` runs a server for as long as it is needed.
+`hermosis_client.torch_optimizer.RemoteOptimizer` is the same as a torch.optim.Optimizer, `jax_optimizer.remote` as a
+transformation of optax, `numpy_optimizer.NumpyOptimizer` steps plain arrays, and `aio.AsyncClient` is all of the client
+for asyncio. `local_server.LocalServer` runs a server for as long as it is needed.
 """
 
 from hermosis_client.client import Client
