@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hermosis_client import Client, Outcome
+from hermosis_client import Client, Outcome, errors
 from hermosis_client.local_server import LocalServer
 
 jax = pytest.importorskip("jax", reason="jax is missing: pip install 'hermosis[jax]'")
@@ -174,6 +174,21 @@ def test_what_is_asked_for_and_what_is_refused(options) -> None:
         updates, state = transformation.update(params * jnp.nan, state, params)
     assert not np.any(updates)
     assert state.optimizer.last_result.outcome is Outcome.NON_FINITE_GRADIENT
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["plain", "jit"])
+def test_a_servers_error_arrives_by_name_and_the_next_session_works(options, server: LocalServer, jitted: bool) -> None:
+    transformation = remote("sgd", lr=0.1, **options)
+    update = jax.jit(transformation.update) if jitted else transformation.update
+    params = jnp.ones(3)
+    state = transformation.init(params)
+    with Client(server.address) as other:
+        other.session(state.optimizer.session.session_id).close()
+    kind, words = (jax.errors.JaxRuntimeError, "SessionNotFound") if jitted else (errors.SessionNotFound, "session")
+    with pytest.raises(kind, match=words):
+        jax.block_until_ready(update(params, state, params))
+    updates, _ = update(params, transformation.init(params), params)
+    np.testing.assert_allclose(updates, -0.1, rtol=1e-6)
 
 
 def test_who_joins_begins_from_the_present_parameters(options) -> None:
