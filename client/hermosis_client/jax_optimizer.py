@@ -134,16 +134,24 @@ def remote(
         old, tree = jax.tree.flatten(params)
         shapes = [jax.ShapeDtypeStruct(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in old]
         now = lr(state.step) if callable(lr) else None
-        differences = io_callback(step, shapes, tree.flatten_up_to(updates), old, value, now, ordered=True)
+        words = (tree.flatten_up_to(updates), old, value, now)
+        if _traced(words):
+            differences = io_callback(step, shapes, *words, ordered=True)
+        else:  # A callback outside jit would be compiled at every step.
+            differences = [jnp.asarray(each) for each in step(*words)]
         return jax.tree.unflatten(tree, differences), RemoteState(state.step + 1, state.optimizer)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _traced(tree: object) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def _arrays(params: optax.Params) -> Mapping[str, Array]:
     """float32 copies of the leaves, by their paths; a pytree that is a leaf is called "parameters"."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    if any(isinstance(leaf, jax.core.Tracer) for _, leaf in leaves):
+    if _traced(leaves):
         raise TypeError("init of a remote transformation makes a session; call it outside jit")
     return {
         jax.tree_util.keystr(path, simple=True, separator="/") or "parameters": np.array(leaf, np.float32)

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 
@@ -190,19 +191,30 @@ def test_a_call_that_is_cut_off_gives_its_thread_back(place: str, listening: boo
 def test_a_call_that_was_cut_off_before_it_began_sends_nothing(server: LocalServer) -> None:
     with Client(server.address) as client, client.create_session({"w": (P,)}, "sgd") as session:
         session.initialise(gradient(0))
-        cutoff = Cutoff()
+        worker = session.worker("w")
+        worker.exchange(gradient(1))
+        stream, cutoff = worker._stream, Cutoff()
         cutoff.cut()
 
         def work() -> None:
             cutoff.install()
             with pytest.raises(CutOff):
-                session.push(gradient(1))
+                worker.exchange(gradient(2))
 
         copy_context().run(work)
-        assert session.push(gradient(1)).step == 1
+        assert worker._stream is stream  # which nothing is under way on
+        assert worker.exchange(gradient(2))[0].step == 2
 
 
-def test_calls_of_several_tasks_share_the_sessions_own_worker(server: LocalServer) -> None:
+def test_calls_of_several_tasks_share_the_sessions_own_worker(server: LocalServer, monkeypatch) -> None:
+    worker = Session.worker
+
+    def slow(self: Session, *words, **named) -> Worker:
+        time.sleep(0.05)  # lets the others find that there is none yet
+        return worker(self, *words, **named)
+
+    monkeypatch.setattr(Session, "worker", slow)
+
     async def scene(client: AsyncClient) -> None:
         async with await ready(client) as session:
             answers = await asyncio.gather(*(session.exchange(gradient(seed)) for seed in range(8)))
