@@ -135,7 +135,7 @@ def remote(
         shapes = [jax.ShapeDtypeStruct(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in old]
         now = lr(state.step) if callable(lr) else None
         words = (tree.flatten_up_to(updates), old, value, now)
-        if _traced(words):
+        if _traced((words, state)):
             differences = io_callback(step, shapes, *words, ordered=True)
         else:  # A callback outside jit would be compiled at every step.
             differences = [jnp.asarray(each) for each in step(*words)]
