@@ -11,6 +11,7 @@ for asyncio. `local_server.LocalServer` runs a server for as long as it is neede
 """
 
 from hermosis_client.client import Client
+from hermosis_client.coded import Codec
 from hermosis_client.errors import ConnectionFailed, HermosisError
 from hermosis_client.exchange import Worker
 from hermosis_client.fleet import Fleet, FleetResult
@@ -53,6 +54,7 @@ __all__ = [
     "AuditEntry",
     "Capabilities",
     "Client",
+    "Codec",
     "ConnectionFailed",
     "Consistency",
     "DeviceOverview",

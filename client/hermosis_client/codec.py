@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hermosis import hot
+from hermosis.coding import CodecKind
 from hermosis.v1 import access_pb2, dynamics_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_client.layout import ParameterLayout, TensorSpec
@@ -46,6 +47,7 @@ from hermosis_client.records import (
 
 _ABSENT_WHEN_UNSET = frozenset(field.name for field in types_pb2.EnergySample.DESCRIPTOR.fields if field.has_presence)
 _DTYPES = frozenset(map(int, Dtype))
+_CODECS = frozenset(map(int, CodecKind))
 _LIMITS = tuple(field.name for field in dataclasses.fields(Limits))
 
 
@@ -250,6 +252,7 @@ def worker_info(message: session_pb2.Worker) -> WorkerInfo:
         awaited=message.awaited,
         lost=message.lost,
         influence=message.influence,
+        compression_error=_known(message, "compression_error"),
         last_seen_time_s=_seconds(message.last_seen_time),
     )
 
@@ -289,6 +292,7 @@ def telemetry_reading(message: telemetry_pb2.TelemetryReading) -> TelemetryReadi
         device_s=message.device_s,
         batch_sessions=message.batch_sessions,
         wait_s=message.wait_s,
+        compression_error=_known(message, "compression_error"),
     )
 
 
@@ -343,6 +347,7 @@ def capabilities(message: session_pb2.Capabilities) -> Capabilities:
         durability_modes=tuple(DurabilityMode(mode) for mode in message.durability_modes),
         default_durability_mode=DurabilityMode(message.default_durability_mode),
         device_bytes_free=message.device_bytes_free,
+        codecs=tuple(CodecKind(number).name.lower() for number in map(int, message.codecs) if number in _CODECS),
     )
 
 
@@ -390,6 +395,11 @@ def _value(message: dynamics_pb2.ParameterValue) -> RecipeValue | None:
             return message.choice
         case _:
             return None
+
+
+def _known(message: Any, name: str) -> float:
+    """An optional number; NaN where it is absent."""
+    return float(getattr(message, name)) if message.HasField(name) else math.nan
 
 
 def _seconds(time: Timestamp) -> float:

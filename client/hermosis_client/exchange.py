@@ -2,15 +2,17 @@
 
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, TypeVar
 
 from numpy.typing import ArrayLike
 
 from hermosis import hot, wire
+from hermosis.coding import Codec
 from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis_client import codec, cutoff
+from hermosis_client.coded import CodedAnswers, CodedGradient, Feedback, Sending, codec_message
 from hermosis_client.connection import Connection
 from hermosis_client.dtypes import Float32
 from hermosis_client.errors import ConnectionFailed, HermosisError, StaleGeneration
@@ -36,6 +38,8 @@ class WorkerSettings:
     reply: Reply
     ack_level: AckLevel = AckLevel.APPLIED
     shared_memory: bool = True
+    codec: Codec = field(default_factory=Codec)
+    reply_codec: Codec = field(default_factory=Codec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,12 @@ class Worker:
         self._chunk_bytes = wire.DEFAULT_CHUNK_BYTES
         self._resume_sequence = self._resume_offset = 0  # what the server has of a contribution whose stream broke
         self._closed = False
+        elements = layout.parameter_count
+        self._feedback = self._coded_answers = None
+        if not settings.codec.is_plain:
+            self._feedback = Feedback(settings.codec, layout, settings.gradient_dtype, settings.worker_id)
+        if not settings.reply_codec.is_plain:
+            self._coded_answers = CodedAnswers(settings.reply_codec, elements, settings.reply_dtype)
 
     def exchange(
         self,
@@ -210,15 +220,21 @@ class Worker:
         flat = self._layout.flat(gradients, without=numbers.skipped)
         landing = Landing(self._layout if reply is not Reply.NONE else ParameterLayout(()), out)
         sequence, sent = 0, False
+        coded: CodedGradient | None = None
 
         def attempt() -> tuple[StepResult, Tensors]:
-            nonlocal sequence, sent
+            nonlocal sequence, sent, coded
             stream = self._open(reply, sequence)
             sequence = sequence or self._next_sequence  # A later attempt is about the same contribution.
             commit, dtype = self._commit(sequence, numbers), self._settings.gradient_dtype
             begin = self._resume_offset if sent and self._resume_sequence == sequence else 0
             self._resume_sequence = 0
-            gradient = OutgoingGradient(flat, dtype, self._chunk_bytes, commit, stream.segment, begin=begin)
+            gradient: OutgoingGradient | Sending
+            if self._feedback is None:
+                gradient = OutgoingGradient(flat, dtype, self._chunk_bytes, commit, stream.segment, begin=begin)
+            else:
+                coded = coded or self._feedback.code(flat, commit, self._chunk_bytes)
+                gradient = coded.sending(commit, begin)
             sent = True
             stream.send(gradient)
             try:
@@ -226,6 +242,8 @@ class Worker:
             except BaseException:
                 gradient.abandoned = True
                 raise
+            if self._feedback is not None and coded is not None:
+                self._feedback.settle(coded, result)
             if reply is Reply.PARAMETERS or (reply is Reply.INCREMENT and result.applied):
                 self.step = landing.receive(stream, sequence, chunk)
             elif reply is Reply.INCREMENT:
@@ -305,7 +323,7 @@ class Worker:
     def _introduce(self, reply: Reply, *, generation: int) -> tuple[ExchangeStream, gradient_pb2.SessionOpened]:
         """Opens the session anew, on the stream there is or on a new one. Generation zero means any."""
         if self._stream is None or self._stream.ended:
-            self._stream = ExchangeStream(self._connection, self._new_segment())
+            self._stream = ExchangeStream(self._connection, self._new_segment(), self._coded_answers)
             self._opened_for = None
         opening = gradient_pb2.OpenSession(
             handle=HANDLE,
@@ -318,6 +336,8 @@ class Worker:
             ack_level=types_pb2.AckLevel.ValueType(self._settings.ack_level),
             reply_dtype=codec.dtype_number(self._settings.reply_dtype),
             segment=self._stream.segment.offer if self._stream.segment is not None else None,
+            gradient_codec=codec_message(self._settings.codec),
+            reply_codec=codec_message(self._settings.reply_codec),
         )
         messages = [_Request(open=opening)]
         if self._opened_for is not None:
@@ -341,7 +361,8 @@ class Worker:
     def _new_segment(self) -> Segment | None:
         """Memory to offer to the server; None where it is not wanted, not possible or not worth it."""
         sent, back = self._settings.gradient_dtype, self._settings.reply_dtype
-        if not (self._settings.shared_memory and self._connection.shares_memory):
+        coded = self._feedback is not None or self._coded_answers is not None
+        if coded or not (self._settings.shared_memory and self._connection.shares_memory):
             return None
         if self._layout.parameter_count * max(sent.itemsize, back.itemsize) < MIN_PAYLOAD_BYTES:
             return None

@@ -285,6 +285,7 @@ class TelemetryReading:
     device_s: float  # of the launch, shared by its whole batch
     batch_sessions: int  # that the launch stepped
     wait_s: float  # between the last contribution and the launch
+    compression_error: float = math.nan  # the largest that a contribution stated; NaN where none did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,6 +351,7 @@ class WorkerInfo:
     awaited: bool  # others have contributed to the round in the making, and this one has not
     lost: bool  # silent for longer than the lease, or gone: rounds go on without it
     influence: float  # of its last contribution on the gradient of its round, from 0 to 1
+    compression_error: float  # that its last contribution stated; NaN where it stated none
     last_seen_time_s: float
 
 
@@ -409,6 +411,7 @@ class Capabilities:
     durability_modes: tuple[DurabilityMode, ...]
     default_durability_mode: DurabilityMode
     device_bytes_free: int
+    codecs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

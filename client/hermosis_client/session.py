@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from hermosis import wire
 from hermosis.v1 import dynamics_pb2, session_pb2, telemetry_pb2
 from hermosis_client import codec, kept, state
+from hermosis_client.coded import Codec, CodecName, codec_named
 from hermosis_client.connection import Connection, new_request_id
 from hermosis_client.dtypes import Float32, dtype_named, encode
 from hermosis_client.errors import HermosisError, SessionNotReady
@@ -240,6 +241,8 @@ class Session:
         reply: Literal["default", "parameters", "increment", "none"] = "default",
         ack_level: Literal["received", "applied", "durable"] = "applied",
         shared_memory: bool = True,
+        codec: Codec | CodecName = "plain",
+        reply_codec: Codec | CodecName = "plain",
     ) -> Worker:
         """A contributor to this session with a stream of its own, which opens at its first call.
 
@@ -254,6 +257,10 @@ class Session:
                           step survives a crash of the server. "durable" needs a session that is kept on disk.
           shared_memory:  lets large payload travel through memory shared with a server on this machine, where that
                           can be; False, or HERMOSIS_SHARED_MEMORY=0 in the environment, keeps it on the stream.
+          codec:          makes gradients smaller: "int8", "top_k", "random_k" or "deflate", or a Codec. What it leaves
+                          out of one goes with the next. Payload then travels on the stream.
+          reply_codec:    the same for the parameters that come back: what the server sends is how they have changed,
+                          and `Worker.exchange` gives them as far as that is known; `Worker.pull` gives them exactly.
         """
         wanted = Reply.UNKNOWN if reply == "default" else Reply[reply.upper()]
         if wanted is Reply.UNKNOWN:
@@ -265,6 +272,8 @@ class Session:
             reply=wanted,
             ack_level=AckLevel[ack_level.upper()],
             shared_memory=shared_memory,
+            codec=codec_named(codec),
+            reply_codec=codec_named(reply_codec),
         )
         worker = Worker(self._connection, self.session_id, self.layout, settings)
         with self._lock:

@@ -8,8 +8,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from hermosis import hot
+from hermosis.coding import Undecodable
 from hermosis.v1 import gradient_pb2
 from hermosis_client import cutoff
+from hermosis_client.coded import CodedAnswers
 from hermosis_client.connection import Answers, CallThreads, Connection
 from hermosis_client.errors import ConnectionFailed, connection_failed
 from hermosis_client.segment import Segment
@@ -30,12 +32,16 @@ class ExchangeStream:
     Args:
       segment: memory to share with the server, which goes with the stream. No other stream has a part in it, so no late
                answer to one can land in the memory of the next.
+      answers: reads those under a codec; None where there are none.
     """
 
-    def __init__(self, connection: Connection, segment: Segment | None = None) -> None:
+    def __init__(
+        self, connection: Connection, segment: Segment | None = None, answers: CodedAnswers | None = None
+    ) -> None:
         connection.check_open()
         self.ended = False
         self.segment = segment
+        self._answers = answers
         self._connection = connection
         self._outbox: _Outbox = queue.SimpleQueue()
         self._threads = CallThreads(release=partial(self._outbox.put, None))
@@ -56,6 +62,14 @@ class ExchangeStream:
             message = hot.parse_response(self.receive_bytes(), gradient_pb2.ExchangeResponse.FromString)
         except DecodeError:
             raise self.broken("bytes that are no message") from None
+        if self._answers is not None:
+            if isinstance(message, hot.ParametersChunk):
+                return self._answers.plain(message)
+            if isinstance(message, gradient_pb2.ExchangeResponse) and message.HasField("coded"):
+                try:
+                    return self._answers.found(message.coded)
+                except Undecodable:
+                    raise self.broken("a damaged answer") from None
         if isinstance(message, gradient_pb2.ExchangeResponse) and message.HasField("segment"):
             if self.segment is None:
                 raise self.broken("an answer in a segment that it has not")

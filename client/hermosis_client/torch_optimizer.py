@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from hermosis_client.coded import Codec, CodecName
 from hermosis_client.loss_scale import LossScale
 from hermosis_client.records import ParametersOn, Recipe, RecipeValue, StepResult
 from hermosis_client.session import LR, Session, WireDtype
@@ -58,6 +59,8 @@ class RemoteOptimizer(Optimizer):
       gradient_dtype: of gradients on the wire.
       reply_dtype:    of parameters or increments on the wire; with a narrower one the model holds rounded parameters,
                       while the server's stay float32.
+      codec:          makes gradients smaller: "int8", "top_k", "random_k" or "deflate", or a Codec with its fraction.
+      reply_codec:    the same for the parameters that come back.
       parameters_on:  "server", or "worker" to keep the weights here, in float32 whatever the model's dtype.
       sample_count:   that each gradient is the mean of, to weigh workers by; zero means alike.
       clip_norm:      Euclidean length that the server shortens the gradient of a param_group to, the mean of all
@@ -88,6 +91,8 @@ class RemoteOptimizer(Optimizer):
         lr: float | None = None,
         gradient_dtype: WireDtype = "float32",
         reply_dtype: WireDtype = "float32",
+        codec: Codec | CodecName = "plain",
+        reply_codec: Codec | CodecName = "plain",
         parameters_on: Literal["server", "worker"] = "server",
         sample_count: int = 0,
         clip_norm: float = 0.0,
@@ -100,6 +105,8 @@ class RemoteOptimizer(Optimizer):
         self._worker_id = worker_id or f"worker-{uuid.uuid4().hex[:12]}"
         self._gradient_dtype: WireDtype = gradient_dtype
         self._reply_dtype: WireDtype = reply_dtype
+        self._codec = codec
+        self._reply_codec = reply_codec
         self._sample_count = sample_count
         self._scale = _loss_scale(loss_scale)
         self._warned = False
@@ -237,7 +244,13 @@ class RemoteOptimizer(Optimizer):
         names, tensors = trainable(group)
         recipe = self._sessions.recipe_of(group)
         session, created = self._sessions.create_or_join(len(self._groups), layout_of(names, tensors), recipe)
-        worker = session.worker(self._worker_id, gradient_dtype=self._gradient_dtype, reply_dtype=self._reply_dtype)
+        worker = session.worker(
+            self._worker_id,
+            gradient_dtype=self._gradient_dtype,
+            reply_dtype=self._reply_dtype,
+            codec=self._codec,
+            reply_codec=self._reply_codec,
+        )
         self._resources.callback(worker.close)
         base_lr = session.learning_rate()
         if group["lr"] is None:

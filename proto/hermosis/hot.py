@@ -30,6 +30,7 @@ class Commit(NamedTuple):
     want_digest: bool = False
     skipped: tuple[int, ...] = ()
     loss_scale: float | None = None
+    compression_error: float | None = None
 
 
 class GradientChunk(NamedTuple):
@@ -187,7 +188,7 @@ def _sealed(outer: bytes, head: bytes, tag: bytes, payload: Payload) -> bytes:
 
 
 def _commit_body(commit: Commit) -> bytes:
-    handle, sequence, base_step, loss, sample_count, lr_scale, want_digest, skipped, loss_scale = commit
+    handle, sequence, base_step, loss, sample_count, lr_scale, want_digest, skipped, loss_scale, error = commit
     return b"".join(
         (
             _number(b"\x08", handle),
@@ -199,6 +200,7 @@ def _commit_body(commit: Commit) -> bytes:
             b"\x38\x01" if want_digest else b"",
             _numbers(b"\x42", skipped) if skipped else b"",
             b"" if loss_scale is None else b"\x49" + _FLOAT64.pack(loss_scale),
+            b"" if error is None else b"\x51" + _FLOAT64.pack(error),
         )
     )
 
@@ -273,7 +275,7 @@ def _form(empty: Any, *fields: tuple[int, int] | tuple[int, int, Any]) -> _Form:
 
 _COMMIT = _form(
     Commit(), (0x08, _NUMBER, _U32), (0x10, _NUMBER), (0x18, _NUMBER), (0x21, _DOUBLE), (0x28, _NUMBER),
-    (0x31, _DOUBLE), (0x38, _FLAG), (0x42, _NUMBERS, _U32), (0x49, _DOUBLE),
+    (0x31, _DOUBLE), (0x38, _FLAG), (0x42, _NUMBERS, _U32), (0x49, _DOUBLE), (0x51, _DOUBLE),
 )  # fmt: skip
 _CHUNK = _form(
     GradientChunk(), (0x08, _NUMBER, _U32), (0x10, _NUMBER), (0x18, _NUMBER), (0x20, _NUMBER, _I31), (0x2D, _FIXED32),
@@ -427,7 +429,8 @@ def _tuple_of(kind: Any, message: Any) -> Any:
     values = {name: getattr(message, name) for name in kind._fields}
     if kind is Commit:
         values["skipped"] = tuple(message.skipped)
-        values |= {name: None for name in ("loss", "lr_scale", "loss_scale") if not message.HasField(name)}
+        optional = ("loss", "lr_scale", "loss_scale", "compression_error")
+        values |= {name: None for name in optional if not message.HasField(name)}
     elif kind is WholeGradient:
         values["commit"] = _tuple_of(Commit, message.commit)
     elif kind is StepResult:

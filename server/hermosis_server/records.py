@@ -201,6 +201,7 @@ class GradientChunk(NamedTuple):
     dtype: Dtype
     crc32: int
     payload: bytes | bytearray | memoryview  # little-endian
+    saved_bytes: int = 0  # that a codec spared the wire
 
 
 class SegmentOffer(NamedTuple):
@@ -222,6 +223,7 @@ class Commit(NamedTuple):
     want_digest: bool = False
     skipped: tuple[int, ...] = ()  # tensors without a gradient
     loss_scale: float | None = None
+    compression_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +278,7 @@ class TelemetryReading(NamedTuple):
     device_s: float
     batch_sessions: int
     wait_s: float
+    compression_error: float = math.nan  # the largest that was stated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

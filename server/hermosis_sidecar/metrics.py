@@ -46,6 +46,7 @@ _READING = (
     ("batch_sessions", "step_batch_sessions", "Sessions that the newest step's launch stepped."),
     ("staleness", "step_staleness_steps", "How far the newest step's gradients were behind."),
     ("contributions", "step_contributions", "Contributions that made the newest step."),
+    ("compression_error", "step_compression_error", "Length of what a codec left out, over what was to be sent."),
 )
 
 

@@ -294,6 +294,10 @@ class TelemetryReading(_Shown):
     device_s: Measure = Field(description="Seconds the step's launch took, shared by its whole batch.")
     batch_sessions: int = Field(description="Sessions that the launch stepped.")
     wait_s: Measure = Field(description="Seconds between the last contribution and the launch.")
+    compression_error: Measure = Field(
+        description="Length of what a codec left out of a gradient, over what was to be sent: the largest of a "
+        "step's contributions; null where none stated one."
+    )
 
 
 class Telemetry(BaseModel):
@@ -376,7 +380,7 @@ class SnapshotList(BaseModel):
     snapshots: list[SnapshotInfo] = Field(description="Newest first.")
 
 
-class Worker(BaseModel):
+class Worker(_Shown):
     """One contributor as the server sees it."""
 
     worker_id: str
@@ -388,6 +392,7 @@ class Worker(BaseModel):
     awaited: bool = Field(description="Whether a round waits for it.")
     lost: bool = Field(description="Silent for longer than the lease, or gone: rounds go on without it.")
     influence: float = Field(description="Of its last contribution on the gradient of its round, from 0 to 1.")
+    compression_error: Measure = Field(description="That its last contribution stated; null where it stated none.")
     last_seen_time: datetime
 
 
@@ -486,6 +491,7 @@ class Capabilities(_Shown):
     durability_modes: list[DurabilityMode]
     default_durability_mode: DurabilityMode
     device_bytes_free: int
+    codecs: list[str] = Field(description="That gradients and answers may be coded by.")
 
 
 class RecipeParameter(_Shown):

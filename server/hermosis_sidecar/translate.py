@@ -196,6 +196,7 @@ def workers(known: list[records.WorkerInfo]) -> schemas.WorkerList:
                 awaited=each.awaited,
                 lost=each.lost,
                 influence=each.influence,
+                compression_error=each.compression_error,
                 last_seen_time=_time(each.last_seen_time_s),
             )
             for each in known
@@ -236,9 +237,10 @@ def telemetry(reading: records.TelemetryReading) -> schemas.TelemetryReading:
 
 
 def capabilities(record: records.Capabilities) -> schemas.Capabilities:
-    """What the server is. The client writes dtypes as NumPy does; here they are words like all others."""
+    """What the server is. The client writes dtypes and codecs small; here they are words like all others."""
     shown = schemas.Capabilities.model_validate(record)
-    return shown.model_copy(update={"dtypes": [dtype.upper() for dtype in record.dtypes]})
+    words = {name: [word.upper() for word in getattr(record, name)] for name in ("dtypes", "codecs")}
+    return shown.model_copy(update=words)
 
 
 def recipes(descriptions: list[records.RecipeDescription]) -> schemas.RecipeList:

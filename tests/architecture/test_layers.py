@@ -18,6 +18,7 @@ OURS = ("hermosis", "hermosis_server", "hermosis_sidecar", "hermosis_client")
 
 WIRE = "hermosis.wire"
 HOT = "hermosis.hot"
+CODING = "hermosis.coding"
 ALLOCATOR = "hermosis.allocator"
 PACKED = "hermosis.packed"
 CONTRACT = "hermosis.v1"
@@ -48,6 +49,7 @@ HOUSE = {
     "hermosis": room(),
     WIRE: room(outside={"isal"}),
     HOT: room({"hermosis.energies", "hermosis"}),
+    CODING: room(outside={"numpy", "isal"}),
     PACKED: room(),
     "hermosis.energies": room(),
     ALLOCATOR: room(),
@@ -76,15 +78,17 @@ HOUSE = {
     "hermosis_server.engine.executor": room(NOUNS | BELOW_ENGINE | DEVICE | TENSORS | {"hermosis_server.engine"}),
     "hermosis_server.rpc": room(
         NOUNS
-        | {CONTRACT, HOT, PACKED, "hermosis", "hermosis_server", "hermosis_server.access", "hermosis_server.engine"}
+        | {CONTRACT, HOT, PACKED, CODING, "hermosis", "hermosis_server", "hermosis_server.access"}
+        | {"hermosis_server.engine"}
         | {"hermosis_server.rpc.codec"},
         {"numpy", "grpc", "grpc_health", "grpc_reflection", "google.protobuf", "google.rpc"},
     ),
     # Messages become records and Hamiltonians here, and nowhere else.
     "hermosis_server.rpc.codec": room(
         NOUNS
-        | {CONTRACT, HOT, "hermosis_server.access", "hermosis_server.engine", "hermosis_server.dynamics", "hermosis"},
-        {"google.protobuf"},
+        | {CONTRACT, HOT, CODING, "hermosis_server.access", "hermosis_server.engine", "hermosis_server.dynamics"}
+        | {"hermosis"},
+        {"google.protobuf", "numpy"},
     ),
     "hermosis_server.settings": room(NOUNS, {"pydantic", "pydantic_settings"}),
     "hermosis_server.logs": room({"hermosis.lines", "hermosis", "hermosis_server", "hermosis_server.bound"}),
@@ -161,7 +165,7 @@ HOUSE = {
         {"hermosis_client"}, {"sqlalchemy", "alembic", "numpy", "tsdownsample", "pyarrow", "starlette"}
     ),
     "hermosis_client": room(
-        {CONTRACT, HOT, PACKED, WIRE, ALLOCATOR, "hermosis", "hermosis_client.tracing"},
+        {CONTRACT, HOT, PACKED, CODING, WIRE, ALLOCATOR, "hermosis", "hermosis_client.tracing"},
         {"grpc", "google.protobuf", "google.rpc", "numpy"},
     ),
     "hermosis_client.tracing": room(outside={"opentelemetry"}),

@@ -27,7 +27,7 @@ COUNT = st.one_of(st.just(0), st.integers(0, 300), U64)
 NUMBERS = st.lists(st.one_of(st.integers(0, 300), U32), max_size=5).map(tuple)
 COMMIT = st.builds(
     hot.Commit, U32, COUNT, COUNT, st.none() | NUMBER, COUNT, st.none() | NUMBER, st.booleans(), NUMBERS,
-    st.none() | NUMBER,
+    st.none() | NUMBER, st.none() | NUMBER,
 )  # fmt: skip
 CHUNK = st.builds(hot.GradientChunk, U32, COUNT, COUNT, ENUM, U32, SMALL)
 WHOLE = st.builds(hot.WholeGradient, COMMIT, ENUM, U32, SMALL)
@@ -189,6 +189,7 @@ def plausible(rng: random.Random, direction: str) -> bytes:
         handle=number(32), sequence=number(), base_step=number(), loss=rng.choice((None, 0.0, math.inf)),
         sample_count=number(), lr_scale=rng.choice((None, 1.0)), want_digest=rng.random() < 0.5,
         skipped=[number(32) for _ in range(rng.choice((0, 0, 1, 3)))], loss_scale=rng.choice((None, 65536.0)),
+        compression_error=rng.choice((None, 0.0, 0.25)),
     )  # fmt: skip
     payload = rng.randbytes(rng.choice((0, 4, 200)))
     if direction == "requests":

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
+from hermosis.coding import CodecKind
 from hermosis.v1 import gradient_pb2, session_pb2, telemetry_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_server import records
 
 TWINS = [
     (Dtype, types_pb2.Dtype),
+    (CodecKind, types_pb2.CodecKind),
     (records.SessionStatus, types_pb2.SessionStatus),
     (records.ParametersOn, types_pb2.ParametersOn),
     (records.ConsistencyMode, types_pb2.ConsistencyMode),

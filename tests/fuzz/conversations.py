@@ -20,7 +20,8 @@ from tests.fuzz.messages import damaged, mutated
 from tests.fuzz.rig import Rig, judge_response
 from tests.rpc.conftest import Service
 
-from hermosis import packed, wire
+from hermosis import coding, packed, wire
+from hermosis.coding import Codec, CodecKind
 from hermosis.v1 import gradient_pb2, session_pb2, types_pb2
 from hermosis_server.engine.engine import Engine
 
@@ -57,7 +58,9 @@ def conversation(draw: DrawFn) -> list[Line]:
             lines += playground.opening(session_id, handle, "worker")  # type: ignore[arg-type]
     following = [2 if session_id in playground.STEPPED else 1 for session_id in OPENED]
     for _ in range(draw(st.integers(1, 12))):
-        lines += draw(st.one_of(_gradient(following), _whole(following), _packed(following), _line()))
+        lines += draw(
+            st.one_of(_gradient(following), _coded(following), _whole(following), _packed(following), _line())
+        )
         lines += [BREATH] * (draw(st.integers(0, 3)) > 0)
     for _ in range(draw(st.integers(0, 3))):
         if not lines:
@@ -147,6 +150,33 @@ def _gradient(draw: DrawFn, following: list[int]) -> list[Request | bytes]:
     pieces = draw(st.permutations(list(itertools.pairwise(cuts))))
     chunks: list[Request | bytes] = [_chunk(handle, sequence, begin, vector[begin:end]) for begin, end in pieces]
     return [*chunks, draw(_commit(handle, sequence, step))]
+
+
+@st.composite
+def _coded(draw: DrawFn, following: list[int]) -> list[Request | bytes]:
+    """A handle opened anew with a codec, and a gradient under it that is right or nearly so."""
+    handle = draw(st.integers(0, 3))
+    size = playground.SIZES[OPENED[handle]]
+    sequence, step = _numbers(draw, following, handle)
+    kind = draw(st.sampled_from(CodecKind))
+    spoken = st.sampled_from([int(kind), int(kind), 0, 77]).map(lambda number: types_pb2.Codec(kind=number))  # type: ignore[arg-type]
+    vector = np.full(size, draw(NUMBERS), np.float32)
+    lossy = Codec(kind).is_lossy
+    payload = coding.encode(Codec(kind, 0.5), vector, seed=7) if lossy else coding.deflate(vector.tobytes(), 4)
+    chunk = gradient_pb2.CodedChunk(
+        handle=handle,
+        sequence=sequence,
+        offset=draw(st.sampled_from([0] * 8 + [1, 2**64 - 1])),
+        length=draw(st.sampled_from([size] * 8 + [0, 1, 2**19 + 1, 2**64 - 1])),
+        crc32=draw(st.sampled_from([wire.checksum(payload)] * 8 + [1])),
+        payload=payload,
+    )
+    opened = playground.opening(
+        OPENED[handle], handle, "worker", gradient_codec=draw(spoken), reply_codec=draw(spoken)
+    )  # fmt: skip
+    closed = Request(close=gradient_pb2.CloseHandle(handle=handle))
+    pull = Request(pull=gradient_pb2.PullParameters(handle=handle))
+    return [closed, *opened, Request(coded=chunk), draw(_commit(handle, sequence, step)), pull]  # type: ignore[list-item]
 
 
 def _line() -> "st.SearchStrategy[list[Request | bytes]]":
@@ -257,6 +287,7 @@ def _opening(draw: DrawFn) -> list[Request | bytes]:
             reply_dtype=draw(st.sampled_from([0, 1, 2, 3, 9])), gradient_dtype=draw(st.sampled_from([0, 1, 2, 3, 9])),
             ack_level=draw(st.sampled_from([0, 1, 2, 3, 9])), window_bytes=draw(st.sampled_from([0, 1, 2**64 - 1])),
             layout_digest=draw(st.sampled_from([b"", b"", b"", b"x", b"x" * 32])),
+            gradient_codec=draw(_codecs()), reply_codec=draw(_codecs()),
         )  # fmt: skip
         opened = request.open  # type: ignore[attr-defined]
         if draw(st.booleans()):
@@ -269,6 +300,11 @@ def _opening(draw: DrawFn) -> list[Request | bytes]:
         close=draw(st.lists(HANDLES, max_size=2)), open=[one() for _ in range(draw(st.integers(0, 3)))]
     )
     return [Request(open_many=many)]
+
+
+def _codecs() -> "st.SearchStrategy[types_pb2.Codec | None]":
+    made = st.builds(types_pb2.Codec, kind=st.sampled_from([1, 2, 3, 4, 5, 9]), fraction=NUMBERS)
+    return st.one_of(st.none(), made)
 
 
 # A process that is written as this number is the test itself, whose segment is only there while a case runs.

@@ -5,12 +5,14 @@ thing than the generated code does. Hypothesis calls them in the test suite, ath
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from hermosis import hot, packed, wire
+from hermosis import coding, hot, packed, wire
+from hermosis.coding import Codec, CodecKind
 from hermosis.v1 import gradient_pb2, session_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_server.engine.assembler import Assembler
@@ -18,6 +20,7 @@ from hermosis_server.engine.budget import Budget
 from hermosis_server.engine.checks import checked_hamiltonian
 from hermosis_server.errors import HermosisError, InternalError
 from hermosis_server.records import Limits
+from hermosis_server.rpc.codec import coded as coded_codec
 from hermosis_server.rpc.codec import gradient as gradient_codec
 from hermosis_server.rpc.codec import session as session_codec
 from hermosis_server.rpc.lineup import Columns
@@ -163,13 +166,17 @@ def _create(request: session_pb2.CreateSessionRequest) -> None:
 
 
 def _chunk(request: gradient_pb2.ExchangeRequest) -> None:
-    """A chunk and a segment's into the place of a session of ten elements."""
+    """A chunk, a segment's and a coded one into the place of a session of ten elements."""
     staged = Assembler(10, Dtype.FLOAT32, LIMITS.max_chunk_bytes, None, Budget(LIMITS.staging_bytes))
     parsed = hot.parse_request(request.SerializeToString(), Request.FromString)
     if isinstance(parsed, hot.GradientChunk):
         chunk = gradient_codec.chunk(parsed, Dtype.FLOAT32)
     elif request.HasField("segment"):
         chunk = gradient_codec.segment_chunk(request.segment, memoryview(bytes(40)), Dtype.FLOAT32)
+    elif request.HasField("coded"):
+        kind = CodecKind(1 + request.coded.handle % len(CodecKind))
+        limit_bytes = LIMITS.max_chunk_bytes
+        chunk = coded_codec.gradient_chunk(request.coded, kind, Dtype.FLOAT32, max_chunk_bytes=limit_bytes)
     else:
         return
     staged.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
@@ -214,8 +221,24 @@ def _seeds() -> dict[str, tuple[Message, ...]]:
         ),
         "columns": (Request(packed=columns),),
         "results": (Response(packed=results),),
-        "chunks": (Request(chunk=chunk), Request(segment=segment)),
+        "chunks": (Request(chunk=chunk), Request(segment=segment), *_coded()),
     }
+
+
+def _coded() -> Iterator[Message]:
+    """Ten elements under each codec; the handle says which, to `_chunk`."""
+    values = np.arange(10, dtype=np.float32)
+    for kind in CodecKind:
+        if kind is CodecKind.PLAIN:
+            continue
+        payload = (
+            coding.encode(Codec(kind, 0.3), values) if Codec(kind).is_lossy else coding.deflate(values.tobytes(), 4)
+        )
+        yield Request(
+            coded=gradient_pb2.CodedChunk(
+                handle=int(kind) - 1, sequence=2, length=10, crc32=wire.checksum(payload), payload=payload
+            )
+        )
 
 
 def _specs() -> tuple[Message, ...]:

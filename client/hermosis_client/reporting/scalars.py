@@ -5,7 +5,10 @@ from typing import Protocol
 
 from hermosis_client.records import TelemetryReading
 
-_OF_STEP = ("contributions", "staleness", "received_bytes", "sent_bytes", "device_s", "batch_sessions", "wait_s")
+_OF_STEP = (
+    *("contributions", "staleness", "received_bytes", "sent_bytes", "device_s", "batch_sessions", "wait_s"),
+    "compression_error",
+)
 
 
 class Reporter(Protocol):

@@ -99,6 +99,8 @@ class OpenSession(_message.Message):
     ACK_LEVEL_FIELD_NUMBER: _builtins.int
     WINDOW_BYTES_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
+    GRADIENT_CODEC_FIELD_NUMBER: _builtins.int
+    REPLY_CODEC_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """handle is the client's short name for (session, worker) on this stream; zero is a handle like any other."""
     session_id: _builtins.str
@@ -123,6 +125,16 @@ class OpenSession(_message.Message):
     def segment(self) -> Global___SegmentOffer:
         """segment of shared memory to use for this handle; absent means that all payload travels on the stream."""
 
+    @_builtins.property
+    def gradient_codec(self) -> _types_pb2.Codec:
+        """gradient_codec of the gradients to come; absent means PLAIN. All but DEFLATE need gradient_dtype FLOAT32."""
+
+    @_builtins.property
+    def reply_codec(self) -> _types_pb2.Codec:
+        """reply_codec of what comes back; absent means PLAIN. All but DEFLATE need reply_dtype FLOAT32 and a session whose
+        parameters are on the server, and answer with what changed since the last answer on this handle: see CodedChunk.
+        """
+
     def __init__(
         self,
         *,
@@ -137,10 +149,12 @@ class OpenSession(_message.Message):
         ack_level: _types_pb2.AckLevel.ValueType = ...,
         window_bytes: _builtins.int = ...,
         segment: Global___SegmentOffer | None = ...,
+        gradient_codec: _types_pb2.Codec | None = ...,
+        reply_codec: _types_pb2.Codec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["segment", b"segment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gradient_codec", b"gradient_codec", "reply_codec", b"reply_codec", "segment", b"segment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_level", b"ack_level", "generation", b"generation", "gradient_dtype", b"gradient_dtype", "handle", b"handle", "layout_digest", b"layout_digest", "reply", b"reply", "reply_dtype", b"reply_dtype", "segment", b"segment", "session_id", b"session_id", "window_bytes", b"window_bytes", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_level", b"ack_level", "generation", b"generation", "gradient_codec", b"gradient_codec", "gradient_dtype", b"gradient_dtype", "handle", b"handle", "layout_digest", b"layout_digest", "reply", b"reply", "reply_codec", b"reply_codec", "reply_dtype", b"reply_dtype", "segment", b"segment", "session_id", b"session_id", "window_bytes", b"window_bytes", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -324,6 +338,60 @@ class SegmentChunk(_message.Message):
 Global___SegmentChunk: _TypeAlias = SegmentChunk  # noqa: Y015
 
 @_typing.final
+class CodedChunk(_message.Message):
+    """CodedChunk is a GradientChunk, or a ParametersChunk, whose payload is made by the codec that was opened with. It is decoded
+    by itself, so chunks may come in any order, again, and among plain ones. An answer under INT8, TOP_K or RANDOM_K holds what
+    was added to the parameters since the last answer on this handle, as far as the codec lets it through; what it leaves out
+    comes with a later one. The first answer on a handle is plain, and so is what the worker holds then.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    CRC32_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    REPLY_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    """handle of the session on this stream."""
+    sequence: _builtins.int
+    """sequence of the contribution it belongs to or answers; zero means a pull."""
+    offset: _builtins.int
+    """offset is the first element covered, counted from the start of the flat parameter vector."""
+    length: _builtins.int
+    """length is how many elements it covers: at least one, and decoded at most Limits.max_chunk_bytes."""
+    crc32: _builtins.int
+    """crc32 of payload."""
+    payload: _builtins.bytes
+    """payload as the codec has it; at most Limits.max_chunk_bytes and 4096 bytes more."""
+    step: _builtins.int
+    """step as in ParametersChunk; zero for a gradient."""
+    reply: Global___Reply.ValueType
+    """reply as in ParametersChunk; unspecified for a gradient."""
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        length: _builtins.int = ...,
+        crc32: _builtins.int = ...,
+        payload: _builtins.bytes = ...,
+        step: _builtins.int = ...,
+        reply: Global___Reply.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "handle", b"handle", "length", b"length", "offset", b"offset", "payload", b"payload", "reply", b"reply", "sequence", b"sequence", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodedChunk: _TypeAlias = CodedChunk  # noqa: Y015
+
+@_typing.final
 class Commit(_message.Message):
     """Commit ends a contribution: all its chunks have been sent. After a Refusal the server ignores what still comes of that
     sequence up to and including its commit; the worker then may send it again.
@@ -340,6 +408,7 @@ class Commit(_message.Message):
     WANT_DIGEST_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
     LOSS_SCALE_FIELD_NUMBER: _builtins.int
+    COMPRESSION_ERROR_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """handle of the session on this stream; ignored in unary calls."""
     sequence: _builtins.int
@@ -362,6 +431,10 @@ class Commit(_message.Message):
     """loss_scale that the loss, and with it the gradient, was multiplied by; the server divides the gradient by it before
     all else. From 2^-126 to 2^126; absent means 1.
     """
+    compression_error: _builtins.float
+    """compression_error is the length of what the gradient_codec left out, divided by that of what was to be sent; at least
+    zero. Absent means that nothing was left out, or that it is unknown. It is shown in telemetry and changes nothing.
+    """
     @_builtins.property
     def skipped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """skipped tensors have no gradient in this step: indices in the layout, in ascending order, each once. The payload is
@@ -381,17 +454,22 @@ class Commit(_message.Message):
         want_digest: _builtins.bool = ...,
         skipped: _abc.Iterable[_builtins.int] | None = ...,
         loss_scale: _builtins.float | None = ...,
+        compression_error: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_loss_scale", b"_loss_scale", "_lr_scale", b"_lr_scale", "loss", b"loss", "loss_scale", b"loss_scale", "lr_scale", b"lr_scale"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compression_error", b"_compression_error", "_loss", b"_loss", "_loss_scale", b"_loss_scale", "_lr_scale", b"_lr_scale", "compression_error", b"compression_error", "loss", b"loss", "loss_scale", b"loss_scale", "lr_scale", b"lr_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_loss_scale", b"_loss_scale", "_lr_scale", b"_lr_scale", "base_step", b"base_step", "handle", b"handle", "loss", b"loss", "loss_scale", b"loss_scale", "lr_scale", b"lr_scale", "sample_count", b"sample_count", "sequence", b"sequence", "skipped", b"skipped", "want_digest", b"want_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compression_error", b"_compression_error", "_loss", b"_loss", "_loss_scale", b"_loss_scale", "_lr_scale", b"_lr_scale", "base_step", b"base_step", "compression_error", b"compression_error", "handle", b"handle", "loss", b"loss", "loss_scale", b"loss_scale", "lr_scale", b"lr_scale", "sample_count", b"sample_count", "sequence", b"sequence", "skipped", b"skipped", "want_digest", b"want_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compression_error: _TypeAlias = _typing.Literal["compression_error"]  # noqa: Y015
+    _WhichOneofArgType__compression_error: _TypeAlias = _typing.Literal["_compression_error", b"_compression_error"]  # noqa: Y015
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
     _WhichOneofReturnType__loss_scale: _TypeAlias = _typing.Literal["loss_scale"]  # noqa: Y015
     _WhichOneofArgType__loss_scale: _TypeAlias = _typing.Literal["_loss_scale", b"_loss_scale"]  # noqa: Y015
     _WhichOneofReturnType__lr_scale: _TypeAlias = _typing.Literal["lr_scale"]  # noqa: Y015
     _WhichOneofArgType__lr_scale: _TypeAlias = _typing.Literal["_lr_scale", b"_lr_scale"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compression_error) -> _WhichOneofReturnType__compression_error | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
     @_typing.overload
@@ -661,6 +739,7 @@ class ExchangeRequest(_message.Message):
     CLOSE_FIELD_NUMBER: _builtins.int
     OPEN_MANY_FIELD_NUMBER: _builtins.int
     PACKED_PULL_FIELD_NUMBER: _builtins.int
+    CODED_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -696,6 +775,10 @@ class ExchangeRequest(_message.Message):
         """packed_pull of the parameters of many sessions."""
 
     @_builtins.property
+    def coded(self) -> Global___CodedChunk:
+        """coded chunk of a gradient."""
+
+    @_builtins.property
     def whole(self) -> Global___WholeGradient:
         """whole gradient that fits one chunk, and its commit."""
 
@@ -714,14 +797,15 @@ class ExchangeRequest(_message.Message):
         close: Global___CloseHandle | None = ...,
         open_many: Global___OpenSessions | None = ...,
         packed_pull: Global___PackedPull | None = ...,
+        coded: Global___CodedChunk | None = ...,
         whole: Global___WholeGradient | None = ...,
         segment: Global___SegmentChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "coded", b"coded", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "close", b"close", "coded", b"coded", "commit", b"commit", "message", b"message", "open", b"open", "open_many", b"open_many", "packed", b"packed", "packed_pull", b"packed_pull", "pull", b"pull", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "commit", "packed", "pull", "close", "open_many", "packed_pull", "whole", "segment"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "chunk", "commit", "packed", "pull", "close", "open_many", "packed_pull", "coded", "whole", "segment"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -1048,6 +1132,7 @@ class ExchangeResponse(_message.Message):
     PACKED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     OPENED_MANY_FIELD_NUMBER: _builtins.int
+    CODED_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -1075,6 +1160,10 @@ class ExchangeResponse(_message.Message):
         """opened_many answers open_many."""
 
     @_builtins.property
+    def coded(self) -> Global___CodedChunk:
+        """coded chunk of parameters, of their change, or of an increment."""
+
+    @_builtins.property
     def whole(self) -> Global___WholeAnswer:
         """whole answer to a whole gradient."""
 
@@ -1091,14 +1180,15 @@ class ExchangeResponse(_message.Message):
         packed: Global___PackedResults | None = ...,
         refused: Global___StreamRefusal | None = ...,
         opened_many: Global___SessionsOpened | None = ...,
+        coded: Global___CodedChunk | None = ...,
         whole: Global___WholeAnswer | None = ...,
         segment: Global___SegmentChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "coded", b"coded", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "coded", b"coded", "message", b"message", "opened", b"opened", "opened_many", b"opened_many", "packed", b"packed", "refused", b"refused", "result", b"result", "segment", b"segment", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "chunk", "result", "packed", "refused", "opened_many", "whole", "segment"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "chunk", "result", "packed", "refused", "opened_many", "coded", "whole", "segment"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

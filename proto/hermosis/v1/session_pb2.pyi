@@ -1377,6 +1377,7 @@ class Worker(_message.Message):
     AWAITED_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     INFLUENCE_FIELD_NUMBER: _builtins.int
+    COMPRESSION_ERROR_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """worker_id it gave."""
     connected: _builtins.bool
@@ -1395,6 +1396,8 @@ class Worker(_message.Message):
     """lost is true once it was silent for longer than the lease, or ended its stream: rounds go on without it."""
     influence: _builtins.float
     """influence of its last contribution on the gradient of its round, from 0 to 1; all of a round add up to 1."""
+    compression_error: _builtins.float
+    """compression_error that its last contribution stated; absent where it stated none."""
     @_builtins.property
     def last_seen_time(self) -> _timestamp_pb2.Timestamp:
         """last_seen_time by the server's clock."""
@@ -1412,12 +1415,15 @@ class Worker(_message.Message):
         awaited: _builtins.bool = ...,
         lost: _builtins.bool = ...,
         influence: _builtins.float = ...,
+        compression_error: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_time", b"last_seen_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compression_error", b"_compression_error", "compression_error", b"compression_error", "last_seen_time", b"last_seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited", b"awaited", "base_step", b"base_step", "connected", b"connected", "influence", b"influence", "last_seen_time", b"last_seen_time", "lost", b"lost", "next_sequence", b"next_sequence", "received_bytes", b"received_bytes", "staleness", b"staleness", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compression_error", b"_compression_error", "awaited", b"awaited", "base_step", b"base_step", "compression_error", b"compression_error", "connected", b"connected", "influence", b"influence", "last_seen_time", b"last_seen_time", "lost", b"lost", "next_sequence", b"next_sequence", "received_bytes", b"received_bytes", "staleness", b"staleness", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__compression_error: _TypeAlias = _typing.Literal["compression_error"]  # noqa: Y015
+    _WhichOneofArgType__compression_error: _TypeAlias = _typing.Literal["_compression_error", b"_compression_error"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compression_error) -> _WhichOneofReturnType__compression_error | None: ...
 
 Global___Worker: _TypeAlias = Worker  # noqa: Y015
 
@@ -1543,6 +1549,7 @@ class Capabilities(_message.Message):
     DURABILITY_MODES_FIELD_NUMBER: _builtins.int
     DEFAULT_DURABILITY_MODE_FIELD_NUMBER: _builtins.int
     DEVICE_BYTES_FREE_FIELD_NUMBER: _builtins.int
+    CODECS_FIELD_NUMBER: _builtins.int
     server_version: _builtins.str
     """server_version of the software."""
     device: _builtins.str
@@ -1571,6 +1578,10 @@ class Capabilities(_message.Message):
     def durability_modes(self) -> _containers.RepeatedScalarFieldContainer[_types_pb2.DurabilityMode.ValueType]:
         """durability_modes it can run."""
 
+    @_builtins.property
+    def codecs(self) -> _containers.RepeatedScalarFieldContainer[_types_pb2.CodecKind.ValueType]:
+        """codecs it takes and gives."""
+
     def __init__(
         self,
         *,
@@ -1583,10 +1594,11 @@ class Capabilities(_message.Message):
         durability_modes: _abc.Iterable[_types_pb2.DurabilityMode.ValueType] | None = ...,
         default_durability_mode: _types_pb2.DurabilityMode.ValueType = ...,
         device_bytes_free: _builtins.int = ...,
+        codecs: _abc.Iterable[_types_pb2.CodecKind.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_modes", b"consistency_modes", "default_durability_mode", b"default_durability_mode", "device", b"device", "device_bytes_free", b"device_bytes_free", "dtypes", b"dtypes", "durability_modes", b"durability_modes", "limits", b"limits", "recipes", b"recipes", "server_version", b"server_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "consistency_modes", b"consistency_modes", "default_durability_mode", b"default_durability_mode", "device", b"device", "device_bytes_free", b"device_bytes_free", "dtypes", b"dtypes", "durability_modes", b"durability_modes", "limits", b"limits", "recipes", b"recipes", "server_version", b"server_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,41 +26,41 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from hermosis.v1 import types_pb2 as hermosis_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhermosis/v1/telemetry.proto\x12\x0bhermosis.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17hermosis/v1/types.proto\"\x9b\x02\n\x10TelemetryReading\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x65nergies\x18\x04 \x01(\x0b\x32\x19.hermosis.v1.EnergySample\x12\x15\n\rcontributions\x18\x05 \x01(\r\x12\x11\n\tstaleness\x18\x06 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x07 \x01(\x04\x12\x12\n\nsent_bytes\x18\x08 \x01(\x04\x12\x10\n\x08\x64\x65vice_s\x18\t \x01(\x01\x12\x16\n\x0e\x62\x61tch_sessions\x18\n \x01(\r\x12\x0e\n\x06wait_s\x18\x0b \x01(\x01\")\n\x13GetTelemetryRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"F\n\x14GetTelemetryResponse\x12.\n\x07reading\x18\x01 \x01(\x0b\x32\x1d.hermosis.v1.TelemetryReading\"T\n\x14ListTelemetryRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nafter_step\x18\x02 \x01(\x04\x12\x14\n\x0cmax_readings\x18\x03 \x01(\r\"]\n\x15ListTelemetryResponse\x12/\n\x08readings\x18\x01 \x03(\x0b\x32\x1d.hermosis.v1.TelemetryReading\x12\x13\n\x0boldest_step\x18\x02 \x01(\x04\"D\n\x15WatchTelemetryRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x16\n\x0emin_interval_s\x18\x02 \x01(\x01\"I\n\x16WatchTelemetryResponse\x12/\n\x08readings\x18\x01 \x03(\x0b\x32\x1d.hermosis.v1.TelemetryReading\"*\n\x12GetOverviewRequest\x12\x14\n\x0cmax_sessions\x18\x01 \x01(\r\">\n\x13GetOverviewResponse\x12\'\n\x08overview\x18\x01 \x01(\x0b\x32\x15.hermosis.v1.Overview\"\x90\x04\n\x08Overview\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x04 \x01(\x04\x12\x12\n\nsent_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bsteps_per_s\x18\x06 \x01(\x01\x12\x1c\n\x14received_bytes_per_s\x18\x07 \x01(\x01\x12\x18\n\x10sent_bytes_per_s\x18\x08 \x01(\x01\x12\x14\n\x0cqueue_rounds\x18\t \x01(\x04\x12\x13\n\x0bqueue_bytes\x18\n \x01(\x04\x12\x1b\n\x0e\x62\x61tch_sessions\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nstep_p50_s\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nstep_p99_s\x18\r \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07streams\x18\x0e \x01(\r\x12\x15\n\rstaging_bytes\x18\x0f \x01(\x04\x12\x1b\n\x13staging_limit_bytes\x18\x10 \x01(\x04\x12,\n\x07\x64\x65vices\x18\x11 \x03(\x0b\x32\x1b.hermosis.v1.DeviceOverview\x12\"\n\x06\x61lerts\x18\x12 \x03(\x0b\x32\x12.hermosis.v1.AlertB\x11\n\x0f_batch_sessionsB\r\n\x0b_step_p50_sB\r\n\x0b_step_p99_s\"\x8c\x01\n\x0e\x44\x65viceOverview\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x12\n\nfree_bytes\x18\x04 \x01(\x04\x12,\n\x08sessions\x18\x05 \x03(\x0b\x32\x1a.hermosis.v1.SessionMemory\"M\n\rSessionMemory\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_bytes\x18\x02 \x01(\x04\x12\x12\n\nhost_bytes\x18\x03 \x01(\x04\"e\n\x05\x41lert\x12,\n\x08severity\x18\x01 \x01(\x0e\x32\x1a.hermosis.v1.AlertSeverity\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t*h\n\rAlertSeverity\x12\x1e\n\x1a\x41LERT_SEVERITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41LERT_SEVERITY_WARNING\x10\x01\x12\x1b\n\x17\x41LERT_SEVERITY_CRITICAL\x10\x02\x32\xee\x02\n\x10TelemetryService\x12S\n\x0cGetTelemetry\x12 .hermosis.v1.GetTelemetryRequest\x1a!.hermosis.v1.GetTelemetryResponse\x12V\n\rListTelemetry\x12!.hermosis.v1.ListTelemetryRequest\x1a\".hermosis.v1.ListTelemetryResponse\x12[\n\x0eWatchTelemetry\x12\".hermosis.v1.WatchTelemetryRequest\x1a#.hermosis.v1.WatchTelemetryResponse0\x01\x12P\n\x0bGetOverview\x12\x1f.hermosis.v1.GetOverviewRequest\x1a .hermosis.v1.GetOverviewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhermosis/v1/telemetry.proto\x12\x0bhermosis.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17hermosis/v1/types.proto\"\xd1\x02\n\x10TelemetryReading\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x65nergies\x18\x04 \x01(\x0b\x32\x19.hermosis.v1.EnergySample\x12\x15\n\rcontributions\x18\x05 \x01(\r\x12\x11\n\tstaleness\x18\x06 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x07 \x01(\x04\x12\x12\n\nsent_bytes\x18\x08 \x01(\x04\x12\x10\n\x08\x64\x65vice_s\x18\t \x01(\x01\x12\x16\n\x0e\x62\x61tch_sessions\x18\n \x01(\r\x12\x0e\n\x06wait_s\x18\x0b \x01(\x01\x12\x1e\n\x11\x63ompression_error\x18\x0c \x01(\x01H\x00\x88\x01\x01\x42\x14\n\x12_compression_error\")\n\x13GetTelemetryRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"F\n\x14GetTelemetryResponse\x12.\n\x07reading\x18\x01 \x01(\x0b\x32\x1d.hermosis.v1.TelemetryReading\"T\n\x14ListTelemetryRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nafter_step\x18\x02 \x01(\x04\x12\x14\n\x0cmax_readings\x18\x03 \x01(\r\"]\n\x15ListTelemetryResponse\x12/\n\x08readings\x18\x01 \x03(\x0b\x32\x1d.hermosis.v1.TelemetryReading\x12\x13\n\x0boldest_step\x18\x02 \x01(\x04\"D\n\x15WatchTelemetryRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x16\n\x0emin_interval_s\x18\x02 \x01(\x01\"I\n\x16WatchTelemetryResponse\x12/\n\x08readings\x18\x01 \x03(\x0b\x32\x1d.hermosis.v1.TelemetryReading\"*\n\x12GetOverviewRequest\x12\x14\n\x0cmax_sessions\x18\x01 \x01(\r\">\n\x13GetOverviewResponse\x12\'\n\x08overview\x18\x01 \x01(\x0b\x32\x15.hermosis.v1.Overview\"\x90\x04\n\x08Overview\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x04 \x01(\x04\x12\x12\n\nsent_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bsteps_per_s\x18\x06 \x01(\x01\x12\x1c\n\x14received_bytes_per_s\x18\x07 \x01(\x01\x12\x18\n\x10sent_bytes_per_s\x18\x08 \x01(\x01\x12\x14\n\x0cqueue_rounds\x18\t \x01(\x04\x12\x13\n\x0bqueue_bytes\x18\n \x01(\x04\x12\x1b\n\x0e\x62\x61tch_sessions\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nstep_p50_s\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nstep_p99_s\x18\r \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07streams\x18\x0e \x01(\r\x12\x15\n\rstaging_bytes\x18\x0f \x01(\x04\x12\x1b\n\x13staging_limit_bytes\x18\x10 \x01(\x04\x12,\n\x07\x64\x65vices\x18\x11 \x03(\x0b\x32\x1b.hermosis.v1.DeviceOverview\x12\"\n\x06\x61lerts\x18\x12 \x03(\x0b\x32\x12.hermosis.v1.AlertB\x11\n\x0f_batch_sessionsB\r\n\x0b_step_p50_sB\r\n\x0b_step_p99_s\"\x8c\x01\n\x0e\x44\x65viceOverview\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x12\n\nfree_bytes\x18\x04 \x01(\x04\x12,\n\x08sessions\x18\x05 \x03(\x0b\x32\x1a.hermosis.v1.SessionMemory\"M\n\rSessionMemory\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_bytes\x18\x02 \x01(\x04\x12\x12\n\nhost_bytes\x18\x03 \x01(\x04\"e\n\x05\x41lert\x12,\n\x08severity\x18\x01 \x01(\x0e\x32\x1a.hermosis.v1.AlertSeverity\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t*h\n\rAlertSeverity\x12\x1e\n\x1a\x41LERT_SEVERITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41LERT_SEVERITY_WARNING\x10\x01\x12\x1b\n\x17\x41LERT_SEVERITY_CRITICAL\x10\x02\x32\xee\x02\n\x10TelemetryService\x12S\n\x0cGetTelemetry\x12 .hermosis.v1.GetTelemetryRequest\x1a!.hermosis.v1.GetTelemetryResponse\x12V\n\rListTelemetry\x12!.hermosis.v1.ListTelemetryRequest\x1a\".hermosis.v1.ListTelemetryResponse\x12[\n\x0eWatchTelemetry\x12\".hermosis.v1.WatchTelemetryRequest\x1a#.hermosis.v1.WatchTelemetryResponse0\x01\x12P\n\x0bGetOverview\x12\x1f.hermosis.v1.GetOverviewRequest\x1a .hermosis.v1.GetOverviewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hermosis.v1.telemetry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ALERTSEVERITY']._serialized_start=1793
-  _globals['_ALERTSEVERITY']._serialized_end=1897
+  _globals['_ALERTSEVERITY']._serialized_start=1847
+  _globals['_ALERTSEVERITY']._serialized_end=1951
   _globals['_TELEMETRYREADING']._serialized_start=103
-  _globals['_TELEMETRYREADING']._serialized_end=386
-  _globals['_GETTELEMETRYREQUEST']._serialized_start=388
-  _globals['_GETTELEMETRYREQUEST']._serialized_end=429
-  _globals['_GETTELEMETRYRESPONSE']._serialized_start=431
-  _globals['_GETTELEMETRYRESPONSE']._serialized_end=501
-  _globals['_LISTTELEMETRYREQUEST']._serialized_start=503
-  _globals['_LISTTELEMETRYREQUEST']._serialized_end=587
-  _globals['_LISTTELEMETRYRESPONSE']._serialized_start=589
-  _globals['_LISTTELEMETRYRESPONSE']._serialized_end=682
-  _globals['_WATCHTELEMETRYREQUEST']._serialized_start=684
-  _globals['_WATCHTELEMETRYREQUEST']._serialized_end=752
-  _globals['_WATCHTELEMETRYRESPONSE']._serialized_start=754
-  _globals['_WATCHTELEMETRYRESPONSE']._serialized_end=827
-  _globals['_GETOVERVIEWREQUEST']._serialized_start=829
-  _globals['_GETOVERVIEWREQUEST']._serialized_end=871
-  _globals['_GETOVERVIEWRESPONSE']._serialized_start=873
-  _globals['_GETOVERVIEWRESPONSE']._serialized_end=935
-  _globals['_OVERVIEW']._serialized_start=938
-  _globals['_OVERVIEW']._serialized_end=1466
-  _globals['_DEVICEOVERVIEW']._serialized_start=1469
-  _globals['_DEVICEOVERVIEW']._serialized_end=1609
-  _globals['_SESSIONMEMORY']._serialized_start=1611
-  _globals['_SESSIONMEMORY']._serialized_end=1688
-  _globals['_ALERT']._serialized_start=1690
-  _globals['_ALERT']._serialized_end=1791
-  _globals['_TELEMETRYSERVICE']._serialized_start=1900
-  _globals['_TELEMETRYSERVICE']._serialized_end=2266
+  _globals['_TELEMETRYREADING']._serialized_end=440
+  _globals['_GETTELEMETRYREQUEST']._serialized_start=442
+  _globals['_GETTELEMETRYREQUEST']._serialized_end=483
+  _globals['_GETTELEMETRYRESPONSE']._serialized_start=485
+  _globals['_GETTELEMETRYRESPONSE']._serialized_end=555
+  _globals['_LISTTELEMETRYREQUEST']._serialized_start=557
+  _globals['_LISTTELEMETRYREQUEST']._serialized_end=641
+  _globals['_LISTTELEMETRYRESPONSE']._serialized_start=643
+  _globals['_LISTTELEMETRYRESPONSE']._serialized_end=736
+  _globals['_WATCHTELEMETRYREQUEST']._serialized_start=738
+  _globals['_WATCHTELEMETRYREQUEST']._serialized_end=806
+  _globals['_WATCHTELEMETRYRESPONSE']._serialized_start=808
+  _globals['_WATCHTELEMETRYRESPONSE']._serialized_end=881
+  _globals['_GETOVERVIEWREQUEST']._serialized_start=883
+  _globals['_GETOVERVIEWREQUEST']._serialized_end=925
+  _globals['_GETOVERVIEWRESPONSE']._serialized_start=927
+  _globals['_GETOVERVIEWRESPONSE']._serialized_end=989
+  _globals['_OVERVIEW']._serialized_start=992
+  _globals['_OVERVIEW']._serialized_end=1520
+  _globals['_DEVICEOVERVIEW']._serialized_start=1523
+  _globals['_DEVICEOVERVIEW']._serialized_end=1663
+  _globals['_SESSIONMEMORY']._serialized_start=1665
+  _globals['_SESSIONMEMORY']._serialized_end=1742
+  _globals['_ALERT']._serialized_start=1744
+  _globals['_ALERT']._serialized_end=1845
+  _globals['_TELEMETRYSERVICE']._serialized_start=1954
+  _globals['_TELEMETRYSERVICE']._serialized_end=2320
 # @@protoc_insertion_point(module_scope)

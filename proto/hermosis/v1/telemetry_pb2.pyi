@@ -62,6 +62,7 @@ class TelemetryReading(_message.Message):
     DEVICE_S_FIELD_NUMBER: _builtins.int
     BATCH_SESSIONS_FIELD_NUMBER: _builtins.int
     WAIT_S_FIELD_NUMBER: _builtins.int
+    COMPRESSION_ERROR_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """session_id it is of."""
     step: _builtins.int
@@ -71,15 +72,17 @@ class TelemetryReading(_message.Message):
     staleness: _builtins.int
     """staleness is the largest of the step's contributions, in steps."""
     received_bytes: _builtins.int
-    """received_bytes of gradient payload for the step."""
+    """received_bytes of gradient payload for the step, as it came: coded where it was."""
     sent_bytes: _builtins.int
-    """sent_bytes of parameters or increments for the step."""
+    """sent_bytes of parameters or increments for the step, before a reply_codec makes them fewer."""
     device_s: _builtins.float
     """device_s is how long the step's launch took, in seconds, shared by the whole batch."""
     batch_sessions: _builtins.int
     """batch_sessions is how many sessions the launch stepped."""
     wait_s: _builtins.float
     """wait_s is how long the round waited between its last contribution and its launch, in seconds."""
+    compression_error: _builtins.float
+    """compression_error is the largest that a contribution of the step stated; absent where none did."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """time of the step by the server's clock."""
@@ -102,12 +105,15 @@ class TelemetryReading(_message.Message):
         device_s: _builtins.float = ...,
         batch_sessions: _builtins.int = ...,
         wait_s: _builtins.float = ...,
+        compression_error: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["energies", b"energies", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compression_error", b"_compression_error", "compression_error", b"compression_error", "energies", b"energies", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_sessions", b"batch_sessions", "contributions", b"contributions", "device_s", b"device_s", "energies", b"energies", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "session_id", b"session_id", "staleness", b"staleness", "step", b"step", "time", b"time", "wait_s", b"wait_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compression_error", b"_compression_error", "batch_sessions", b"batch_sessions", "compression_error", b"compression_error", "contributions", b"contributions", "device_s", b"device_s", "energies", b"energies", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "session_id", b"session_id", "staleness", b"staleness", "step", b"step", "time", b"time", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__compression_error: _TypeAlias = _typing.Literal["compression_error"]  # noqa: Y015
+    _WhichOneofArgType__compression_error: _TypeAlias = _typing.Literal["_compression_error", b"_compression_error"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compression_error) -> _WhichOneofReturnType__compression_error | None: ...
 
 Global___TelemetryReading: _TypeAlias = TelemetryReading  # noqa: Y015
 

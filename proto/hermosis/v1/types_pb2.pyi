@@ -53,6 +53,42 @@ DTYPE_BFLOAT16: Dtype.ValueType  # 3
 """DTYPE_BFLOAT16 is the upper half of a binary32, rounded to nearest even, 2 bytes an element."""
 Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
 
+class _CodecKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CodecKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CodecKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CODEC_KIND_UNSPECIFIED: _CodecKind.ValueType  # 0
+    """CODEC_KIND_UNSPECIFIED means PLAIN."""
+    CODEC_KIND_PLAIN: _CodecKind.ValueType  # 1
+    """CODEC_KIND_PLAIN is the elements themselves."""
+    CODEC_KIND_INT8: _CodecKind.ValueType  # 2
+    """CODEC_KIND_INT8 is a byte an element, and a scale for each block of 256."""
+    CODEC_KIND_TOP_K: _CodecKind.ValueType  # 3
+    """CODEC_KIND_TOP_K is the elements of largest magnitude, with their places."""
+    CODEC_KIND_RANDOM_K: _CodecKind.ValueType  # 4
+    """CODEC_KIND_RANDOM_K is elements at places that follow from a seed."""
+    CODEC_KIND_DEFLATE: _CodecKind.ValueType  # 5
+    """CODEC_KIND_DEFLATE loses nothing: planes of bytes, each deflated where that makes it shorter."""
+
+class CodecKind(_CodecKind, metaclass=_CodecKindEnumTypeWrapper):
+    """CodecKind is how a vector is made smaller on the wire; docs/protocol.md has the bytes of each."""
+
+CODEC_KIND_UNSPECIFIED: CodecKind.ValueType  # 0
+"""CODEC_KIND_UNSPECIFIED means PLAIN."""
+CODEC_KIND_PLAIN: CodecKind.ValueType  # 1
+"""CODEC_KIND_PLAIN is the elements themselves."""
+CODEC_KIND_INT8: CodecKind.ValueType  # 2
+"""CODEC_KIND_INT8 is a byte an element, and a scale for each block of 256."""
+CODEC_KIND_TOP_K: CodecKind.ValueType  # 3
+"""CODEC_KIND_TOP_K is the elements of largest magnitude, with their places."""
+CODEC_KIND_RANDOM_K: CodecKind.ValueType  # 4
+"""CODEC_KIND_RANDOM_K is elements at places that follow from a seed."""
+CODEC_KIND_DEFLATE: CodecKind.ValueType  # 5
+"""CODEC_KIND_DEFLATE loses nothing: planes of bytes, each deflated where that makes it shorter."""
+Global___CodecKind: _TypeAlias = CodecKind  # noqa: Y015
+
 class _ParametersOn:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -340,6 +376,34 @@ SESSION_STATUS_FAILED: SessionStatus.ValueType  # 5
 SESSION_STATUS_CLOSED: SessionStatus.ValueType  # 6
 """SESSION_STATUS_CLOSED has given its memory back."""
 Global___SessionStatus: _TypeAlias = SessionStatus  # noqa: Y015
+
+@_typing.final
+class Codec(_message.Message):
+    """Codec is how a vector is made smaller on the wire."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    FRACTION_FIELD_NUMBER: _builtins.int
+    kind: Global___CodecKind.ValueType
+    """kind of it; unspecified means PLAIN."""
+    fraction: _builtins.float
+    """fraction of the elements that TOP_K and RANDOM_K send, above 0 and at most 0.5; zero means 0.01. The others
+    ignore it.
+    """
+    def __init__(
+        self,
+        *,
+        kind: Global___CodecKind.ValueType = ...,
+        fraction: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraction", b"fraction", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Codec: _TypeAlias = Codec  # noqa: Y015
 
 @_typing.final
 class TensorSpec(_message.Message):

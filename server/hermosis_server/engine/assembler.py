@@ -88,6 +88,7 @@ class Assembler:
       dtype:    of every chunk.
       staging:  where the chunks land; None only checks them, for a gradient that was answered before.
       budget:   pays for what is remembered of a vector that comes in pieces.
+      saved_bytes: that codecs spared the wire.
     """
 
     elements: int
@@ -96,6 +97,7 @@ class Assembler:
     staging: Staging | None
     budget: Budget
     received: int = 0  # elements
+    saved_bytes: int = 0
     _peak_bits: int = 0  # of the largest magnitude so far
     _paid_parts: int = 0
     _parts: list[tuple[int, int, int]] = field(default_factory=list)  # (offset, length, checksum), sorted
@@ -119,6 +121,11 @@ class Assembler:
         return self.elements * self.dtype.itemsize
 
     @property
+    def received_bytes(self) -> int:
+        """Payload that a complete vector came in."""
+        return self.size_bytes - self.saved_bytes
+
+    @property
     def peak(self) -> float:
         """Largest magnitude of the elements that came; infinite or NaN where one of them is. Zero without staging."""
         return _value(self._peak_bits, self.dtype)
@@ -129,8 +136,19 @@ class Assembler:
             return self._parts[0][2]
         return wire.joined_checksum((crc, length * self.dtype.itemsize) for _, length, crc in self._parts)
 
-    def add(self, *, offset: int, dtype: Dtype, crc32: int, payload: bytes | bytearray | memoryview) -> None:
+    def add(
+        self,
+        *,
+        offset: int,
+        dtype: Dtype,
+        crc32: int,
+        payload: bytes | bytearray | memoryview,
+        saved_bytes: int = 0,
+    ) -> None:
         """Puts a chunk in its place. A chunk that comes a second time is recognised and left out.
+
+        Args:
+          saved_bytes: that a codec spared the wire.
 
         Raises:
           InvalidRequest:  another dtype than agreed, an empty or oversized payload, or a partial overlap.
@@ -180,6 +198,7 @@ class Assembler:
             self._pay()
         self._parts.insert(place, (offset, length, crc32))
         self.received += length
+        self.saved_bytes += saved_bytes
 
     def require_complete(self) -> None:
         """Raises LayoutMismatch when elements are missing."""

@@ -142,6 +142,14 @@ def check_labels(display_name: str, labels: Mapping[str, str]) -> None:
             )
 
 
+def check_compression_error(error: float | None) -> None:
+    """A length over a length: what a worker says of it is shown, and has to be a number."""
+    if error is not None and not (math.isfinite(error) and error >= 0):
+        raise InvalidRequest(
+            f"compression_error is {error}; wanted zero or a positive number, or none", field="commit.compression_error"
+        )
+
+
 def check_lr_scale(lr_scale: float | None, *, field: str) -> None:
     """Zero is allowed: a warm-up begins there."""
     if lr_scale is not None and not (math.isfinite(lr_scale) and lr_scale >= 0):

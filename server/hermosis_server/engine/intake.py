@@ -131,6 +131,7 @@ class Intake:
                 answer = self._keeper.durably(session, answer)
             checks.check_lr_scale(commit.lr_scale, field="commit.lr_scale")
             checks.check_loss_scale(commit.loss_scale, field="commit.loss_scale")
+            checks.check_compression_error(commit.compression_error)
             repeated = session.answered_before(worker, commit.sequence)
             if repeated:
                 ticket = session.repeat(worker, commit.sequence, gradient)
@@ -212,9 +213,9 @@ class Intake:
         """Hears of a round's fate: frees its memory, answers its workers, tells the watchers."""
         session.stepping -= 1
         contributions = ready.ordered()
-        received_bytes = sum(contribution.gradient.size_bytes for contribution in contributions)
+        size_bytes = sum(contribution.gradient.size_bytes for contribution in contributions)
         if isinstance(done, Exception):
-            self._activity.dropped(1, received_bytes)
+            self._activity.dropped(1, size_bytes)
             for contribution in contributions:
                 contribution.gradient.release()
                 contribution.worker.forget(contribution.commit.sequence)
@@ -224,7 +225,7 @@ class Intake:
         reach("intake.stepped")
         applied = done.outcome is Outcome.APPLIED
         counted_s = max(contribution.counted_s for contribution in contributions)
-        self._activity.stepped(done.launch, 1, received_bytes, applied=int(applied), counted_s=counted_s)
+        self._activity.stepped(done.launch, 1, size_bytes, applied=int(applied), counted_s=counted_s)
         sent_bytes = 0
         if self._keeper is not None:
             self._keeper.stepped(session, contributions, lr_scale, done)
@@ -261,6 +262,7 @@ class Intake:
         self._let_go_on(session)
         reach("intake.answered")
         if applied:
+            stated = [each.commit.compression_error for each in contributions]
             reading = TelemetryReading(
                 session_id=session.session_id,
                 step=done.step,
@@ -268,11 +270,12 @@ class Intake:
                 energies=done.energies,
                 contributions=len(contributions),
                 staleness=max(done.base_step - contribution.commit.base_step for contribution in contributions),
-                received_bytes=received_bytes,
+                received_bytes=sum(contribution.gradient.received_bytes for contribution in contributions),
                 sent_bytes=sent_bytes,
                 device_s=done.launch.device_s,
                 batch_sessions=done.launch.sessions,
                 wait_s=max(0.0, done.launch.started_s - counted_s),
+                compression_error=max((error for error in stated if error is not None), default=math.nan),
             )
             if self._tracing is not None:
                 origins = (contribution.ticket.origin for contribution in contributions)

@@ -96,6 +96,7 @@ class WorkerRecord:
       left:       whether its last stream has ended.
       clock:      contributions that were tried since it joined, of a BOUNDED session.
       influence:  of its last contribution on the gradient of its round.
+      compression_error: that its last contribution stated; None where it stated none.
     """
 
     worker_id: str
@@ -112,6 +113,7 @@ class WorkerRecord:
     left: bool = False
     clock: int = 0
     influence: float = 0.0
+    compression_error: float | None = None
 
     def remember(self, sequence: int, ticket: StepTicket | Tickets) -> None:
         if self.increments:

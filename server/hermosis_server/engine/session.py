@@ -301,7 +301,8 @@ class Session:
         """
         in_time = self.require_admissible(worker, commit.sequence, commit.base_step, commit.loss)
         ticket = StepTicket(gradient.checksum(), waiting)
-        self.count(worker, commit.sequence, commit.base_step, ticket, gradient.size_bytes, time.time())
+        numbers = commit.sequence, commit.base_step
+        self.count(worker, *numbers, ticket, gradient.received_bytes, time.time(), commit.compression_error)
         contribution = Contribution(
             worker=worker,
             commit=commit,
@@ -346,11 +347,13 @@ class Session:
         ticket: StepTicket | Tickets,
         size_bytes: int,
         now_s: float,
+        compression_error: float | None = None,
     ) -> None:
         """Notes a contribution that may be counted; whoever calls this lets it become part of a step."""
         worker.remember(sequence, ticket)
         worker.base_step = base_step
         worker.staleness = self.step - base_step
+        worker.compression_error = compression_error
         worker.last_seen_s = now_s
         worker.received_bytes += size_bytes
 

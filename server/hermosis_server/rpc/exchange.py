@@ -21,6 +21,7 @@ from hermosis_server.engine.intake import stopping as stopped
 from hermosis_server.engine.rounds import Answer
 from hermosis_server.errors import InvalidRequest, Overloaded, Stalled
 from hermosis_server.rpc import status
+from hermosis_server.rpc.codec import coded
 from hermosis_server.rpc.codec import gradient as codec
 from hermosis_server.rpc.interceptor import no_message
 from hermosis_server.rpc.links import Link, open_link
@@ -194,6 +195,8 @@ class ExchangeStream:
             self._pull(request.pull.handle)
         elif kind == "segment":
             self._chunk(request.segment)
+        elif kind == "coded":
+            self._chunk(request.coded)
         elif kind == "close":
             self._close_handle(request.close.handle)
         else:
@@ -224,6 +227,8 @@ class ExchangeStream:
                 reply=message.reply,
                 reply_dtype=message.reply_dtype,
                 gradient_dtype=message.gradient_dtype,
+                gradient_codec=coded.codec(message.gradient_codec, field="gradient_codec"),
+                reply_codec=coded.codec(message.reply_codec, field="reply_codec"),
             )
         except Exception as error:
             # What the worker sends after an opening that it believes in is ignored, not refused again and again.
@@ -257,13 +262,16 @@ class ExchangeStream:
             segment_attached=link.segment is not None,
         )
 
-    def _chunk(self, message: hot.GradientChunk | gradient_pb2.SegmentChunk) -> None:
+    def _chunk(self, message: hot.GradientChunk | gradient_pb2.SegmentChunk | gradient_pb2.CodedChunk) -> None:
         link = self._link(message.handle)
         if link is None or message.sequence in link.refused:
             return
         try:
             if isinstance(message, hot.GradientChunk):
                 chunk = codec.chunk(message, link.gradient_dtype)
+            elif isinstance(message, gradient_pb2.CodedChunk):
+                kind, limit_bytes = link.gradient_codec.kind, self._engine.limits.max_chunk_bytes
+                chunk = coded.gradient_chunk(message, kind, link.gradient_dtype, max_chunk_bytes=limit_bytes)
             else:
                 chunk = codec.segment_chunk(message, link.gradient_place, link.gradient_dtype)
                 self._context.owe(len(chunk.payload))
@@ -310,7 +318,9 @@ class ExchangeStream:
             self._outbox.put((_refused(handle, sequence, answer),), window, sure=sure)
             return
         chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
-        messages = codec.answer_messages(answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes, place=place)
+        messages = codec.answer_messages(
+            answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes, place=place, coded=link.coded
+        )
         budget, held_bytes = None, 0 if answer.vector is None else len(answer.vector.payload)
         if place is not None:
             self._engine.activity.sent_bytes += held_bytes
@@ -372,7 +382,9 @@ class ExchangeStream:
         chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
         if place is not None:
             self._engine.activity.sent_bytes += len(vector.payload)
-        messages = codec.vector_messages(vector, handle=handle, sequence=0, chunk_bytes=chunk_bytes, place=place)
+        messages = codec.vector_messages(
+            vector, handle=handle, sequence=0, chunk_bytes=chunk_bytes, place=place, coded=link.coded
+        )
         return _written(link, messages)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

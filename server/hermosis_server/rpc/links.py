@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from hermosis import wire
+from hermosis.coding import Codec
 from hermosis.v1 import gradient_pb2
 from hermosis.wire import Dtype, is_plain_name
 from hermosis_server.engine.assembler import Assembler
@@ -17,9 +18,11 @@ from hermosis_server.engine.session import Session, require_next
 from hermosis_server.errors import InvalidRequest, LayoutMismatch
 from hermosis_server.records import AckLevel, Commit, GradientChunk, ParametersOn, Reply, ReplyWish, SegmentOffer
 from hermosis_server.rpc.codec import enums
+from hermosis_server.rpc.codec.coded import CodedAnswers
 from hermosis_server.rpc.segments import Segment, StreamSegments
 
 RESUME_BYTES = 4 << 20  # what came of a gradient is kept for a worker that comes back, where it is as much
+PLAIN = Codec()
 MAX_OPEN_GRADIENTS = 64  # begun, not yet committed
 
 
@@ -34,6 +37,8 @@ class Link:
       segment:   memory shared with the worker, where there is any.
       gradients: on their way, by sequence.
       refused:   sequences of which everything is ignored up to the commit.
+      gradient_codec: of what the worker sends.
+      coded:     makes what goes back smaller; None where it goes back as it is.
     """
 
     session: Session
@@ -48,6 +53,8 @@ class Link:
     segment: Segment | None = None
     gradients: dict[int, Assembler] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
+    gradient_codec: Codec = PLAIN
+    coded: CodedAnswers | None = None
 
     def close(self) -> None:
         """Forgets the gradients on their way, but for a large one that the worker may come back to. Called once."""
@@ -59,6 +66,8 @@ class Link:
                 gradient.release()
         self.gradients.clear()
         self.refused.clear()
+        if self.coded is not None:
+            self.coded.close()
         if self.segment is not None and self.segments is not None:
             self.segments.let_go(self.segment)
             self.segment = None
@@ -78,7 +87,9 @@ class Link:
         self.refused.add(sequence)
 
     def attach(self, segments: StreamSegments, offer: SegmentOffer) -> None:
-        """Uses the memory that the worker offers, if it is what it should be."""
+        """Uses the memory that the worker offers, if it is what it should be, and nothing is coded."""
+        if self.is_coded:
+            return
         itemsizes = self.gradient_dtype.itemsize, self.wish.dtype.itemsize
         places = wire.segment_places(self.session.spec.layout.parameter_count, *itemsizes)
         self.segments, self.segment = segments, segments.attach(offer, places)
@@ -97,7 +108,13 @@ class Link:
                 gradient = engine.intake.begin_gradient(self.session, self.worker, chunk.sequence, self.gradient_dtype)
             self.gradients[chunk.sequence] = gradient
         self.worker.heard_s = time.monotonic()
-        gradient.add(offset=chunk.offset, dtype=chunk.dtype, crc32=chunk.crc32, payload=chunk.payload)
+        gradient.add(
+            offset=chunk.offset,
+            dtype=chunk.dtype,
+            crc32=chunk.crc32,
+            payload=chunk.payload,
+            saved_bytes=chunk.saved_bytes,
+        )
 
     def _resumed(self, chunk: GradientChunk) -> Assembler | None:
         """The unfinished gradient that a chunk goes on with. Any other chunk begins the gradient anew."""
@@ -110,6 +127,11 @@ class Link:
             return None
         self.worker.unfinished = None
         return going_on.gradient
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether payload goes either way under a codec."""
+        return self.coded is not None or not self.gradient_codec.is_plain
 
     @property
     def gradient_place(self) -> memoryview:
@@ -176,6 +198,8 @@ def open_link(
     reply_dtype: int,
     gradient_dtype: int,
     lasts: bool = True,
+    gradient_codec: Codec = PLAIN,
+    reply_codec: Codec = PLAIN,
 ) -> Link:
     """Checks what a worker asks for; the numbers are those of the wire. The caller closes the link.
 
@@ -209,15 +233,42 @@ def open_link(
         engine.intake.require_durability(session)
     wire_dtype = enums.dtype(gradient_dtype, field="gradient_dtype")
     wish = ReplyWish(reply=wanted, dtype=enums.dtype(reply_dtype, field="reply_dtype"))
+    if gradient_codec.is_lossy and wire_dtype is not Dtype.FLOAT32:
+        raise InvalidRequest(
+            f"{gradient_codec.kind.name} codes FLOAT32, gradient_dtype is {wire_dtype.name}",
+            field="gradient_codec.kind",
+        )
+    coded = _coded_answers(session, wish, reply_codec)
+    try:
+        worker = session.join(worker_id)  # last: whoever joins must leave
+    except BaseException:
+        if coded is not None:
+            coded.close()
+        raise
     return Link(
         session=session,
-        worker=session.join(worker_id),  # last: whoever joins must leave
+        worker=worker,
         generation=session.generation,
         gradient_dtype=wire_dtype,
         wish=wish,
         ack_level=level,
         lasts=lasts,
+        gradient_codec=gradient_codec,
+        coded=coded,
     )
+
+
+def _coded_answers(session: Session, wish: ReplyWish, codec: Codec) -> CodedAnswers | None:
+    """What makes answers smaller; the caller closes it."""
+    if codec.is_plain:
+        return None
+    if codec.is_lossy and (wish.dtype is not Dtype.FLOAT32 or wish.reply is Reply.INCREMENT):
+        raise InvalidRequest(
+            f"{codec.kind.name} codes changes of FLOAT32 parameters that the server holds; the reply is "
+            f"{wish.reply.name} in {wish.dtype.name}",
+            field="reply_codec.kind",
+        )
+    return CodedAnswers(codec, session.spec.layout.parameter_count, session.budget)
 
 
 def link_for_call(

@@ -133,6 +133,12 @@ class PackedDesk:
                 f"handle {missing} is not open on this stream, so where the gradients lie is not known; open it first",
                 field="handles",
             )
+        coded = next((name for name in names if self._links[name].is_coded), None)
+        if coded is not None:
+            raise InvalidRequest(
+                f"handle {coded} was opened with a codec, and packed messages are plain; open it without",
+                field="handles",
+            )
         lineup = Lineup([self._links[name] for name in names])
         self._kept_handles += len(names)
         if self._kept_handles > MAX_KEPT_HANDLES:

@@ -220,6 +220,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 awaited=bool(contributed) and record.worker_id in here and record.worker_id not in contributed,
                 lost=record.worker_id not in here,
                 influence=record.influence,
+                compression_error=record.compression_error,
             )
             for record in sorted(session.workers.values(), key=lambda record: record.worker_id)
         ]

@@ -21,6 +21,7 @@ COLUMNS = (
     *("session_id", "step", "time"),
     *EnergySample._fields,
     *("contributions", "staleness", "received_bytes", "sent_bytes", "device_s", "batch_sessions", "wait_s"),
+    "compression_error",
     *("minute_readings", "minute_loss_min", "minute_loss_max", "minute_loss_mean"),
 )
 
@@ -92,6 +93,7 @@ def _cells(found: Found) -> list[Cell]:
         _known(reading.device_s),
         reading.batch_sessions,
         _known(reading.wait_s),
+        _known(reading.compression_error),
         *((minute.readings, _known(minute.least), _known(minute.most), _known(minute.mean)) if minute else [None] * 4),
     ]
 

@@ -26,6 +26,7 @@ def row_of(kept: Kept) -> dict[str, Any]:
         "device_s": _known(reading.device_s),
         "batch_sessions": reading.batch_sessions,
         "wait_s": _known(reading.wait_s),
+        "compression_error": _known(reading.compression_error),
         "stands_for": 0 if minute is None else minute.readings,
         "loss_min": None if minute is None else _known(minute.least),
         "loss_max": None if minute is None else _known(minute.most),
@@ -50,6 +51,7 @@ def kept_of(row: RowMapping) -> Kept:
             device_s=_number(row["device_s"]),
             batch_sessions=row["batch_sessions"],
             wait_s=_number(row["wait_s"]),
+            compression_error=_number(row["compression_error"]),
         ),
         minute=LossOfMinute(
             readings=row["stands_for"],

@@ -38,6 +38,7 @@ readings = Table(
     Column("device_s", Double),
     Column("batch_sessions", BigInteger, nullable=False),
     Column("wait_s", Double),
+    Column("compression_error", Double),
     Column("stands_for", BigInteger, nullable=False),  # readings of its minute; zero as long as all are kept
     Column("loss_min", Double),
     Column("loss_max", Double),

@@ -62,6 +62,7 @@ def a_reading(step: int, *, time_s: float | None = None, loss: float = 1.0, sess
         device_s=0.25,
         batch_sessions=6,
         wait_s=0.5,
+        compression_error=0.125,
     )
 
 

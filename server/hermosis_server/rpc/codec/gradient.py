@@ -11,6 +11,7 @@ from hermosis_server.engine.rounds import Answer
 from hermosis_server.errors import InvalidRequest, LayoutMismatch
 from hermosis_server.records import Commit, EnergySample, GradientChunk, Reply, SegmentOffer, StepResult, Vector
 from hermosis_server.rpc.codec import enums
+from hermosis_server.rpc.codec.coded import CodedAnswers
 
 # These exist for every step; the others may be undefined, and then are absent.
 _ALWAYS = frozenset(field.name for field in types_pb2.EnergySample.DESCRIPTOR.fields if not field.has_presence)
@@ -59,6 +60,7 @@ def commit(message: hot.Commit) -> Commit:
         want_digest=message.want_digest,
         skipped=message.skipped,
         loss_scale=message.loss_scale,
+        compression_error=message.compression_error,
     )
 
 
@@ -124,31 +126,51 @@ def vector_chunk(
 
 
 def answer_messages(
-    answer: Answer, *, handle: int, whole: bool, chunk_bytes: int, place: memoryview | None
+    answer: Answer,
+    *,
+    handle: int,
+    whole: bool,
+    chunk_bytes: int,
+    place: memoryview | None,
+    coded: CodedAnswers | None = None,
 ) -> Iterator[bytes]:
     """ExchangeResponses for one contribution, each made when it is to be written.
 
     Args:
       whole: the gradient came whole, so the answer may.
       place: shared memory to put the vector in.
+      coded: makes the vector smaller.
     """
     result, vector = answer
     told = hot_result(result, handle)
-    if whole and vector is not None and place is None and len(vector.payload) <= chunk_bytes:
+    if whole and vector is not None and place is None and coded is None and len(vector.payload) <= chunk_bytes:
         chunk = vector_chunk(vector, vector.payload, handle=handle, sequence=result.sequence, offset=0)
         yield hot.write_response(hot.WholeAnswer(told, chunk))
         return
     yield hot.write_response(told)
     if vector is not None:
         yield from vector_messages(
-            vector, handle=handle, sequence=result.sequence, chunk_bytes=chunk_bytes, place=place
+            vector, handle=handle, sequence=result.sequence, chunk_bytes=chunk_bytes, place=place, coded=coded
         )
 
 
 def vector_messages(
-    vector: Vector, *, handle: int, sequence: int, chunk_bytes: int, place: memoryview | None
+    vector: Vector,
+    *,
+    handle: int,
+    sequence: int,
+    chunk_bytes: int,
+    place: memoryview | None,
+    coded: CodedAnswers | None = None,
 ) -> Iterator[bytes]:
     """ExchangeResponses with the chunks of a vector, each made when it is to be written."""
+    if coded is not None:
+
+        def plain(piece: memoryview, offset: int) -> bytes:
+            return hot.write_response(vector_chunk(vector, piece, handle=handle, sequence=sequence, offset=offset))
+
+        yield from coded.messages(vector, handle=handle, sequence=sequence, chunk_bytes=chunk_bytes, plain=plain)
+        return
     itemsize = vector.dtype.itemsize
     largest = chunk_bytes if place is None else wire.MAX_CHUNK_BYTES
     for offset, length in wire.spans(len(vector.payload) // itemsize, itemsize, largest):

@@ -9,6 +9,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from hermosis import wire
+from hermosis.coding import CodecKind
 from hermosis.v1 import session_pb2, types_pb2
 from hermosis.wire import Dtype
 from hermosis_server.dynamics import SCALARS
@@ -306,6 +307,7 @@ def capabilities(
         durability_modes=[int(mode) for mode in DurabilityMode if default or mode is DurabilityMode.NONE],  # type: ignore[misc]
         default_durability_mode=int(default.mode if default else DurabilityMode.NONE),  # type: ignore[arg-type]
         device_bytes_free=free_bytes,
+        codecs=[int(kind) for kind in CodecKind],  # type: ignore[misc]
     )
 
 

@@ -29,6 +29,7 @@ def reading(record: TelemetryReading) -> telemetry_pb2.TelemetryReading:
         device_s=record.device_s,
         batch_sessions=record.batch_sessions,
         wait_s=record.wait_s,
+        compression_error=None if math.isnan(record.compression_error) else record.compression_error,
     )
 
 
