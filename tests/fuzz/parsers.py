@@ -75,6 +75,8 @@ def _same(found: Any, expected: Any) -> None:
             assert expected.HasField(name)
             for place, energy in zip(theirs.DESCRIPTOR.fields, value, strict=True):
                 _same_number(energy, getattr(theirs, place.name), absent=not _has(theirs, place))
+        elif field.is_repeated:
+            assert list(value) == list(theirs), name
         elif field.message_type is not None:
             _same(value, theirs)
         elif isinstance(theirs, bytes):
@@ -199,7 +201,9 @@ def _wire(raw: bytes) -> None:
 
 
 def _seeds() -> dict[str, tuple[Message, ...]]:
-    commit = gradient_pb2.Commit(handle=1, sequence=300, base_step=299, loss=0.5, lr_scale=1.0, sample_count=8)
+    commit = gradient_pb2.Commit(
+        handle=1, sequence=300, base_step=299, loss=0.5, lr_scale=1.0, sample_count=8, compression_error=0.25
+    )
     payload = bytes(range(40))
     whole = gradient_pb2.WholeGradient(commit=commit, dtype=1, crc32=wire.checksum(payload), payload=payload)
     chunk = gradient_pb2.GradientChunk(handle=1, sequence=2, crc32=wire.checksum(payload), payload=payload)
