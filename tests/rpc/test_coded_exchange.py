@@ -1,5 +1,7 @@
 """Codecs on the stream, as any client may speak them: what is decoded, what is refused, and what comes back."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -368,3 +370,25 @@ def test_nothing_coded_lies_in_a_segment(server: Any, tools: Any) -> None:
         with tools.Dialogue(server, [opening(session, segment=memory.offer, **changed)]) as stream:
             assert not stream.next().opened.segment_attached
     memory.close()
+
+
+def test_what_a_journal_holds_was_decoded(host: Any, tools: Any, tmp_path: Path) -> None:
+    """After a crash the same coded bytes are known again, and others are not."""
+    (tmp_path / "lived").mkdir()
+    server, codec = host(tmp_path / "lived").server, Codec(CodecKind.TOP_K)
+    durability = types_pb2.Durability(mode=types_pb2.DURABILITY_MODE_JOURNAL)
+    session = server.create(SIZE, durability=durability)
+    fields = {"gradient_codec": spoken(codec), "reply": 3, "ack_level": types_pb2.ACK_LEVEL_DURABLE}
+    first = [opening(session, **fields), *chunks(codec, some(1), 1), commit(1)]
+    with tools.Dialogue(server, list(first)) as stream:
+        stream.next()
+        assert stream.next().result.durable_step == 1
+    shutil.copytree(tmp_path / "lived", tmp_path / "crashed")  # what a crash would leave now
+    again = host(tmp_path / "crashed").server
+    assert again.digest(session) == server.digest(session)
+    with tools.Dialogue(again, list(first)) as stream:
+        stream.next()
+        assert stream.next().result.duplicate
+    with tools.Dialogue(again, [first[0], *chunks(codec, some(2), 1), commit(1)]) as stream:
+        stream.next()
+        assert stream.next().refused.refusal.reason == "PayloadMismatch"
