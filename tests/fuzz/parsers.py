@@ -81,6 +81,8 @@ def _same(found: Any, expected: Any) -> None:
             _same(value, theirs)
         elif isinstance(theirs, bytes):
             assert bytes(value) == theirs, name
+        elif field.is_repeated:
+            assert value == tuple(theirs), name
         else:
             _same_number(value, theirs)
 
@@ -202,7 +204,15 @@ def _wire(raw: bytes) -> None:
 
 def _seeds() -> dict[str, tuple[Message, ...]]:
     commit = gradient_pb2.Commit(
-        handle=1, sequence=300, base_step=299, loss=0.5, lr_scale=1.0, sample_count=8, compression_error=0.25
+        handle=1,
+        sequence=300,
+        base_step=299,
+        loss=0.5,
+        lr_scale=1.0,
+        sample_count=8,
+        skipped=[0, 300],
+        loss_scale=8.0,
+        compression_error=0.25,
     )
     payload = bytes(range(40))
     whole = gradient_pb2.WholeGradient(commit=commit, dtype=1, crc32=wire.checksum(payload), payload=payload)

@@ -1,5 +1,6 @@
 """Packed messages: sessions in one message are each what they would be alone, in what succeeds and what does not."""
 
+import asyncio
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -438,7 +439,8 @@ def test_a_watcher_hears_of_packed_steps(server: Any, tools: Any, make: Any) -> 
     watch = server.inside(lambda engine: engine.watch((sessions[1].session_id,), min_interval_s=0.0))
     with Lane(server, tools, sessions) as lane:
         lane.packed(gradients(normal(3), losses=[1.0, 2.0, 3.0]))
-    readings = server.inside(lambda engine: list(watch._readings))
+    server.inside(lambda _: watch.end())
+    readings = asyncio.run_coroutine_threadsafe(watch.next(), server.loop).result(10)
     server.inside(lambda engine: engine.unwatch(watch))
     assert [(reading.session_id, reading.energies.loss) for reading in readings] == [(sessions[1].session_id, 2.0)]
 
