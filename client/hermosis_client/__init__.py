@@ -12,6 +12,7 @@ for asyncio. `local_server.LocalServer` runs a server for as long as it is neede
 
 from hermosis_client.client import Client
 from hermosis_client.coded import Codec
+from hermosis_client.contribution import Contribution
 from hermosis_client.errors import ConnectionFailed, HermosisError
 from hermosis_client.exchange import Worker
 from hermosis_client.fleet import Fleet, FleetResult
@@ -57,6 +58,7 @@ __all__ = [
     "Codec",
     "ConnectionFailed",
     "Consistency",
+    "Contribution",
     "DeviceOverview",
     "Durability",
     "EnergySample",

@@ -215,14 +215,18 @@ class Sending:
     """One way of a coded gradient over one stream."""
 
     def __init__(self, coded: CodedGradient, commit: hot.Commit, first: int) -> None:
-        self.abandoned = False
+        self._abandoned = False
         self._coded = coded
         self._commit = commit
         self._first = first
 
+    def abandon(self) -> None:
+        """Ends the messages early."""
+        self._abandoned = True
+
     def __iter__(self) -> Iterator[bytes]:
         for place in range(self._first, len(self._coded)):
-            if self.abandoned:
+            if self._abandoned:
                 break
             yield self._coded.message(place)
         yield hot.write_request(self._commit._replace(compression_error=self._coded.error))

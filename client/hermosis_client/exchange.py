@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Literal, TypeVar
 
@@ -14,6 +15,7 @@ from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis_client import codec, cutoff
 from hermosis_client.coded import CodedAnswers, CodedGradient, Feedback, Sending, codec_message
 from hermosis_client.connection import Connection
+from hermosis_client.contribution import Contribution, StepNumbers
 from hermosis_client.dtypes import Float32
 from hermosis_client.errors import ConnectionFailed, HermosisError, StaleGeneration
 from hermosis_client.layout import ParameterLayout, Tensors
@@ -40,18 +42,6 @@ class WorkerSettings:
     shared_memory: bool = True
     codec: Codec = field(default_factory=Codec)
     reply_codec: Codec = field(default_factory=Codec)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepNumbers:
-    """What travels beside a gradient."""
-
-    loss: float | None = None
-    sample_count: int = 0
-    lr_scale: float | None = None
-    want_digest: bool = False
-    skipped: tuple[int, ...] = ()  # places of tensors in the layout
-    loss_scale: float | None = None
 
 
 class Worker:
@@ -83,6 +73,9 @@ class Worker:
         self._next_sequence = 1
         self._chunk_bytes = wire.DEFAULT_CHUNK_BYTES
         self._resume_sequence = self._resume_offset = 0  # what the server has of a contribution whose stream broke
+        self._begun: Contribution | None = None  # the last one that was
+        self._news = threading.Condition(threading.Lock())  # of contributions
+        self._proven: ExchangeStream | None = None  # has carried a contribution
         self._closed = False
         elements = layout.parameter_count
         self._feedback = self._coded_answers = None
@@ -154,6 +147,31 @@ class Worker:
         )
         return self._contribute(gradients, numbers, Reply.NONE, None)[0]
 
+    def begin(self, gradient: Float32) -> Contribution:
+        """Opens a contribution whose gradient is still in the making: what is ready of it is sent meanwhile.
+
+            contribution = worker.begin(gradient)
+            gradient[half:] = …
+            contribution.ready(half, gradient.size)
+            gradient[:half] = …
+            contribution.ready(0, half)
+            contribution.finish(loss=0.7, out=parameters)
+            contribution.wait(first_tensor.size)  # parameters[: first_tensor.size] are there
+
+        Never waits: another thread carries it, after the contributions that were begun before. Every other call of the
+        worker waits until it is answered, or abandoned.
+
+        Args:
+          gradient: flat vector (P,) that is being filled.
+        """
+        gradient = self._layout.checked(gradient)
+        contribution = Contribution(gradient, self._layout, self._settings.reply, self._news)
+        before, self._begun = self._begun, contribution
+        threading.Thread(
+            target=self._carry_later, args=(contribution, before), name=f"hermosis-{self.worker_id}", daemon=True
+        ).start()
+        return contribution
+
     def pull(self, *, out: Float32 | None = None) -> Tensors:
         """The parameters at which the next gradient is computed, at whatever generation the session is.
 
@@ -192,6 +210,8 @@ class Worker:
     def close(self) -> None:
         """Ends the stream; the session lives on. Cuts a call in another thread off. Harmless when repeated."""
         self._closed = True
+        with self._news:
+            self._news.notify_all()
         while not self._lock.acquire(timeout=0.05):
             if (stream := self._stream) is not None:
                 stream.cancel()
@@ -217,43 +237,80 @@ class Worker:
         reply: Reply,
         out: Float32 | None,
     ) -> tuple[StepResult, Tensors]:
-        flat = self._layout.flat(gradients, without=numbers.skipped)
-        landing = Landing(self._layout if reply is not Reply.NONE else ParameterLayout(()), out)
-        sequence, sent = 0, False
+        gradient = self._layout.flat(gradients, without=numbers.skipped)
+        return self._carry(Contribution(gradient, self._layout, reply, self._news, numbers=numbers, out=out))
+
+    def _carry_later(self, contribution: Contribution, before: Contribution | None) -> None:
+        """What the thread of a contribution does that was begun."""
+        if before is not None:
+            before.wait_until_settled()
+        try:
+            _, tensors = self._carry(contribution, on_own_thread=True)
+        except BaseException as error:
+            contribution.settle(None, error)
+        else:
+            contribution.settle(tensors)
+
+    def _carry(self, contribution: Contribution, *, on_own_thread: bool = False) -> tuple[StepResult, Tensors]:
+        """Takes a contribution to the server and its answer back, on as many streams as it takes."""
+        reply, sequence, sent = contribution.reply, 0, False
         coded: CodedGradient | None = None
 
         def attempt() -> tuple[StepResult, Tensors]:
             nonlocal sequence, sent, coded
+            contribution.require_wanted()
             stream = self._open(reply, sequence)
+            contribution.carried_by(stream)
+            if on_own_thread:
+                stream.note_thread()
             sequence = sequence or self._next_sequence  # A later attempt is about the same contribution.
-            commit, dtype = self._commit(sequence, numbers), self._settings.gradient_dtype
-            begin = self._resume_offset if sent and self._resume_sequence == sequence else 0
-            self._resume_sequence = 0
+            going_on = sent and self._resume_sequence == sequence
             gradient: OutgoingGradient | Sending
             if self._feedback is None:
-                gradient = OutgoingGradient(flat, dtype, self._chunk_bytes, commit, stream.segment, begin=begin)
-            else:
-                coded = coded or self._feedback.code(flat, commit, self._chunk_bytes)
-                gradient = coded.sending(commit, begin)
+                gradient = OutgoingGradient(
+                    contribution,
+                    self._settings.gradient_dtype,
+                    self._chunk_bytes,
+                    partial(self._commit, sequence, contribution),
+                    stream.segment,
+                    sequence=sequence,
+                    begin=self._resume_offset if going_on and contribution.whole else 0,
+                    # The server takes a chunk that begins where an earlier stream broke for the rest of what that one
+                    # brought. So what may be another gradient, or cut otherwise, begins with its first element.
+                    in_order=stream is not self._proven,
+                )
+            else:  # What a codec leaves out depends on the whole.
+                contribution.wait_until_finished(lambda: self._closed)
+                commit = self._commit(sequence, contribution)
+                coded = coded or self._feedback.code(contribution.gradient, commit, self._chunk_bytes)
+                gradient = coded.sending(commit, self._resume_offset if going_on else 0)
+            self._resume_sequence = 0
             sent = True
             stream.send(gradient)
             try:
                 result, chunk = wait_for_result(stream, sequence)
+                if self._feedback is not None and coded is not None:
+                    self._feedback.settle(coded, result)
+                if on_own_thread:
+                    contribution.answered(result)
+                landing = Landing(contribution.answer, contribution.out)
+                if reply is Reply.PARAMETERS or (reply is Reply.INCREMENT and result.applied):
+                    told = contribution.landed if on_own_thread else None
+                    self.step = landing.receive(stream, sequence, chunk, told)
+                elif reply is Reply.INCREMENT:
+                    landing.zero()
             except BaseException:
-                gradient.abandoned = True
+                gradient.abandon()
+                contribution.require_wanted()
                 raise
-            if self._feedback is not None and coded is not None:
-                self._feedback.settle(coded, result)
-            if reply is Reply.PARAMETERS or (reply is Reply.INCREMENT and result.applied):
-                self.step = landing.receive(stream, sequence, chunk)
-            elif reply is Reply.INCREMENT:
-                landing.zero()
+            self._proven = stream
             self._next_sequence = sequence + 1
             return result, landing.tensors
 
         return self._persist(attempt)
 
-    def _commit(self, sequence: int, numbers: StepNumbers) -> hot.Commit:
+    def _commit(self, sequence: int, contribution: Contribution) -> hot.Commit:
+        numbers = contribution.numbers or StepNumbers()
         return hot.Commit(
             handle=HANDLE,
             sequence=sequence,
@@ -356,7 +413,7 @@ class Worker:
     def _drop(self) -> None:
         if self._stream is not None:
             self._stream.cancel()
-            self._stream = None
+            self._stream = self._proven = None
 
     def _new_segment(self) -> Segment | None:
         """Memory to offer to the server; None where it is not wanted, not possible or not worth it."""

@@ -88,6 +88,10 @@ class ExchangeStream:
             self._end()
             raise self._connection.typed(error) from None
 
+    def note_thread(self) -> None:
+        """Lets whoever closes the connection wait for the calling thread as well."""
+        self._threads.note()
+
     def broken(self, what: str) -> ConnectionFailed:
         """The error for an answer that makes no sense; a new stream may do better."""
         return connection_failed(self._connection.address, what)

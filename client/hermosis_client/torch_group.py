@@ -58,8 +58,9 @@ class RemoteGroup:
     """Carries gradients of some tensors to a session, and parameters back into them.
 
     Attributes:
-      base_lr:  the session's own learning rate, which lr_scale is relative to.
-      settings: recipe parameters the session was made with; they cannot change.
+      base_lr:     the session's own learning rate, which lr_scale is relative to.
+      settings:    recipe parameters the session was made with; they cannot change.
+      last_result: what the last step led to; None before the first, and where nothing was sent.
 
     Args:
       tensors: in the order of the session's layout.
@@ -79,6 +80,7 @@ class RemoteGroup:
         self.session = session
         self.base_lr = base_lr
         self.settings = dict(settings)
+        self._last_result: StepResult | None = None
         self._worker = worker
         self._tensors = list(tensors)
         self._frozen = list(frozen)
@@ -87,29 +89,32 @@ class RemoteGroup:
         self._gradient = torch.empty(count)
         self._landed = torch.empty(count)
         self._gradient_views = self._views(self._gradient)
+        self._landed_views = self._views(self._landed)
         # float32 whatever the model's dtype: increments would be lost in the rounding of a narrower one.
         self._master = flat_values(tensors) if self._worker_holds else None
+        self._master_views = None if self._master is None else self._views(self._master)
 
-    def step(self, *, lr: float, loss: float | None, sample_count: int, loss_scale: float | None) -> StepResult | None:
-        """One exchange: gradients out, parameters back into the tensors. None where there was nothing to send."""
+    @property
+    def last_result(self) -> StepResult | None:
+        return self._last_result
+
+    def step(self, *, lr: float, loss: float | None, sample_count: int, loss_scale: float | None) -> None:
+        """One exchange: gradients out, parameters back into the tensors; nothing where there is nothing to send."""
         skipped = self._collect()
         if len(skipped) == len(self._tensors) and not self._is_awaited():
-            return None
-        scale = None if lr == self.base_lr else lr / self.base_lr
-        result, _ = self._worker.exchange(
+            self._last_result = None
+            return
+        self._last_result, _ = self._worker.exchange(
             self._gradient.numpy(),
             loss=loss,
             sample_count=sample_count,
-            lr_scale=scale,
+            lr_scale=self._lr_scale(lr),
             skipped=skipped,
             loss_scale=loss_scale,
             out=self._landed.numpy(),
         )
-        if self._master is None:
-            self._write(self._landed)
-        elif result.applied:
-            self._write(self._master.add_(self._landed))
-        return result
+        for index in range(len(self._tensors)):
+            self._land(index, self._last_result)
 
     def pull(self) -> None:
         """The session's present parameters into the tensors; where the worker holds them, only its place in time."""
@@ -150,19 +155,41 @@ class RemoteGroup:
 
     def _collect(self) -> set[str]:
         """Lays the gradients side by side; gives the names of tensors that have none."""
+        self._check_frozen()
+        for index in range(len(self._tensors)):
+            self._take(index)
+        return self._without_gradient()
+
+    def _without_gradient(self) -> set[str]:
+        specs = self.session.layout.tensors
+        return {spec.name for spec, tensor in zip(specs, self._tensors, strict=True) if tensor.grad is None}
+
+    def _check_frozen(self) -> None:
         if any(tensor.grad is not None for tensor in self._frozen):
             raise RuntimeError(
                 "a parameter that was frozen when the optimizer was made has a gradient now; add it as a param_group "
                 "when it is unfrozen, or make the optimizer anew"
             )
-        skipped = set()
-        for spec, view, tensor in zip(self.session.layout.tensors, self._gradient_views, self._tensors, strict=True):
-            if tensor.grad is None:
-                view.zero_()
-                skipped.add(spec.name)
-            else:
-                view.copy_(tensor.grad.to_dense() if tensor.grad.is_sparse else tensor.grad)
-        return skipped
+
+    def _take(self, index: int) -> None:
+        """Copies the gradient of one tensor to its place."""
+        view, gradient = self._gradient_views[index], self._tensors[index].grad
+        if gradient is None:
+            view.zero_()
+        else:
+            view.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+
+    @torch.no_grad()
+    def _land(self, index: int, result: StepResult) -> None:
+        """Copies what has landed of one tensor into it."""
+        landed = self._landed_views[index]
+        if self._master_views is None:
+            self._tensors[index].copy_(landed)
+        elif result.applied:
+            self._tensors[index].copy_(self._master_views[index].add_(landed))
+
+    def _lr_scale(self, lr: float) -> float | None:
+        return None if lr == self.base_lr else lr / self.base_lr
 
     def _write(self, flat: Tensor) -> None:
         with torch.no_grad():

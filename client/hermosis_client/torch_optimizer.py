@@ -3,7 +3,7 @@
 import contextlib
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from hermosis_client.records import ParametersOn, Recipe, RecipeValue, StepResul
 from hermosis_client.session import LR, Session, WireDtype
 from hermosis_client.session_plan import SessionMaker, SessionPlan, connected, merged_recipe, not_finite, warned_of
 from hermosis_client.torch_group import GroupState, RemoteGroup, flat_values, layout_of, trainable
+from hermosis_client.torch_overlap import OverlappedGroup
 
 
 class RemoteOptimizer(Optimizer):
@@ -67,12 +68,10 @@ class RemoteOptimizer(Optimizer):
                       workers; zero means not. To clip over all groups call torch.nn.utils.clip_grad_norm_ as ever.
       loss_scale:     that losses are multiplied by before the backward pass, for a narrow gradient_dtype: a number, or
                       "dynamic", or a LossScale. The server divides by it; `loss_scale` tells the present one.
+      overlap:        sends each gradient while backward goes on, and lets forward wait only for the tensors that it
+                      reads; docs/overlap.md. Changes no numbers.
       timeout_s:      the time one call may take up, its retries included.
       parameters:     of the recipe, such as weight_decay; a param_group may hold its own.
-
-    Attributes:
-      last_results: what the last step led to, by param_group; None where nothing was sent.
-      sessions:     by param_group.
 
     Raises:
       HermosisError: the server will not have it, or cannot be reached; see hermosis_client.errors.
@@ -97,11 +96,13 @@ class RemoteOptimizer(Optimizer):
         sample_count: int = 0,
         clip_norm: float = 0.0,
         loss_scale: LossScale | float | Literal["dynamic"] | None = None,
+        overlap: bool = False,
         timeout_s: float = 30.0,
         **parameters: RecipeValue,
     ) -> None:
-        self.last_results: tuple[StepResult | None, ...] = ()
+        self._stepped = 0  # groups that the last step was of
         self._groups: list[RemoteGroup] = []
+        self._overlap = overlap
         self._worker_id = worker_id or f"worker-{uuid.uuid4().hex[:12]}"
         self._gradient_dtype: WireDtype = gradient_dtype
         self._reply_dtype: WireDtype = reply_dtype
@@ -136,9 +137,17 @@ class RemoteOptimizer(Optimizer):
         return tuple(group.session for group in self._groups)
 
     @property
+    def last_results(self) -> tuple[StepResult | None, ...]:
+        """What the last step led to, by param_group, None where nothing was sent; waits for it where steps overlap."""
+        results = tuple(remote.last_result for remote in self._groups[: self._stepped])
+        self._warn_if_non_finite(results)
+        return results
+
+    @property
     def last_result(self) -> StepResult | None:
         """What the last step led to, in the first param_group; None before it, and where nothing was sent."""
-        return self.last_results[0] if self.last_results else None
+        results = self.last_results
+        return results[0] if results else None
 
     @property
     def loss_scale(self) -> float:
@@ -181,21 +190,51 @@ class RemoteOptimizer(Optimizer):
         told = loss if value is None else value
         number = None if told is None else float(told.detach() if isinstance(told, Tensor) else told)
         scale = self._scale.value if loss_scale is None and self._scale is not None else loss_scale
-        self.last_results = tuple(
+        self.wait()
+        for group, remote in zip(self.param_groups, self._groups, strict=True):
             remote.step(
                 lr=_checked_lr(group, remote),
                 loss=number,
                 sample_count=self._sample_count if sample_count is None else sample_count,
                 loss_scale=scale,
             )
-            for group, remote in zip(self.param_groups, self._groups, strict=True)
-        )
-        searching = False
+        self._stepped = len(self._groups)
         if self._scale is not None:
             self._scale.note(finite=not any(map(not_finite, self.last_results)))
-            searching = self._scale.growth_steps > 0  # It finds its way by them.
-        self._warned = self._warned or (not searching and warned_of(self.last_results))
+        if not self._overlap:
+            self._warn_if_non_finite(self.last_results)
         return value
+
+    def wait(self) -> None:
+        """Comes back when the tensors hold what the last step made of them.
+
+        Only steps that overlap need it, before code reads parameters behind torch's back. Raises what became of a step.
+        """
+        for remote in self._overlapped():
+            remote.wait()
+        if self._overlap:
+            self._warn_if_non_finite(self.last_results)
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward sends nothing inside; what it leaves in the tensors goes with the step.
+
+        For every backward but the last of several whose gradients add up, and for one whose gradients are changed
+        before the step. Without overlap all goes with the step, so this does nothing.
+        """
+        for remote in self._overlapped():
+            remote.holding = True
+        try:
+            yield
+        finally:
+            for remote in self._overlapped():
+                remote.holding = False
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch; what backward has sent since the last step is taken back."""
+        for remote in self._overlapped():
+            remote.forget()
+        super().zero_grad(set_to_none)
 
     def pull(self) -> None:
         """Takes the sessions' present parameters over; the way on after StaleGradient or StaleGeneration."""
@@ -226,7 +265,10 @@ class RemoteOptimizer(Optimizer):
 
     def close(self) -> None:
         """Disconnects, and stops a private server. Sessions on another server live on. Harmless when repeated."""
-        self._end()
+        try:
+            self.wait()
+        finally:
+            self._end()
 
     def __enter__(self) -> "RemoteOptimizer":
         return self
@@ -234,7 +276,12 @@ class RemoteOptimizer(Optimizer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:  # What went wrong inside may be why the last step never ends.
+            for remote in self._overlapped():
+                remote.give_up()
+            self._end()
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a RemoteOptimizer holds connections and cannot be copied or pickled; use state_dict()")
@@ -255,7 +302,7 @@ class RemoteOptimizer(Optimizer):
         base_lr = session.learning_rate()
         if group["lr"] is None:
             group["lr"] = base_lr
-        remote = RemoteGroup(
+        remote = (OverlappedGroup if self._overlap else RemoteGroup)(
             session,
             worker,
             tensors,
@@ -263,11 +310,20 @@ class RemoteOptimizer(Optimizer):
             base_lr=base_lr,
             settings=recipe.parameters if recipe else {},
         )
+        if isinstance(remote, OverlappedGroup):
+            self._resources.callback(remote.release)
         if not created:
             remote.pull()
         elif session.parameters_on is ParametersOn.SERVER:
             session.initialise(flat_values(tensors).numpy())
         return remote
+
+    def _overlapped(self) -> list[OverlappedGroup]:
+        return [remote for remote in self._groups if isinstance(remote, OverlappedGroup)]
+
+    def _warn_if_non_finite(self, results: tuple[StepResult | None, ...]) -> None:
+        searching = self._scale is not None and self._scale.growth_steps > 0  # It finds its way by them.
+        self._warned = self._warned or (not searching and warned_of(results))
 
 
 def _loss_scale(wanted: LossScale | float | Literal["dynamic"] | None) -> LossScale | None:

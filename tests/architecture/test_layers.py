@@ -28,6 +28,8 @@ NOUNS = frozenset(
 FUSED = frozenset({"hermosis_server.dynamics.fused", "hermosis_server.dynamics.fused_cuda"})
 BELOW_ENGINE = FUSED | {"hermosis_server.dynamics", "hermosis_server.storage"}
 DEVICE = frozenset({"hermosis_server.engine.arena", "hermosis_server.engine.executor"})
+# What a torch optimizer of the client is made of.
+TORCH_PARTS = ("group", "overlap", "pending")
 # Tensors in the engine live in these and in the executor only.
 TENSORS = frozenset(f"hermosis_server.engine.{name}" for name in ("aggregate", "arena", "step", "device", "skipped"))
 
@@ -176,8 +178,10 @@ HOUSE = {
         for name in ("tensorboard", "mlflow", "wandb")
     },
     **{
-        f"hermosis_client.{name}": room({"hermosis_client", "hermosis_client.torch_group"}, {"torch"})
-        for name in ("torch_optimizer", "torch_group", "torch_local")
+        f"hermosis_client.{name}": room(
+            {"hermosis_client", *(f"hermosis_client.torch_{part}" for part in TORCH_PARTS)}, {"torch"}
+        )
+        for name in ("torch_optimizer", "torch_local", *(f"torch_{part}" for part in TORCH_PARTS))
     },
     "hermosis_client.jax_optimizer": room({"hermosis_client"}, {"jax", "optax", "numpy"}),
 }

@@ -6,7 +6,7 @@ import sys
 
 import hermosis_client
 
-NEED_MORE = {"torch_group", "torch_local", "torch_optimizer", "jax_optimizer"}
+NEED_MORE = {"jax_optimizer", *(f"torch_{part}" for part in ("group", "local", "optimizer", "overlap", "pending"))}
 
 
 def test_all_but_two_parts_works_without_torch_jax_and_the_server() -> None:
