@@ -320,6 +320,23 @@ def test_a_gradient_that_is_changed_after_it_was_sent_is_told(remote, change: Ca
     assert torch.equal(weights(nets[0]), weights(nets[1]))
 
 
+def test_tensors_without_a_gradient_and_loss_scales_are_as_ever(remote) -> None:
+    nets = Network(), Network()
+    for net in nets:
+        options = {"optimizer": "adam", "lr": 1e-3, "overlap": net is nets[1], "loss_scale": "dynamic"}
+        optimizer = remote(net.parameters(), **options)
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = net.embed.weight.square().sum() if step % 2 else loss_of(net, step)
+            (loss * optimizer.loss_scale).backward()
+            optimizer.step()
+        assert optimizer.last_result.step == 4
+        optimizer.zero_grad()
+        optimizer.step()  # of nothing
+        assert optimizer.last_result is None
+    assert torch.equal(weights(nets[0]), weights(nets[1]))
+
+
 def test_a_backward_without_a_step_is_taken_back(remote) -> None:
     nets = Network(), Network()
     for net, overlap in zip(nets, (False, True), strict=True):
