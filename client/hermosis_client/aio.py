@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
 from hermosis_client.client import Client
+from hermosis_client.contribution import Contribution
 from hermosis_client.cutoff import Cutoff
 from hermosis_client.exchange import Worker
 from hermosis_client.fleet import Fleet
@@ -118,14 +119,23 @@ def awaited(
     return call
 
 
+@overload
+def direct(
+    method: Callable[Concatenate[_Sync, _Words], _Answer],
+) -> Callable[Concatenate[Beside[_Sync], _Words], _Answer]: ...
+@overload
 def direct(
     method: Callable[Concatenate[_Sync, _Words], _Answer], face: Callable[[_Answer, Calls], _Made]
-) -> Callable[Concatenate[Beside[_Sync], _Words], _Made]:
-    """A synchronous method that waits for nothing; what it makes gets an asyncio face."""
+) -> Callable[Concatenate[Beside[_Sync], _Words], _Made]: ...
+def direct(
+    method: Callable[Concatenate[_Sync, _Words], _Answer], face: Callable[[_Answer, Calls], _Made] | None = None
+) -> Callable[Concatenate[Beside[_Sync], _Words], _Answer | _Made]:
+    """A synchronous method that waits for nothing; `face` gives what it makes an asyncio face."""
 
     @wraps(method)
-    def call(self: Beside[_Sync], /, *words: _Words.args, **named: _Words.kwargs) -> _Made:
-        return face(method(self._sync, *words, **named), self._calls)
+    def call(self: Beside[_Sync], /, *words: _Words.args, **named: _Words.kwargs) -> _Answer | _Made:
+        answer = method(self._sync, *words, **named)
+        return answer if face is None else face(answer, self._calls)
 
     return call
 
@@ -172,9 +182,25 @@ class AsyncWatch(Beside[Watch], AsyncIterator[TelemetryReading]):
             await asyncio.wait([self._coming])  # It ends now, and would find the event loop closed.
 
 
+class AsyncContribution(Beside[Contribution]):
+    """`Contribution` for asyncio. A task that is cancelled while it waits for one does not cut it off."""
+
+    ready = direct(Contribution.ready)
+    finish = direct(Contribution.finish)
+    abandon = direct(Contribution.abandon)
+    wait = awaited(Contribution.wait)
+    result = awaited(Contribution.result)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self._sync.settled
+
+
 class AsyncWorker(Beside[Worker]):
     """`Worker` for asyncio."""
 
+    begin = direct(Worker.begin, AsyncContribution)
     exchange = awaited(Worker.exchange)
     push = awaited(Worker.push)
     pull = awaited(Worker.pull)

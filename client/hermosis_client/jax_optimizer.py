@@ -35,7 +35,8 @@ class RemoteState:
         self.optimizer.pull()
         leaves, tree = jax.tree.flatten(params)
         present = self.optimizer.parameters.values()
-        arrays = [jnp.asarray(array, leaf.dtype) for array, leaf in zip(present, leaves, strict=True)]
+        # Copies: JAX would take aligned memory over as it is, and the next step writes into it.
+        arrays = [jnp.array(array, leaf.dtype) for array, leaf in zip(present, leaves, strict=True)]
         pulled: _Params = jax.tree.unflatten(tree, arrays)
         return pulled
 

@@ -13,15 +13,27 @@ import pytest
 
 from hermosis.wire import Dtype
 from hermosis_client import Client, Fleet, ParameterLayout, Recipe, Session, Watch, Worker, errors
-from hermosis_client.aio import AsyncClient, AsyncFleet, AsyncSession, AsyncWatch, AsyncWorker
+from hermosis_client.aio import AsyncClient, AsyncContribution, AsyncFleet, AsyncSession, AsyncWatch, AsyncWorker
+from hermosis_client.contribution import Contribution
 from hermosis_client.cutoff import CutOff, Cutoff
 from hermosis_client.exchange import WorkerSettings
 from hermosis_client.local_server import LocalServer
 from hermosis_client.records import Reply
 
 P = 5
-FACES = {Client: AsyncClient, Session: AsyncSession, Worker: AsyncWorker, Fleet: AsyncFleet, Watch: AsyncWatch}
-AT_ONCE = {"worker", "watch", "with_token"}  # they wait for nothing, so nobody awaits them
+FACES = {
+    Client: AsyncClient,
+    Session: AsyncSession,
+    Worker: AsyncWorker,
+    Contribution: AsyncContribution,
+    Fleet: AsyncFleet,
+    Watch: AsyncWatch,
+}
+# For the worker that carries a contribution.
+CARRYING = {"whole", "pieces", "wait_until_finished", "look_up", "carried_by", "require_wanted", "answered", "landed"}
+CARRYING |= {"settle", "wait_until_settled"}
+# They wait for nothing, so nobody awaits them.
+AT_ONCE = {"worker", "watch", "with_token", "begin", "ready", "finish", "abandon"}
 
 
 def gradient(seed: int) -> np.ndarray:
@@ -54,6 +66,8 @@ async def contributions(session: AsyncSession, wanted: int) -> None:
 def test_every_method_has_an_asyncio_face_with_the_same_signature(sync: type) -> None:
     face = FACES[sync]
     names = {name for name in dir(sync) if not name.startswith("_")}
+    if sync is Contribution:
+        names -= CARRYING
     attributes = {line.split(":")[0].strip() for line in (sync.__doc__ or "").partition("Attributes:")[2].splitlines()}
     assert {name for name in dir(face) if not name.startswith("_")} == names | (attributes - {""})
     for name in names:
@@ -130,6 +144,22 @@ def test_a_cancelled_task_cuts_its_call_off_and_the_worker_goes_on(server: Local
             assert [result.step for result in results] == [2, 2]
             wanted = -0.1 * (gradient(1) + gradient(2) + gradient(3) + gradient(4)) / 2
             assert np.allclose((await session.pull())["w"], wanted, atol=1e-6)
+
+    run(server, scene)
+
+
+def test_a_contribution_in_the_making_is_awaited_as_it_lands(server: LocalServer) -> None:
+    async def scene(client: AsyncClient) -> None:
+        async with await ready(client) as session, session.worker("w") as worker:
+            values = gradient(3)
+            contribution = worker.begin(values)
+            contribution.ready(2, P)
+            contribution.ready(0, 2)
+            contribution.finish(loss=1.0)
+            assert (await contribution.wait()).step == 1
+            _, parameters = await contribution.result()
+            assert contribution.settled
+            assert np.allclose(parameters["w"], np.float32(-0.1) * values)
 
     run(server, scene)
 

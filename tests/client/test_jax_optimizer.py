@@ -146,6 +146,7 @@ def test_leaves_of_a_million_elements_pass_inside_jit(options) -> None:
     for _ in range(5):
         wanted = wanted - 0.5 * np.sin(wanted)
     np.testing.assert_allclose(params["w"], np.broadcast_to(wanted, 1_000_000), rtol=1e-5)
+    state.optimizer.close()  # it shares memory with the server
 
 
 def test_narrow_leaves_hold_the_servers_parameters_rounded(options) -> None:
