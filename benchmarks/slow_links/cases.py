@@ -125,7 +125,7 @@ def measure(
             reaper.look()
             crew.check()
             loss, step = _seen(session, model)
-            curve.append((round(now_s, 3), step, loss))
+            curve.append((round(now_s, 2), step, loss))
             look(loss)
             if loss <= trouble.target or now_s >= trouble.limit_s:
                 break
@@ -173,4 +173,4 @@ class Reaper:
 
 def _seen(session: Session, model: torch.nn.Module) -> tuple[float, int]:
     torch.nn.utils.vector_to_parameters(torch.from_numpy(session.pull().flat), model.parameters())
-    return task.measured(model), session.info().step
+    return round(task.measured(model), 4), session.info().step

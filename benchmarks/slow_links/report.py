@@ -41,6 +41,10 @@ def page(date: str, trouble: Trouble, machine: dict[str, str], cases: Sequence[M
             f"AdamW with a learning rate of {task.LR:g}, and of {LR['async']:g} where each contribution is a step. "
             f"`local` takes {MODES['local'].local_steps} steps of it on each worker, then the mean of where they are.",
             "",
+            f"`quorum` and `local` step with {MODES['quorum'].quorum} of {WORKERS}; late ones are carried into the "
+            f"next round, in `local` dropped. In `bounded` waits who is more than {MODES['bounded'].max_staleness} "
+            "contributions ahead of the slowest.",
+            "",
             "**The lines are emulated** by a TCP proxy (`benchmarks/links.py` says how): what loss does to TCP is "
             "arithmetic, not packets. With 1 % of loss and 50 ms, congestion control lets through about 2.9 Mbit/s, "
             "whatever the line could carry. Absolute times belong to this model; what is to be read is their order.",
