@@ -1,6 +1,9 @@
 """When contributions become a step, and what becomes of those that come late, hostile, or not at all."""
 
+import contextlib
 import itertools
+import queue
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 from tests.rpc.conftest import push_request
 
-from hermosis.v1 import session_pb2, types_pb2
+from hermosis.v1 import gradient_pb2, session_pb2, types_pb2
 
 DEADLINE_S = 20.0
 GRADIENTS = np.random.default_rng(5).standard_normal((8, 5)).astype(np.float32)
@@ -168,9 +171,74 @@ def test_a_round_does_not_wait_for_a_dead_worker(server: Any, tools: Any) -> Non
     assert not pusher.workers()["b"].lost
 
 
+def test_who_has_waited_for_a_round_is_not_lost_by_that(server: Any) -> None:
+    _, pusher = pair(server, consistency=rule("BARRIER", 3, lease_s=0.6))
+    for future in [pusher.send(worker, GRADIENTS[0]) for worker in "abc"]:
+        future.result()
+    for future in [pusher.send(worker, GRADIENTS[1], base_step=1) for worker in "ab"]:
+        assert future.result().result.contributions == 2, "it waits for the lease of c"
+    third = pusher.send("a", GRADIENTS[2], base_step=2)
+    assert waits(third)
+    assert pusher.push("b", GRADIENTS[3], base_step=2).contributions == 2
+    assert third.result().result.contributions == 2
+
+
+@pytest.mark.parametrize("mode", ["BARRIER", "BOUNDED"])
+def test_nobody_waits_longer_than_a_lease_for_those_that_never_came(server: Any, mode: str) -> None:
+    _, pusher = pair(server, consistency=rule(mode, 3, lease_s=0.4))
+    first = [pusher.send(worker, GRADIENTS[0]) for worker in "ab"]
+    assert waits(first[0]), "it may come yet"
+    for future in first:
+        assert future.result().result.outcome == types_pb2.OUTCOME_APPLIED
+    base = max(future.result().result.step for future in first)
+    second = [pusher.send(worker, GRADIENTS[1], base_step=base) for worker in "ab"]
+    assert {future.result().result.outcome for future in second} == {types_pb2.OUTCOME_APPLIED}
+    assert pusher.push("c", GRADIENTS[2], base_step=second[0].result().result.step).outcome, "it may come late"
+
+
+@pytest.mark.parametrize("mode", ["BARRIER", "BOUNDED"])
+def test_nobody_waits_for_one_that_only_reads(server: Any, mode: str) -> None:
+    session, pusher = pair(server, consistency=rule(mode, 2, lease_s=30.0))
+    with reading(server, session):
+        for step in range(4):
+            futures = [
+                pusher.send(worker, GRADIENTS[step], base_step=step if mode == "BARRIER" else 2 * step)
+                for worker in "ab"
+            ]
+            assert {future.result().result.outcome for future in futures} == {types_pb2.OUTCOME_APPLIED}
+
+
+def test_one_that_was_silent_for_long_does_not_hold_the_others_back(server: Any) -> None:
+    """It begins again where the slowest of the others is, and not where it was."""
+    _, pusher = pair(server, consistency=rule("BOUNDED", 2, max_staleness=1, lease_s=0.3))
+    for worker in "ab":
+        pusher.push(worker, GRADIENTS[0])
+    step = 2
+    for _ in range(4):
+        step = pusher.push("a", GRADIENTS[1], base_step=step).step
+    assert pusher.workers()["b"].lost
+    step = pusher.push("b", GRADIENTS[2], base_step=step).step
+    assert not waits(pusher.send("a", GRADIENTS[3], base_step=step), 0.2)
+
+
 def test_a_round_waits_for_ever_where_no_lease_is_asked_for(server: Any) -> None:
     _, pusher = pair(server, consistency=rule("BARRIER", 2))
     assert waits(pusher.send("a", GRADIENTS[0]), 0.6)
+
+
+@contextlib.contextmanager
+def reading(server: Any, session: Any) -> Iterator[None]:
+    """A stream that pulls the parameters and stays, as a client does that evaluates."""
+    messages: queue.SimpleQueue[gradient_pb2.ExchangeRequest | None] = queue.SimpleQueue()
+    call = server.gradients.Exchange(iter(messages.get, None), timeout=2 * DEADLINE_S)
+    opening = gradient_pb2.OpenSession(handle=1, session_id=session.session_id, worker_id="reader")
+    messages.put(gradient_pb2.ExchangeRequest(open=opening))
+    messages.put(gradient_pb2.ExchangeRequest(pull=gradient_pb2.PullParameters(handle=1)))
+    assert next(call).HasField("opened")
+    assert next(call).HasField("chunk")
+    yield
+    messages.put(None)
+    call.cancel()
 
 
 # Staleness
@@ -211,8 +279,6 @@ def test_a_late_gradient_counts_as_in_its_own_time(server: Any, host: Any, tmp_p
 
 
 def parameters(server: Any, session: Any) -> bytes:
-    from hermosis.v1 import gradient_pb2
-
     request = gradient_pb2.PullRequest(session_id=session.session_id, worker_id="reader")
     return bytes(server.gradients.Pull(request, timeout=10).payload)
 

@@ -499,7 +499,9 @@ class Consistency(_message.Message):
     staleness_weight: Global___StalenessWeight.ValueType
     """staleness_weight of contributions computed at an earlier step; unspecified means AS_NOW."""
     lease_s: _builtins.float
-    """lease_s is how long a worker may be silent before rounds go on without it; zero means they wait for ever."""
+    """lease_s is how long a worker may be silent before rounds go on without it, and how long after the first
+    contribution those of workers that never came are waited for; zero means for ever.
+    """
     def __init__(
         self,
         *,

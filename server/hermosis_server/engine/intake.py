@@ -238,6 +238,7 @@ class Intake:
             worker, outcome = contribution.worker, outcome_of(done.outcome, mixture, place)
             worker.influence = influences[place]
             worker.clock += 1
+            worker.heard_s = now_s  # it has waited for this, however long that was
             sent_bytes += len(vector.payload) if vector else 0
             contribution.worker.staleness = done.base_step - contribution.commit.base_step
             result = StepResult(
@@ -290,8 +291,9 @@ class Intake:
         now_s = time.monotonic()
         ahead = [session.is_ahead(worker, now_s) for worker, _ in session.parked]  # seen with all of them held back
         parked, session.parked = session.parked, list(itertools.compress(session.parked, ahead))
-        for (_, go_on), waits in zip(parked, ahead, strict=True):
+        for (worker, go_on), waits in zip(parked, ahead, strict=True):
             if not waits:
+                worker.heard_s = now_s
                 go_on()
         if session.parked and session.spec.consistency.lease_s and session.timer is None:
             delay_s = session.spec.consistency.lease_s / LOOKS

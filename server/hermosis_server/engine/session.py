@@ -92,6 +92,7 @@ class Session:
       obstacle:     makes the error of why no gradient can be taken though the session is READY.
       on_change:    called when a round may have become ready by somebody's coming or going.
       timer:        for a round that waits for nobody for ever.
+      began_s:      monotonic seconds of the first contribution since this server has the session.
       parked:       answers of workers that are ahead of the others, in a BOUNDED session.
       stepping:     rounds handed to the device thread whose fate is not known yet.
       most_stepping: as many as its budget has room for; asked where many sessions share staging memory.
@@ -122,6 +123,7 @@ class Session:
     workers: dict[str, WorkerRecord] = field(default_factory=dict)
     on_change: Callable[["Session"], None] | None = None
     timer: asyncio.TimerHandle | None = None
+    began_s: float = math.inf
     parked: list[tuple[WorkerRecord, Callable[[], None]]] = field(default_factory=list)
     stepping: int = 0
     most_stepping: int = field(init=False)
@@ -157,16 +159,13 @@ class Session:
           QuotaExceeded: the session has as many workers as it may.
         """
         record = self.workers.get(worker_id)
-        comes_late = record.left if record is not None else len(self.workers) >= self.spec.consistency.workers
         if record is None:
             if len(self.workers) >= self.max_workers:
                 raise QuotaExceeded(f"session {self.session_id} has {self.max_workers} workers, the most it may have")
             record = self.workers[worker_id] = WorkerRecord(worker_id)
-        if comes_late:
-            others = [each.clock for each in self.workers.values() if each is not record and not each.left]
-            record.clock = max(record.clock, min(others, default=0))  # nobody waits until it has caught up
+        self.hear(record)
         record.streams += 1
-        record.left, record.heard_s = False, time.monotonic()
+        record.left = False
         self._recount()
         return record
 
@@ -256,18 +255,33 @@ class Session:
             )
         return ticket
 
-    def members(self, now_s: float) -> tuple[list[WorkerRecord], int]:
-        """Workers that take part, and how many that did are lost: silent for longer than the lease, or gone."""
+    def hear(self, worker: WorkerRecord) -> None:
+        """Notes that something of a worker came. One that was lost, or comes late, begins where the slowest is."""
+        now_s = time.monotonic()
+        if self.spec.consistency.mode is ConsistencyMode.BOUNDED:
+            there, to_come = self.members(now_s)
+            if self.is_lost(worker, now_s) if worker.sequence else not to_come:
+                worker.clock = max(worker.clock, min((each.clock for each in there), default=0))
+        worker.heard_s = now_s
+
+    def is_lost(self, worker: WorkerRecord, now_s: float) -> bool:
+        """Whether nobody waits for a worker: silent for longer than the lease, or gone, and not waiting itself."""
         lease_s = self.spec.consistency.lease_s
-        there, lost = [], 0
-        held_back = {worker.worker_id for worker, _ in self.parked}  # they wait for us
-        for worker in self.workers.values():
-            here = worker.worker_id in self.round.contributions or worker.worker_id in held_back
-            if here or not lease_s or not (worker.left or now_s - worker.heard_s > lease_s):
-                there.append(worker)
-            elif worker.sequence:
-                lost += 1
-        return there, lost
+        if not lease_s or not (worker.left or now_s - worker.heard_s > lease_s):
+            return False
+        held_back = any(each is worker for each, _ in self.parked)
+        return not held_back and worker.worker_id not in self.round.contributions
+
+    def members(self, now_s: float) -> tuple[list[WorkerRecord], int]:
+        """Workers that take part, from their first contribution until they are lost; and how many are still to come.
+
+        With a lease, nobody is waited for that has not come within a lease of the first contribution.
+        """
+        consistency = self.spec.consistency
+        contributed = [worker for worker in self.workers.values() if worker.sequence]
+        there = [worker for worker in contributed if not self.is_lost(worker, now_s)]
+        all_came = consistency.lease_s and now_s - self.began_s > consistency.lease_s
+        return there, 0 if all_came else max(0, consistency.workers - len(contributed))
 
     def recount(self, now_s: float) -> None:
         """Sees again how many contributions make the round, and whether it has waited long enough."""
@@ -279,10 +293,8 @@ class Session:
         """Whether a worker of a BOUNDED session is further ahead than it may be, and has to wait for the others."""
         if self.spec.consistency.mode is not ConsistencyMode.BOUNDED:
             return False
-        there, lost = self.members(now_s)
-        slowest = min((each.clock for each in there), default=worker.clock)
-        if len(there) + lost < self.spec.consistency.workers:
-            slowest = 0  # somebody has not come yet
+        there, to_come = self.members(now_s)
+        slowest = 0 if to_come else min((each.clock for each in there), default=worker.clock)
         return worker.clock - slowest > self.spec.consistency.max_staleness
 
     def admit(
@@ -301,6 +313,8 @@ class Session:
         """
         in_time = self.require_admissible(worker, commit.sequence, commit.base_step, commit.loss)
         ticket = StepTicket(gradient.checksum(), waiting)
+        self.hear(worker)
+        self.began_s = min(self.began_s, worker.heard_s)
         numbers = commit.sequence, commit.base_step
         self.count(worker, *numbers, ticket, gradient.received_bytes, time.time(), commit.compression_error)
         contribution = Contribution(
@@ -311,7 +325,6 @@ class Session:
             ticket=ticket,
             counted_s=time.monotonic(),
         )
-        worker.heard_s = contribution.counted_s
         if not in_time:
             self.stepping += 1
             return contribution
@@ -444,8 +457,8 @@ class Session:
         consistency = self.spec.consistency
         if not (consistency.lease_s and consistency.has_rounds):
             return self._full_quorum
-        there, lost = self.members(now_s)
-        everybody = max(1, consistency.workers - lost, len(there))
+        there, to_come = self.members(now_s)
+        everybody = max(1, len(there) + to_come)
         return min(consistency.quorum or everybody, everybody)
 
     def _recount(self) -> None:

@@ -357,6 +357,7 @@ class ExchangeStream:
         link = self._link(handle)
         if link is None:
             return
+        link.session.hear(link.worker)
         size = link.session.spec.layout.parameter_count * link.wish.dtype.itemsize
         try:
             link.session.budget.take(size)

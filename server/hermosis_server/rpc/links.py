@@ -3,7 +3,6 @@
 The stream and the unary calls share these, so a gradient means the same whichever way it came.
 """
 
-import time
 from dataclasses import dataclass, field, replace
 
 from hermosis import wire
@@ -107,7 +106,7 @@ class Link:
             if gradient is None:
                 gradient = engine.intake.begin_gradient(self.session, self.worker, chunk.sequence, self.gradient_dtype)
             self.gradients[chunk.sequence] = gradient
-        self.worker.heard_s = time.monotonic()
+        self.session.hear(self.worker)
         gradient.add(
             offset=chunk.offset,
             dtype=chunk.dtype,

@@ -206,8 +206,11 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ListWorkersRequest, context: Any
     ) -> session_pb2.ListWorkersResponse:
         session = self._reach(context).session(request.session_id)
-        there, _ = session.members(time.monotonic())
-        here, contributed = {worker.worker_id for worker in there}, session.round.contributions
+        now_s, contributed = time.monotonic(), session.round.contributions
+        there, to_come = session.members(now_s)
+        here = {worker.worker_id for worker in there}
+        if to_come:
+            here.update(record.worker_id for record in session.workers.values() if record.streams)
         workers = [
             session_pb2.Worker(
                 worker_id=record.worker_id,
@@ -218,7 +221,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 received_bytes=record.received_bytes,
                 last_seen_time=telemetry_codec.timestamp(record.last_seen_s),
                 awaited=bool(contributed) and record.worker_id in here and record.worker_id not in contributed,
-                lost=record.worker_id not in here,
+                lost=session.is_lost(record, now_s),
                 influence=record.influence,
                 compression_error=record.compression_error,
             )
