@@ -10,8 +10,9 @@ import numpy as np
 import optax
 from jax.experimental import io_callback
 
+from hermosis_client.coded import Codec, CodecName
 from hermosis_client.numpy_optimizer import Array, NumpyOptimizer
-from hermosis_client.records import Recipe, RecipeValue
+from hermosis_client.records import Consistency, Recipe, RecipeValue
 from hermosis_client.session import Session, WireDtype
 
 _Params = TypeVar("_Params")
@@ -51,10 +52,12 @@ def remote(
     address: str | None = None,
     worker_id: str = "",
     workers: int = 1,
-    consistency: Literal["barrier", "async"] = "barrier",
+    consistency: Literal["barrier", "async"] | Consistency = "barrier",
     lr: float | optax.Schedule | None = None,
     gradient_dtype: WireDtype = "float32",
     reply_dtype: WireDtype = "float32",
+    codec: Codec | CodecName = "plain",
+    reply_codec: Codec | CodecName = "plain",
     parameters_on: Literal["server", "worker"] = "server",
     sample_count: int = 0,
     timeout_s: float = 30.0,
@@ -99,6 +102,8 @@ def remote(
             lr=rate,
             gradient_dtype=gradient_dtype,
             reply_dtype=reply_dtype,
+            codec=codec,
+            reply_codec=reply_codec,
             parameters_on=parameters_on,
             sample_count=sample_count,
             timeout_s=timeout_s,

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hermosis_client.coded import Codec, CodecName
 from hermosis_client.dtypes import Float32
 from hermosis_client.layout import ParameterLayout, Tensors
-from hermosis_client.records import ParametersOn, Recipe, RecipeValue, StepResult
+from hermosis_client.records import Consistency, ParametersOn, Recipe, RecipeValue, StepResult
 from hermosis_client.session import Session, WireDtype
 from hermosis_client.session_plan import SessionMaker, SessionPlan, connected, merged_recipe, warned_of
 
@@ -43,11 +44,14 @@ class NumpyOptimizer:
       session:        a Session to join, or the id of one to create or join.
       address:        host:port of the server; None starts a private one.
       worker_id:      of this worker. Rounds are summed in the order of worker ids; a random one when empty.
-      workers:        that take part in a round.
-      consistency:    "barrier" steps when every worker has sent its gradient, "async" on each arrival.
+      workers:        that take part in a round, where `consistency` is a word.
+      consistency:    "barrier" steps when every worker has sent its gradient, "async" on each arrival; or a rule in
+                      full, such as Consistency(mode="quorum", workers=4, quorum=3).
       lr:             learning rate; None means the recipe's default.
       gradient_dtype: of gradients on the wire.
       reply_dtype:    of parameters or increments on the wire.
+      codec:          makes gradients smaller: "int8", "top_k", "random_k" or "deflate", or a Codec with its fraction.
+      reply_codec:    the same for the parameters that come back.
       parameters_on:  "server", or "worker" to keep the parameters here.
       sample_count:   that each gradient is the mean of, to weigh workers by; zero means alike.
       timeout_s:      the time one call may take up, its retries included.
@@ -74,10 +78,12 @@ class NumpyOptimizer:
         address: str | None = None,
         worker_id: str = "",
         workers: int = 1,
-        consistency: Literal["barrier", "async"] = "barrier",
+        consistency: Literal["barrier", "async"] | Consistency = "barrier",
         lr: float | None = None,
         gradient_dtype: WireDtype = "float32",
         reply_dtype: WireDtype = "float32",
+        codec: Codec | CodecName = "plain",
+        reply_codec: Codec | CodecName = "plain",
         parameters_on: Literal["server", "worker"] = "server",
         sample_count: int = 0,
         timeout_s: float = 30.0,
@@ -104,11 +110,16 @@ class NumpyOptimizer:
             client = None if isinstance(session, Session) else connected(self._resources, address, timeout_s)
             maker = SessionMaker(plan, client, timeout_s)
             self.session, created = maker.create_or_join(0, self._layout, plan.recipe)
-            self._worker = self.session.worker(worker_id, gradient_dtype=gradient_dtype, reply_dtype=reply_dtype)
+            self._worker = self.session.worker(
+                worker_id,
+                gradient_dtype=gradient_dtype,
+                reply_dtype=reply_dtype,
+                codec=codec,
+                reply_codec=reply_codec,
+            )
             self._resources.callback(self._worker.close)
             self.lr = self._base_lr = self.session.learning_rate()
-            self._gradient = np.empty(self._layout.parameter_count, np.float32)
-            self._landed = np.empty_like(self._gradient)
+            self._landed = np.empty(self._layout.parameter_count, np.float32)
             # float32 whatever the arrays' dtype: increments would be lost in the rounding of a narrower one.
             self._master: Float32 | None = None
             if self.session.parameters_on is ParametersOn.WORKER:
@@ -127,7 +138,7 @@ class NumpyOptimizer:
         """Takes one step on the server.
 
         Args:
-          gradients:    by name, of the shapes of the parameters; all of them.
+          gradients:    by name, of the shapes of the parameters. Nothing moves of those that have none.
           loss:         at the present parameters; the server's telemetry shows it, and some optimizers need it.
           sample_count: that the gradient is the mean of; None means the optimizer's own setting.
 
@@ -135,12 +146,13 @@ class NumpyOptimizer:
           What it led to. A gradient with NaN or infinity changes nothing, which is told by `StepResult.outcome` and the
           first time by a warning.
         """
-        self._layout.flatten(gradients, self._gradient)
+        skipped = [name for name in self.parameters if name not in gradients]
         result, _ = self._worker.exchange(
-            self._gradient,
+            self._layout.flat(gradients, without=self._layout.places(skipped)),
             loss=None if loss is None else float(loss),
             sample_count=self._sample_count if sample_count is None else sample_count,
             lr_scale=None if self.lr == self._base_lr else self.lr / self._base_lr,
+            skipped=skipped,
             out=self._landed,
         )
         if self._master is None:

@@ -4,7 +4,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,7 +12,16 @@ from hermosis_client.client import Client
 from hermosis_client.errors import SessionExists, SessionNotReady
 from hermosis_client.layout import ParameterLayout
 from hermosis_client.local_server import LocalServer
-from hermosis_client.records import Aggregation, Outcome, Recipe, RecipeValue, SessionInfo, SessionStatus, StepResult
+from hermosis_client.records import (
+    Aggregation,
+    Consistency,
+    Outcome,
+    Recipe,
+    RecipeValue,
+    SessionInfo,
+    SessionStatus,
+    StepResult,
+)
 from hermosis_client.session import LR, Session
 
 _JOIN_POLL_S = 0.05
@@ -62,9 +71,16 @@ class SessionPlan:
     session: Session | str | None
     recipe: Recipe | None
     workers: int
-    consistency: Literal["barrier", "async"]
+    consistency: Literal["barrier", "async"] | Consistency
     parameters_on: Literal["server", "worker"]
     clip_norm: float = 0.0
+
+    @property
+    def rule(self) -> Consistency:
+        """When contributions become a step."""
+        if isinstance(self.consistency, Consistency):
+            return self.consistency
+        return Consistency(mode=self.consistency, workers=self.workers)
 
     def check(self, *, address: str | None, given: Collection[str]) -> None:
         """ValueError when the plan makes no sense, before anything is started."""
@@ -125,8 +141,7 @@ class SessionMaker:
                     layout,
                     recipe,
                     session_id=session_id,
-                    workers=plan.workers,
-                    consistency=plan.consistency,
+                    consistency=plan.rule,
                     parameters_on=plan.parameters_on,
                     aggregation=Aggregation(clip_norm=plan.clip_norm) if plan.clip_norm else None,
                 )
@@ -150,19 +165,20 @@ class SessionMaker:
         return {*recipe.parameters, *(parameter.name for each in described for parameter in each.parameters)}
 
     def _check_same(self, info: SessionInfo, recipe: Recipe) -> None:
-        plan = self._plan
-        wanted = (recipe, plan.workers, plan.consistency, plan.parameters_on, plan.clip_norm)
+        plan, rule = self._plan, info.consistency
+        if plan.rule.late == "default":  # the server tells what that is
+            rule = replace(rule, late="default")
+        wanted = (recipe, plan.rule, plan.parameters_on, plan.clip_norm)
         found = (
             # An edited session shows the Hamiltonian it has become, which no recipe compares with.
             info.optimizer if isinstance(info.optimizer, Recipe) else recipe,
-            info.consistency.workers,
-            info.consistency.mode,
+            rule,
             info.parameters_on.name.lower(),
             info.aggregation.clip_norm,
         )
         if wanted != found:
             raise ValueError(
-                f"session {info.session_id} exists with other settings (recipe, workers, consistency, parameters_on, "
+                f"session {info.session_id} exists with other settings (recipe, consistency, parameters_on, "
                 f"clip_norm): it has {found}, this worker wants {wanted}"
             )
 

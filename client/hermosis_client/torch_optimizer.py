@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from hermosis_client.coded import Codec, CodecName
 from hermosis_client.loss_scale import LossScale
-from hermosis_client.records import ParametersOn, Recipe, RecipeValue, StepResult
+from hermosis_client.records import Consistency, ParametersOn, Recipe, RecipeValue, StepResult
 from hermosis_client.session import LR, Session, WireDtype
 from hermosis_client.session_plan import SessionMaker, SessionPlan, connected, merged_recipe, not_finite, warned_of
 from hermosis_client.torch_group import GroupState, RemoteGroup, flat_values, layout_of, trainable
@@ -54,8 +54,9 @@ class RemoteOptimizer(Optimizer):
       optimizer:      a Recipe or the name of one; None joins a session that exists.
       address:        host:port of the server; None starts a private one.
       worker_id:      of this worker. Rounds are summed in the order of worker ids; a random one when empty.
-      workers:        that take part in a round.
-      consistency:    "barrier" steps when every worker has sent its gradient, "async" on each arrival.
+      workers:        that take part in a round, where `consistency` is a word.
+      consistency:    "barrier" steps when every worker has sent its gradient, "async" on each arrival; or a rule in
+                      full, such as Consistency(mode="quorum", workers=4, quorum=3).
       lr:             learning rate; None means the recipe's default.
       gradient_dtype: of gradients on the wire.
       reply_dtype:    of parameters or increments on the wire; with a narrower one the model holds rounded parameters,
@@ -86,7 +87,7 @@ class RemoteOptimizer(Optimizer):
         address: str | None = None,
         worker_id: str = "",
         workers: int = 1,
-        consistency: Literal["barrier", "async"] = "barrier",
+        consistency: Literal["barrier", "async"] | Consistency = "barrier",
         lr: float | None = None,
         gradient_dtype: WireDtype = "float32",
         reply_dtype: WireDtype = "float32",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from hermosis_client import Client, Outcome, Recipe, errors
+from hermosis_client import Client, Consistency, Outcome, Recipe, errors
 from hermosis_client.local_server import LocalServer
 from hermosis_client.numpy_optimizer import Array, NumpyOptimizer
 
@@ -146,10 +146,28 @@ def test_what_cannot_be_changed_in_place_is_refused_before_anything_starts(array
         NumpyOptimizer({"w": array}, "sgd", address="127.0.0.1:1")
 
 
-def test_gradients_are_of_all_parameters(remote) -> None:
-    optimizer = remote(start(), "sgd")
-    with pytest.raises(ValueError, match=r"missing \['b', 'scale'\]"):
-        optimizer.step({"w": start()["w"]})
+def test_a_parameter_without_a_gradient_does_not_move(remote) -> None:
+    parameters = start()
+    optimizer = remote(parameters, "adamw", lr=0.1)
+    optimizer.step(gradients(parameters, 0))
+    before = {name: array.copy() for name, array in parameters.items()}
+    optimizer.step({"w": np.ones_like(parameters["w"])})
+    assert np.array_equal(parameters["b"], before["b"])
+    assert np.array_equal(parameters["scale"], before["scale"])
+    assert not np.array_equal(parameters["w"], before["w"])
+    with pytest.raises(ValueError, match=r"not in it \['weight'\]"):
+        optimizer.step({"weight": np.ones_like(parameters["w"])})
+
+
+def test_a_rule_in_full_and_a_codec_are_the_sessions_and_the_workers(remote) -> None:
+    rule = Consistency(mode="quorum", workers=2, quorum=1, late="carry", lease_s=30.0)
+    optimizer = remote(start(), "sgd", lr=0.1, session="numpy-rule", consistency=rule, codec="int8")
+    assert optimizer.step(gradients(start(), 0)).applied
+    assert optimizer.session.info().consistency == rule
+    assert optimizer.session.workers()[0].compression_error > 0
+    remote(start(), "sgd", lr=0.1, session="numpy-rule", consistency=rule)  # joins
+    with pytest.raises(ValueError, match="other settings"):
+        remote(start(), "sgd", lr=0.1, session="numpy-rule", consistency="async")
 
 
 def test_without_an_address_it_has_a_server_of_its_own() -> None:
