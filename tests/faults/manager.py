@@ -13,7 +13,7 @@ from tests.faults.plans import Plan
 from tests.faults.twin import edited_profile
 
 from hermosis_client import Client, Session, Worker
-from hermosis_client.errors import SessionNotFound, StaleGeneration, StaleGradient
+from hermosis_client.errors import InvalidRequest, SessionNotFound, StaleGeneration, StaleGradient
 
 
 class Manager:
@@ -95,7 +95,14 @@ class Manager:
         self._to(session, worker, snapshot.step + 1)
         self._turn()
         self._ledger.set_back(session.session_id, snapshot.step)
-        session.restore(snapshot.snapshot_id)
+        try:
+            session.restore(snapshot.snapshot_id)
+        except InvalidRequest:
+            if snapshot.snapshot_id in {kept.snapshot_id for kept in session.snapshots()}:
+                raise
+            # Two are kept, and servers that came and went meanwhile wrote later ones.
+            self._restore(session, worker)
+            return
         self._ledger.set_back(session.session_id, snapshot.step)
         worker.pull()
         if session.digest() != snapshot.state_digest:
