@@ -75,8 +75,8 @@ def reaches(session: Session, step: int, timeout_s: float = FINISH_S) -> bool:
 
 
 def rule(mode: str, workers: int) -> tuple[Consistency, int]:
-    """A rule, and how many of its steps see as many images as STEPS whole minibatches; twice as many where gradients
-    are of parameters that others have moved meanwhile."""
+    """A rule, and how many of its steps see as many images as STEPS whole minibatches; three times as many where
+    gradients are of parameters that others have moved meanwhile."""
     if mode == "quorum":
         quorum = max(1, workers - 1)
         rule = Consistency(mode="quorum", workers=workers, quorum=quorum, late="carry", lease_s=LEASE_S)
@@ -84,9 +84,9 @@ def rule(mode: str, workers: int) -> tuple[Consistency, int]:
     if mode == "local":
         return Consistency(mode="local", workers=workers, local_steps=3), STEPS // 3
     if mode == "bounded":
-        return Consistency(mode="bounded", workers=workers, max_staleness=2, lease_s=LEASE_S), 2 * STEPS * workers
+        return Consistency(mode="bounded", workers=workers, max_staleness=2, lease_s=LEASE_S), 3 * STEPS * workers
     if mode == "async":
-        return Consistency(mode="async", workers=workers), 2 * STEPS * workers
+        return Consistency(mode="async", workers=workers), 3 * STEPS * workers
     return Consistency(mode="barrier", workers=workers), STEPS
 
 
