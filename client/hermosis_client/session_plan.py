@@ -84,6 +84,8 @@ class SessionPlan:
 
     def check(self, *, address: str | None, given: Collection[str]) -> None:
         """ValueError when the plan makes no sense, before anything is started."""
+        if self.workers not in (1, self.rule.workers):
+            raise ValueError(f"workers is {self.workers}, and {self.rule.workers} in consistency; say it there alone")
         if self.recipe is not None:
             if isinstance(self.session, Session):
                 raise ValueError("a Session has its optimizer already; leave it out, or give the session's id")

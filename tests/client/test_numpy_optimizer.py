@@ -168,6 +168,8 @@ def test_a_rule_in_full_and_a_codec_are_the_sessions_and_the_workers(remote) -> 
     remote(start(), "sgd", lr=0.1, session="numpy-rule", consistency=rule)  # joins
     with pytest.raises(ValueError, match="other settings"):
         remote(start(), "sgd", lr=0.1, session="numpy-rule", consistency="async")
+    with pytest.raises(ValueError, match="workers is 4, and 2 in consistency"):
+        remote(start(), "sgd", workers=4, consistency=rule)
 
 
 def test_without_an_address_it_has_a_server_of_its_own() -> None:
