@@ -204,6 +204,7 @@ class Client(AccessCalls):
         gradient_dtype: WireDtype = "float32",
         reply_dtype: WireDtype = "float32",
         reply: Literal["default", "parameters", "increment", "none"] = "default",
+        ack_level: Literal["applied", "durable"] = "applied",
     ) -> Fleet:
         """Makes S sessions, all of them or none, uploads their parameters, and gives a worker of them all.
 
@@ -215,7 +216,8 @@ class Client(AccessCalls):
           session_ids, display_names: one for each session; empty leaves them to the server.
           workers, consistency, parameters_on, durability, aggregation, labels: of each session, as in
             `create_session`.
-          worker_id, gradient_dtype, reply_dtype, reply: of the worker, as in `Session.worker`.
+          worker_id, gradient_dtype, reply_dtype, reply, ack_level: of the worker, as in `Session.worker`. Contributions
+            that wait for the disk are stepped one by one, not in one launch.
 
         Raises:
           ValueError: lengths that do not fit each other; nothing was made.
@@ -256,15 +258,20 @@ class Client(AccessCalls):
                 session.initialise(start[index] if isinstance(parameters, np.ndarray) else parameters[index])
 
         sessions = fleet_birth.made(count, create, initialise)
-        return Fleet(
-            self._connection,
-            sessions,
-            worker_id=worker_id,
-            gradient_dtype=gradient_dtype,
-            reply_dtype=reply_dtype,
-            reply=reply,
-            created=True,
-        )
+        try:
+            return Fleet(
+                self._connection,
+                sessions,
+                worker_id=worker_id,
+                gradient_dtype=gradient_dtype,
+                reply_dtype=reply_dtype,
+                reply=reply,
+                ack_level=ack_level,
+                created=True,
+            )
+        except ValueError:
+            fleet_birth.close(sessions)
+            raise
 
     def fleet(
         self,
@@ -274,6 +281,7 @@ class Client(AccessCalls):
         gradient_dtype: WireDtype = "float32",
         reply_dtype: WireDtype = "float32",
         reply: Literal["default", "parameters", "increment", "none"] = "default",
+        ack_level: Literal["applied", "durable"] = "applied",
     ) -> Fleet:
         """A worker of sessions that exist already, given as such or by their ids.
 
@@ -288,6 +296,7 @@ class Client(AccessCalls):
             gradient_dtype=gradient_dtype,
             reply_dtype=reply_dtype,
             reply=reply,
+            ack_level=ack_level,
         )
 
     def sessions(

@@ -19,6 +19,7 @@ from hermosis_client.contribution import Contribution, StepNumbers
 from hermosis_client.dtypes import Float32
 from hermosis_client.errors import ConnectionFailed, HermosisError, StaleGeneration
 from hermosis_client.layout import ParameterLayout, Tensors
+from hermosis_client.lineage import goes_on
 from hermosis_client.records import AckLevel, Reply, StepResult
 from hermosis_client.retry import Patience
 from hermosis_client.segment import MIN_PAYLOAD_BYTES, Segment
@@ -357,25 +358,14 @@ class Worker:
             stream, opened = self._introduce(reply, generation=self._generation)
         except StaleGeneration:
             stream, opened = self._introduce(reply, generation=0)
-            if not self._goes_on(opened, following):
+            if not goes_on(opened, generation=self._generation, step=self.step, following=following):
                 self._drop()
+                self._next_sequence = following  # what it knows is what it knew, until it pulls
                 raise
         self._generation = opened.generation
         if self.step is None:
             self.step = opened.step
         return stream
-
-    def _goes_on(self, opened: gradient_pb2.SessionOpened, following: int) -> bool:
-        """Whether the session only recovered from crashes that took nothing that this worker builds on.
-
-        Args:
-          following: the number of the worker's next contribution; the server may have it already.
-        """
-        since = self._generation - (opened.generation - len(opened.recovered_steps))  # recoveries that it has seen
-        if self._generation < opened.replaced_generation or since < 0 or self.step is None:
-            return False
-        unseen = opened.recovered_steps[since:]
-        return all(self.step <= step for step in unseen) and opened.next_sequence in (following, following + 1)
 
     def _introduce(self, reply: Reply, *, generation: int) -> tuple[ExchangeStream, gradient_pb2.SessionOpened]:
         """Opens the session anew, on the stream there is or on a new one. Generation zero means any."""

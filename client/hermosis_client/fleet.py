@@ -17,7 +17,7 @@ from hermosis_client.dtypes import Float32, dtype_named
 from hermosis_client.errors import ConnectionFailed, HermosisError
 from hermosis_client.fleet_stream import FleetStream, Standing
 from hermosis_client.fleet_work import FRAME_BYTES, Floats, Ints, Terms, Work
-from hermosis_client.records import ENERGIES, Outcome, ParametersOn, Reply
+from hermosis_client.records import ENERGIES, AckLevel, Outcome, ParametersOn, Reply
 from hermosis_client.retry import Patience
 from hermosis_client.session import Session, WireDtype
 
@@ -95,7 +95,9 @@ class Fleet:
                     parameters = result.parameters
 
     Each contribution is counted once, as with `Worker`: when the connection breaks, the client connects again, for at
-    most its timeout_s, and sends what has no answer yet under the same numbers.
+    most its timeout_s, and sends what has no answer yet under the same numbers. After a crash of the server the fleet
+    goes on by itself with the members that lost nothing it builds on; each of the others is refused as StaleGeneration
+    until it is pulled.
 
     Made by `Client.create_fleet` and `Client.fleet`. As a context manager it closes the sessions on the server at the
     end where it created them, and only disconnects where it attached to them.
@@ -114,10 +116,13 @@ class Fleet:
         gradient_dtype: WireDtype = "float32",
         reply_dtype: WireDtype = "float32",
         reply: Literal["default", "parameters", "increment", "none"] = "default",
+        ack_level: Literal["applied", "durable"] = "applied",
         created: bool = False,
     ) -> None:
         if not sessions:
             raise ValueError("a fleet has at least one session")
+        if ack_level not in ("applied", "durable"):
+            raise ValueError(f"ack_level of a fleet is 'applied' or 'durable', got {ack_level!r}")
         self.sessions = list(sessions)
         self.worker_id = worker_id or f"fleet-{uuid.uuid4().hex[:12]}"
         self._sizes = np.array([session.layout.parameter_count for session in self.sessions], np.int64)
@@ -125,6 +130,7 @@ class Fleet:
             gradient_dtype=dtype_named(gradient_dtype),
             reply_dtype=dtype_named(reply_dtype),
             replies=np.array([_reply(reply, session.parameters_on) for session in self.sessions], np.int8),
+            ack_level=AckLevel[ack_level.upper()],
         )
         largest = int(self._sizes.max()) * max(self._terms.gradient_dtype.itemsize, self._terms.reply_dtype.itemsize)
         if largest > _LARGEST_BYTES:
@@ -209,8 +215,8 @@ class Fleet:
         """
         with self._lock:
             work = self._work(members, None, out, reply=True)
-            self._persist(work, any_generation=True)
-            self._hold(work)
+            self._persist(work)
+            self._standing.hold(work)
             return self._answer(work, out), work.refusals
 
     def close(self) -> None:
@@ -269,7 +275,7 @@ class Fleet:
             if energies:
                 work.ask_for_energies()
             self._persist(work)
-            self._hold(work)
+            self._standing.hold(work)
             table = work.energies
             return FleetResult(
                 parameters=self._answer(work, out) if reply and work.landed is not None else None,
@@ -330,16 +336,7 @@ class Fleet:
             return work.landed.reshape(len(sizes), -1)
         return [work.landed[first:end] for first, end in zip(work.starts[:-1], work.starts[1:], strict=True)]
 
-    def _hold(self, work: Work) -> None:
-        """Notes the steps of the parameters that came: when the call ends, since before that its caller has none."""
-        if work.landed is None:
-            return
-        came = work.settled & (
-            (work.replies == Reply.PARAMETERS) | ((work.replies == Reply.INCREMENT) & (work.outcome == Outcome.APPLIED))
-        )
-        self._standing.steps[work.members[came]] = work.reply_step[came]
-
-    def _persist(self, work: Work, *, any_generation: bool = False) -> None:
+    def _persist(self, work: Work) -> None:
         """Works until every member is settled, on as many streams as it takes."""
         patience: Patience | None = None
         while work.pending.any():
@@ -347,7 +344,7 @@ class Fleet:
             if self._closed:
                 raise RuntimeError(f"fleet of worker {self.worker_id} is closed")
             try:
-                self._attempt(work, any_generation)
+                self._attempt(work)
             except HermosisError as error:
                 if isinstance(error, ConnectionFailed):
                     self._drop()
@@ -370,10 +367,10 @@ class Fleet:
                     raise
                 work.pending[:] = False  # What was refused stays so.
 
-    def _attempt(self, work: Work, any_generation: bool) -> None:
+    def _attempt(self, work: Work) -> None:
         if self._stream is None or self._stream.ended:
             self._stream = FleetStream(self._connection, self._standing)
-        self._stream.attempt(work, anew=any_generation)
+        self._stream.attempt(work)
 
     def _drop(self) -> None:
         if self._stream is not None:

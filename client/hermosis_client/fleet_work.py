@@ -15,7 +15,7 @@ from hermosis import packed, wire
 from hermosis.v1 import gradient_pb2, types_pb2
 from hermosis_client.dtypes import Float32, decode_into, encode
 from hermosis_client.errors import HermosisError, error_from_refusal
-from hermosis_client.records import ENERGIES, Reply
+from hermosis_client.records import ENERGIES, AckLevel, Reply
 from hermosis_client.stream import ExchangeStream
 
 _Message = TypeVar("_Message", bound=Message)
@@ -47,6 +47,7 @@ class Terms:
     gradient_dtype: wire.Dtype
     reply_dtype: wire.Dtype
     replies: NDArray[np.int8]
+    ack_level: AckLevel = AckLevel.APPLIED
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,6 +60,8 @@ class Work:
       replies:   (M,) Reply that comes back for each.
       gradient:  (N,) flat gradients; None for a pull.
       sequences: (M,) numbers of the contributions, given at the first attempt, kept for all that follow; zero before.
+                 Of a pull, those of the contributions that come next.
+      generations: (M,) that were pulled at; zero of a contribution.
       landed:    (N,) where the answers land; None where none is wanted.
       energies:  (M, 19) in the order of ENERGIES; None where they are not wanted.
       pending:   (M,) whose fate is not known yet.
@@ -75,6 +78,7 @@ class Work:
     lr_scales: Floats | None = None
     landed: Float32 | None
     sequences: Ints = field(init=False)
+    generations: Ints = field(init=False)
     base_steps: Ints = field(init=False)
     outcome: NDArray[np.uint8] = field(init=False)
     step: Ints = field(init=False)
@@ -90,7 +94,7 @@ class Work:
     def __post_init__(self) -> None:
         count = len(self.members)
         self.outcome = np.zeros(count, np.uint8)
-        self.sequences, self.base_steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.sequences, self.base_steps, self.generations = (np.zeros(count, np.int64) for _ in range(3))
         self.contributions = np.zeros(count, np.int64)
         self.durable_step = np.zeros(count, np.int64)
         self.step, self.reply_step, self.staleness = (np.zeros(count, np.int64) for _ in range(3))

@@ -11,7 +11,7 @@ import pytest
 
 from hermosis import packed, wire
 from hermosis.v1 import types_pb2
-from hermosis_client import Client, Fleet, Outcome, Recipe, errors, fleet_birth, fleet_work
+from hermosis_client import Client, Fleet, Outcome, Recipe, errors, fleet_birth, fleet_stream, fleet_work
 from hermosis_client.local_server import LocalServer
 
 RATES = np.geomspace(1e-3, 1e-1, 12)
@@ -164,6 +164,24 @@ def test_a_restored_member_is_refused_until_it_is_pulled(client: Client) -> None
         result = fleet.exchange(np.ones_like(START))
         assert not result.refusals
         assert result.step.tolist() == [5, 2, *[5] * 10]
+
+
+def test_a_pull_that_never_came_makes_nobody_go_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sgd(client) as fleet:
+        state = fleet.sessions[1].export_state() if fleet.pull() else None
+        fleet.exchange(np.ones_like(START))
+        fleet.sessions[1].import_state(state)
+        with monkeypatch.context() as patch:
+            patch.setattr(fleet_stream.FleetStream, "_exchange", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                fleet.pull()
+        result = fleet.exchange(np.ones_like(START))
+        assert {index: type(error) for index, error in result.refusals.items()} == {1: errors.StaleGeneration}
+        assert result.step.tolist() == [2, 0, *[2] * 10]
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_two_fleets_make_the_rounds_of_their_sessions_together(client: Client) -> None:
@@ -334,8 +352,9 @@ def test_what_does_not_fit_is_said_before_anything_is_sent(client: Client, wrong
         lambda client: client.create_fleet(START, ["sgd"] * 3),
         lambda client: client.create_fleet(START, "sgd", session_ids=["a"]),
         lambda client: client.fleet([]),
+        lambda client: client.create_fleet(START, "sgd", ack_level="received"),
     ],
-    ids=["one row", "optimizers", "ids", "nobody"],
+    ids=["one row", "optimizers", "ids", "nobody", "ack_level"],
 )
 def test_lengths_that_do_not_fit_make_nothing(client: Client, wrong) -> None:
     before = len(list(client.sessions()))
@@ -347,6 +366,10 @@ def test_lengths_that_do_not_fit_make_nothing(client: Client, wrong) -> None:
 def test_a_member_too_large_for_a_message_is_left_to_workers(client: Client) -> None:
     with client.create_session({"w": (1 << 20,)}, "sgd") as large, pytest.raises(ValueError, match="Worker"):
         client.fleet([large])
+    before = len(list(client.sessions()))
+    with pytest.raises(ValueError, match="Worker"):
+        client.create_fleet(np.zeros((1, 1 << 20), np.float32), "sgd")
+    assert len(list(client.sessions())) == before
 
 
 def work_of(fleet: Fleet) -> fleet_work.Work:
