@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.faults.plans import Plan
-from tests.faults.servers import Server, Wishes
+from tests.faults.servers import SEGMENT_BYTES, Server, Wishes
 from tests.faults.twin import Twin, calm_twin
 
 from hermosis_client import Client, Session, Worker
@@ -31,9 +31,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
             server.close()
         running.clear()
 
-    def begin(failpoints: str = "", *, timeout_s: float = 60.0, folder: Path | None = None) -> tuple[Server, Client]:
+    def begin(
+        failpoints: str = "",
+        *,
+        timeout_s: float = 60.0,
+        folder: Path | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> tuple[Server, Client]:
         end()
-        server = Server(folder or tmp_path / "data", tmp_path / "log", Wishes(failpoints=failpoints))
+        wishes = Wishes(failpoints=failpoints, segment_bytes=segment_bytes)
+        server = Server(folder or tmp_path / "data", tmp_path / "log", wishes)
         running.append((server, Client(server.address, timeout_s=timeout_s)))
         return running[-1]
 

@@ -6,6 +6,7 @@ a test of crashes starts hundreds. Each is a process of its own all the same, wi
 
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -115,6 +116,11 @@ class Server:
 
     def thaw(self) -> None:
         os.kill(self.process_id, signal.SIGCONT)
+
+    def limit_files(self, limit_bytes: int | None) -> None:
+        """Lets no file grow beyond so many bytes, as `ulimit -f` does; None lets them all."""
+        most = resource.RLIM_INFINITY
+        resource.prlimit(self.process_id, resource.RLIMIT_FSIZE, (most if limit_bytes is None else limit_bytes, most))
 
     def stop(self, grace_s: float = 60.0) -> int:
         """SIGTERM; its exit status."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,26 @@ def test_full_disk_refuses_durable_steps_and_takes_them_when_there_is_room(
     assert session.info().step >= acknowledged
     assert session.digest() in twin.digests(PLAN, session.info().step)
     start()  # gives the small disk back
+
+
+def test_limit_on_the_size_of_files_refuses_durable_steps_and_takes_them_when_it_is_raised(
+    start: Start, twin: Twin
+) -> None:
+    """It falls in the middle of an entry, in room that was taken before; no snapshot fits, and the log does."""
+    plan = replace(PLAN, name="wide", parameters=20_000)
+    server, client = start(timeout_s=2.0, segment_bytes=1 << 20)
+    worker = begun(client, plan).worker("worker-0", ack_level="durable")
+    stepped(worker, plan, 2)
+    server.limit_files(200_000)
+    acknowledged, error = until_refused(worker, plan, STEPS)
+    assert isinstance(error, StorageFull)
+    assert acknowledged == 2
+    server.limit_files(None)
+    with Client(server.address, timeout_s=60) as patient:
+        acknowledged = stepped(patient.session(plan.name).worker("worker-0", ack_level="durable"), plan, 5)
+    session = start()[1].session(plan.name)
+    assert session.info().step >= acknowledged >= 7
+    assert session.digest() in twin.digests(plan, session.info().step)
 
 
 def test_snapshots_that_find_no_room_leave_the_session_serving(start: Start, twin: Twin) -> None:

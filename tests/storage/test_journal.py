@@ -3,6 +3,7 @@
 import errno
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hermosis_server.errors import InternalError, StorageFailed, StorageFull
-from hermosis_server.storage.disk import Disk
+from hermosis_server.storage.disk import Bytes, Disk
 from hermosis_server.storage.journal import Damage, Journal, JournalEntry
-from hermosis_server.storage.journal_format import SEAL_BYTES, entry_bytes
+from hermosis_server.storage.journal_format import SEAL_BYTES, Header, entry_bytes
 from hermosis_server.storage.journal_reader import JournalReader
 
 from .crash_images import CrashDisk, failing_at
@@ -379,3 +380,41 @@ def test_without_room_for_a_segment_nothing_is_written_and_a_later_entry_may_fit
     kept = [(one[0], one[1]) for one in _keys(_read(tmp_path))]
     told = [pair for number, pair in enumerate([("ant", 2), ("ant", 3), ("bee", 1)]) if fates[number] is None]
     assert kept == [("ant", 1), *told, ("cat", 1)]
+
+
+class LimitedDisk(Disk):
+    """A disk under a limit on the size of files, as RLIMIT_FSIZE sets one: a write comes as far as the limit."""
+
+    limit_bytes = 1 << 40
+
+    def write(self, file: int, parts: Sequence[Bytes], offset: int) -> int:
+        content = b"".join(map(bytes, parts))
+        end = super().write(file, [content[: max(0, self.limit_bytes - offset)]], offset)
+        if end < offset + len(content):
+            raise OSError(errno.EFBIG, "File too large")
+        return end
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 100, 700, 1500, 2700])
+def test_of_an_entry_that_a_limit_cuts_off_nothing_is_left_and_a_later_one_may_fit(
+    tmp_path: Path, limit_bytes: int
+) -> None:
+    """The entries that are cut off hold what could be taken for a later entry of the same segment."""
+    later = Header(body_bytes=8, body_crc32=0, sequence=9, durable=8, step=1, generation=1, serial=1, begin=1)
+    cuckoo = later.head() * 8
+    disk = LimitedDisk()
+    journal = opened(tmp_path, disk)
+    disk.limit_bytes = limit_bytes
+    tried = [entry("ant", 1, bytes(100)), entry("ant", 2, cuckoo), entry("ant", 3, cuckoo)]
+    fates = [append_all(journal, [one])[0] for one in tried]
+    assert [isinstance(fate, StorageFull) for fate in fates] == [limit_bytes < 600, True, limit_bytes < 2160]
+    disk.limit_bytes = 1 << 40
+    last = entry("cat", 1, b"short")
+    assert append_all(journal, [last]) == {0: None}
+    sizes = [path.stat().st_size for path in _segments(tmp_path)]
+    assert journal.size_bytes == sum(sizes)
+    assert all(sizes)
+    journal.close()
+    kept = [key(one) for one, fate in zip(tried, fates, strict=True) if fate is None]
+    assert [key(one) for one in _read(tmp_path) if not isinstance(one, Damage)] == [*kept, key(last)]
+    assert len(list(opened(tmp_path).entries())) == len(kept) + 1

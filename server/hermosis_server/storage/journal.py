@@ -4,8 +4,7 @@
     journal/<serial>.spare  those that no session needs any more, to be used again under another name
 
 A failed write or sync is the end of it: what the disk holds then cannot be known, so nothing is acknowledged until a
-restart has read it back. Want of room for another segment is not: nothing of the entry was written, and a later one may
-fit.
+restart has read it back. Want of room is not: what came of the entry is cut off again, and a later one may fit.
 """
 
 import contextlib
@@ -137,7 +136,7 @@ class Journal:
         Args:
           hurry: somebody waits for it. Else it may wait for others, up to 10 ms; see also `hasten`.
           done: called on the journal's thread, in order: with None when the entry is on disk, else with StorageFull
-                (nothing of it was written; another time it may fit) or the error that ended the journal. After `close`
+                (nothing of it is there; another time it may fit) or the error that ended the journal. After `close`
                 it is called at once, with StorageFailed.
 
         Raises:
@@ -283,12 +282,15 @@ class Journal:
         return error
 
     def _put(self, entry: JournalEntry) -> None:
-        least = journal_format.entry_bytes(entry.size_bytes)
-        if self._file < 0 or self._at + least + SEAL_BYTES > self._segments[-1].size:  # a seal fits always
-            self._begin_segment(least + SEAL_BYTES)
+        least = journal_format.entry_bytes(entry.size_bytes) + SEAL_BYTES  # a seal fits always
+        if not self._has_room(least):
+            self._begin_segment(least)
         self._append_to_segment(entry)
         with self._lock:
             self._segments[-1].held[entry.session_id] = entry.generation, entry.step
+
+    def _has_room(self, size: int) -> bool:
+        return self._file >= 0 and self._at + size <= self._segments[-1].size
 
     def _append_to_segment(self, entry: JournalEntry) -> None:
         size, parts = entry.size_bytes, entry.parts
@@ -309,8 +311,32 @@ class Journal:
             created_s=entry.created_s,
         ).chained(self._chain)
         pieces: list[Bytes] = [header.head(), *parts, _ZEROS[: -size % journal_format.ALIGN], header.foot()]
-        self._at = self._disk.write(self._file, pieces, self._at)
+        try:
+            with full("write to the journal"):
+                self._at = self._disk.write(self._file, pieces, self._at)
+        except StorageFull:
+            self._end_segment()
+            raise
         self._sequence, self._chain = header.sequence, header.chain
+
+    def _end_segment(self) -> None:
+        """There is less room than was taken, as under a limit on the size of files: the next entry begins another.
+
+        What came of the last one goes: a shorter one in its place would leave the rest of it to be read. So does a
+        segment without any, which would be read as one that was lost.
+        """
+        segment = self._segments[-1]
+        if self._at:
+            self._disk.truncate(self._file, self._at)
+        else:
+            self._disk.close(self._file)
+            self._file = -1
+            self._disk.unlink(segment.path)
+        with self._lock:
+            self._size -= segment.size - self._at
+            segment.size = self._at
+            if not self._at:
+                self._segments.pop()
 
     def _begin_segment(self, least: int) -> None:
         """Goes on in another segment; StorageFull where there is no room for one, and nothing was changed."""
@@ -367,9 +393,10 @@ class Journal:
         if self._failure is not None:
             return
         try:
-            if idle and self._file >= 0 and self._sealed < self._sequence:
-                self._append_to_segment(_SEAL)
-                self._sealed = self._sequence
+            if idle and self._sealed < self._sequence and self._has_room(SEAL_BYTES):
+                with contextlib.suppress(StorageFull):  # the next entry is as good a witness
+                    self._append_to_segment(_SEAL)
+                    self._sealed = self._sequence
             self._recycle()
         except Exception as error:
             self._failed(error)
