@@ -79,6 +79,8 @@ class Campaign:
             self._points(chosen, Wishes(volatile=True), "power cut at ")
         if self._wanted("random"):
             self._random()
+        if self._wanted("limit"):
+            self._limited()
         for name in BUGS:
             if self._wanted("planted"):
                 self._planted(name)
@@ -103,6 +105,14 @@ class Campaign:
                 one.kill_in_full_course(after_acknowledgements=draw.randint(1, 200))
                 self._result.died("kill at a random moment")
                 self._says("kill at a random moment", one)
+
+    def _limited(self) -> None:
+        draw = random.Random(self._result.seed)
+        for _ in range(self._result.runs):  # each with a log that is short as yet: the limit is its limit too
+            with self._drill(Wishes()) as one:
+                one.limit_files_and_kill(draw.randint(6_000, 15_000), after_acknowledgements=draw.randint(20, 90))
+                self._result.died("kill after a limit on the size of files")
+                self._says("kill after a limit on the size of files", one)
 
     def _planted(self, name: str) -> None:
         bug = BUGS[name]
@@ -152,7 +162,7 @@ def table(result: Result) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 run.py faults", description=__doc__)
     parser.add_argument("--runs", type=int, default=2, help="deaths at each point [default: 2]")
-    parser.add_argument("--only", default="", help="points whose name begins so, or power, random, planted")
+    parser.add_argument("--only", default="", help="points whose name begins so, or power, random, limit, planted")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of death [default: 0]")
     wishes = parser.parse_args()
     result, began, status = Result(seed=wishes.seed, runs=wishes.runs), time.monotonic(), 0

@@ -84,15 +84,27 @@ class Drill:
         self.server.kill()
         self.settle()
 
-    def rest(self) -> None:
+    def limit_files_and_kill(self, limit_bytes: int, after_acknowledgements: int) -> None:
+        """Lets a settled server that has begun a segment write no file longer than that for a while; kills it later."""
+        self.rest(1)
+        enough = self.ledger.acknowledgements + after_acknowledgements
+        self.server.limit_files(limit_bytes)
+        self._load.turns.allow(TURNS)
+        self._load.turns.rested(lambda: self.ledger.acknowledgements >= enough)
+        self.server.limit_files(None)
+        self.rest(2)
+        self.settle()
+
+    def rest(self, turns: int = TURNS) -> None:
         """Lets every thread of the load have turns, and waits for them."""
         self.door.open(self.server.address)
-        self._load.turns.allow(TURNS)
+        self._load.turns.allow(turns)
         assert self._load.turns.rested(lambda: False), f"the load did not come to rest:\n{self.server.tail()}"
 
     def close(self) -> None:
         self.door.shut()
         self._load.stop()
+        self._twin.forget(self.ledger.races.values())
         self.server.close()
 
     def _start(self, failpoints: str) -> Server:

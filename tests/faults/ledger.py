@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.faults.plans import Plan
+from tests.faults.race import Race
 
 from hermosis_client import StepResult
 
@@ -40,6 +41,7 @@ class Page:
       durable:   the highest step that was promised to survive.
       heard:     the highest step acknowledged since the server started.
       most:      the highest step that contributions sent so far can lead to.
+      recovered: the step that it last came back at; -1 before.
       digests:   told with acknowledgements, by step.
       status:    that an acknowledged call set; None while such a call is under way.
     """
@@ -48,18 +50,24 @@ class Page:
     durable: int = 0
     heard: int = 0
     most: int = 0
+    recovered: int = -1
     digests: dict[int, set[bytes]] = field(default_factory=dict)
     status: str | None = None
     gone: bool = False
 
 
 class Ledger:
-    """Everything that was heard. Any thread may write."""
+    """Everything that was heard. Any thread may write.
+
+    Attributes:
+      races: what was heard of sessions whose workers wait for nobody, by session.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pages: dict[str, Page] = {}
         self._violations: list[Violation] = []
+        self.races: dict[str, Race] = {}
         self.acknowledgements = 0
         self.losses_told = 0  # times a worker was told to resume from an earlier step
         self.lives = 1  # of the server
@@ -138,10 +146,24 @@ class Ledger:
             page.heard = max(page.heard, step)
             page.durable = max(page.durable, durable_step)
 
-    def told_to_resume(self) -> None:
-        """A worker was told that what it had built on is gone."""
+    def told_to_resume(self, session_id: str = "", held: int = 0) -> None:
+        """A worker was told that what it had built on is gone.
+
+        Args:
+          session_id: where it is the only worker, so that its step cannot have been taken by others since.
+          held:       the step that it held.
+        """
         with self._lock:
             self.losses_told += 1
+            page = self._pages.get(session_id)
+        if page is not None and held <= page.recovered:
+            self.accuse("P2", session_id, f"step {held} was called lost, and it came back at step {page.recovered}")
+
+    def races_on(self, race: "Race", worker_id: str, result: StepResult) -> None:
+        """A contribution to a race was acknowledged."""
+        with self._lock:
+            self.acknowledgements += 1
+        race.hears(worker_id, result)
 
     def heard(self, session_id: str) -> int:
         """The highest step acknowledged since the server started."""

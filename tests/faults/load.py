@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from tests.faults.ledger import Ledger
 from tests.faults.manager import Manager
-from tests.faults.plans import BARRIER, FLEET, JOURNALLED, MANAGED, SNAPSHOTS, Plan
+from tests.faults.plans import ASYNC, BARRIER, BOUNDED, FLEET, JOURNALLED, MANAGED, SNAPSHOTS, Plan
+from tests.faults.race import Race
 
 from hermosis_client import Client, Session, Worker
 from hermosis_client.errors import StaleGeneration, StaleGradient
@@ -103,6 +104,11 @@ class Load:
 
     def start(self) -> None:
         """Makes the sessions and lets the threads wait for their first turns."""
+        for plan in (ASYNC, BOUNDED):
+            session, race = self._create(plan), Race(plan=plan)
+            self._ledger.races[plan.name] = race
+            for worker_id in plan.worker_ids:
+                self._thread(f"{plan.name}/{worker_id}", self._racing(session, race, worker_id))
         for plan in (JOURNALLED, BARRIER, SNAPSHOTS):
             session = self._create(plan)
             for worker_id in plan.worker_ids:
@@ -124,11 +130,12 @@ class Load:
             {"w": (plan.parameters,)},
             plan.recipe,
             session_id=plan.name,
-            workers=plan.workers,
+            consistency=plan.consistency,
             durability=plan.durability,
         )
         session.initialise(plan.start())
-        self._ledger.opens(plan.name, plan)
+        if not plan.is_race:
+            self._ledger.opens(plan.name, plan)
         return session
 
     def _thread(self, name: str, work: Callable[[], None]) -> None:
@@ -161,6 +168,35 @@ class Load:
 
         return work
 
+    def _racing(self, session: Session, race: Race, worker_id: str) -> Callable[[], None]:
+        plan, ledger = race.plan, self._ledger
+
+        def work() -> None:
+            worker = session.worker(worker_id, ack_level=plan.ack_level)  # type: ignore[arg-type]
+            worker.pull()
+            number = 1
+            while True:
+                self.turns.take(f"{plan.name}/{worker_id}")
+                race.sends(worker_id, number)
+                gradient, loss = plan.gradient(worker_id, number), plan.loss(number)
+                try:
+                    if plan.mode == "async":
+                        result, _ = worker.exchange(gradient, loss=loss, want_digest=True)
+                    else:  # Who is held back takes parameters of later, and hears their step in place of its own.
+                        result = worker.push(gradient, loss=loss, want_digest=True)
+                except StaleGeneration:
+                    ledger.told_to_resume()
+                    worker.pull()
+                    counted = {each.worker_id: each.next_sequence for each in session.workers()}
+                    number = counted.get(worker_id, 1)
+                    continue
+                if result.sequence != number:
+                    ledger.accuse("P3", plan.name, f"contribution {number} of {worker_id} came as {result.sequence}")
+                ledger.races_on(race, worker_id, result)
+                number += 1
+
+        return work
+
     def _fleet(self, sessions: list[Session]) -> Callable[[], None]:
         plans = FLEET
 
@@ -181,7 +217,7 @@ class Load:
                         error = result.refusals[index]
                         if not isinstance(error, StaleGeneration | StaleGradient):
                             raise error
-                        self._ledger.told_to_resume()
+                        self._ledger.told_to_resume(plan.name, steps[index])
                     else:
                         self._went_on(plan, steps[index], int(result.step[index]))
                         self._ledger.hears_step(plan.name, int(result.step[index]), 0)
@@ -223,7 +259,7 @@ def contribute(worker: Worker, session_id: str, plan: Plan, ledger: Ledger) -> N
             want_digest=True,
         )
     except (StaleGeneration, StaleGradient):
-        ledger.told_to_resume()
+        ledger.told_to_resume(session_id if plan.workers == 1 else "", step)
         worker.pull()
         return
     if result.step != step + 1:

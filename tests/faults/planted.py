@@ -5,7 +5,7 @@ They are patches of a process that was started for it; the product knows nothing
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from hermosis_server import app
 from hermosis_server.engine import keeper, recovery, resident, session
-from hermosis_server.records import ExportedState, StateBuffer
+from hermosis_server.records import ExportedState, StateBuffer, WorkerSequence
 from hermosis_server.storage import disk, journal
 
 
@@ -59,6 +59,16 @@ def _snapshots_without_the_sequence_table() -> None:
         return save(self, kept, generation, document, replace(state, workers={}, refused={}))
 
     keeper.Keeper._save = without  # type: ignore[method-assign]
+
+
+def _forget_the_second_worker_of_a_race() -> None:
+    adopt = session.Session.adopt_workers
+
+    def all_but_one(self: session.Session, table: Iterable[WorkerSequence]) -> None:
+        entries = sorted(table, key=lambda entry: entry.worker_id)
+        adopt(self, entries if self.spec.consistency.has_rounds else [*entries[:1], *entries[2:]])
+
+    session.Session.adopt_workers = all_but_one  # type: ignore[method-assign]
 
 
 def _restore_weights_only() -> None:
@@ -149,6 +159,11 @@ BUGS: Mapping[str, Bug] = {
         failpoints=("journal.taken=kill@6", "journal.taken=kill@11"),
     ),
     "no-sequence-table": Bug(what="snapshots lack the sequence table", plant=_snapshots_without_the_sequence_table),
+    "no-second-worker": Bug(
+        what="a recovery forgets the numbers of an asynchronous session's second worker",
+        plant=_forget_the_second_worker_of_a_race,
+        failpoints=("intake.answered=kill@40", "intake.answered=kill@150"),
+    ),
     "weights-only": Bug(what="only the weights are restored", plant=_restore_weights_only),
     "no-sync": Bug(
         what="files are not synced",

@@ -1,12 +1,13 @@
 """Twin: the same contributions on a calm server that nobody disturbs. Its digests are what recovery must lead to."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.plans import Plan
+from tests.faults.race import Race
 from tests.faults.servers import Server, Wishes
 
 from hermosis.v1 import dynamics_pb2
@@ -34,6 +35,7 @@ class Twin:
         self._client = client
         self._lock = threading.Lock()
         self._lines: dict[str, _Line] = {}
+        self._races: dict[Race, tuple[Session, dict[str, Worker], list[bytes]]] = {}
 
     def digests(self, plan: Plan, step: int) -> set[bytes]:
         """What the state digest can be after so many steps: before an edit there, and after it."""
@@ -45,15 +47,42 @@ class Twin:
                 self._go_on(plan, line)
             return set(line.digests[step])
 
-    def _begun(self, plan: Plan) -> _Line:
+    def follow(self, race: Race, order: Sequence[tuple[str, int]]) -> list[bytes]:
+        """Digests of all steps so far, after further contributions: worker and number of each, in their order."""
+        with self._lock:
+            if race not in self._races:
+                session = self._session(race.plan, "")
+                workers = {name: session.worker(name, shared_memory=False) for name in race.plan.worker_ids}
+                self._races[race] = session, workers, [session.digest()]
+            _, workers, digests = self._races[race]
+            for worker_id, number in order:
+                worker = workers[worker_id]
+                result = worker.push(
+                    race.plan.gradient(worker_id, number), loss=race.plan.loss(number), want_digest=True
+                )
+                digests.append(result.state_digest)
+            return list(digests)
+
+    def forget(self, races: Iterable[Race]) -> None:
+        """Ends what was followed."""
+        with self._lock:
+            for race in races:
+                if race in self._races:
+                    self._races.pop(race)[0].close()
+
+    def _session(self, plan: Plan, session_id: str) -> Session:
         session = self._client.create_session(
             {"w": (plan.parameters,)},
             plan.recipe,
-            session_id=plan.name,
-            workers=plan.workers,
+            session_id=session_id,
+            consistency="async" if plan.is_race else plan.consistency,
             durability=Durability(mode="none"),
         )
         session.initialise(plan.start())
+        return session
+
+    def _begun(self, plan: Plan) -> _Line:
+        session = self._session(plan, plan.name)
         # Without memory that it shares: a twin lives as long as the tests do, and some of them count such memory.
         workers = [session.worker(worker_id, shared_memory=False) for worker_id in plan.worker_ids]
         return _Line(session, workers, [{session.digest()}])
