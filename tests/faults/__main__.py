@@ -110,7 +110,8 @@ class Campaign:
         draw = random.Random(self._result.seed)
         for _ in range(self._result.runs):  # each with a log that is short as yet: the limit is its limit too
             with self._drill(Wishes()) as one:
-                one.limit_files_and_kill(draw.randint(6_000, 15_000), after_acknowledgements=draw.randint(20, 90))
+                if not one.limit_files_and_kill(draw.randint(6_000, 15_000)):
+                    self._result.unreached.append("a limit on the size of files")
                 self._result.died("kill after a limit on the size of files")
                 self._says("kill after a limit on the size of files", one)
 

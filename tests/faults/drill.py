@@ -84,22 +84,32 @@ class Drill:
         self.server.kill()
         self.settle()
 
-    def limit_files_and_kill(self, limit_bytes: int, after_acknowledgements: int) -> None:
-        """Lets a settled server that has begun a segment write no file longer than that for a while; kills it later."""
+    def limit_files_and_kill(self, limit_bytes: int) -> bool:
+        """Lets a settled server that has begun a segment write no file longer than that, raises it, and kills it later.
+
+        Returns:
+          Whether the limit was met, by several sessions.
+        """
         self.rest(1)
-        enough = self.ledger.acknowledgements + after_acknowledgements
         self.server.limit_files(limit_bytes)
-        self._load.turns.allow(TURNS)
-        self._load.turns.rested(lambda: self.ledger.acknowledgements >= enough)
+        self._load.turns.allow(TURNS // 3)
+
+        def met() -> bool:
+            return self.server.log.read_text().count('"not_durable"') >= 3
+
+        while not self._load.turns.rested(met, timeout_s=0.1):
+            assert not self.server.ended(), self.server.tail()
+        was_met = met()
         self.server.limit_files(None)
-        self.rest(2)
+        self._come_to_rest()  # with the same turns: workers of a bounded race must not be told different numbers
         self.settle()
+        return was_met
 
     def rest(self, turns: int = TURNS) -> None:
         """Lets every thread of the load have turns, and waits for them."""
         self.door.open(self.server.address)
         self._load.turns.allow(turns)
-        assert self._load.turns.rested(lambda: False), f"the load did not come to rest:\n{self.server.tail()}"
+        self._come_to_rest()
 
     def close(self) -> None:
         self.door.shut()
@@ -109,6 +119,9 @@ class Drill:
 
     def _start(self, failpoints: str) -> Server:
         return Server(self._folder / "data", self._folder / "server.log", replace(self._wishes, failpoints=failpoints))
+
+    def _come_to_rest(self) -> None:
+        assert self._load.turns.rested(lambda: False), f"the load did not come to rest:\n{self.server.tail()}"
 
     def _until_it_ends(self) -> bool:
         """Whether it ended by itself before the load came to rest."""

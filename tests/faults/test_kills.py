@@ -61,6 +61,6 @@ def test_kills_at_random_moments_lead_to_what_the_twin_leads_to(seed: int, tmp_p
 def test_limit_on_the_size_of_files_that_is_raised_again_costs_nothing(tmp_path: Path, twin: Twin) -> None:
     """Writing fails within a segment as well as where one begins; the load holds on to its calls meanwhile."""
     with drill(tmp_path, twin) as one:
-        one.limit_files_and_kill(12_000, after_acknowledgements=60)
+        assert one.limit_files_and_kill(12_000)
         assert not one.violations, said(one, ["a limit on the size of files"])
     assert "cannot write to the journal" in (tmp_path / "server.log").read_text()
