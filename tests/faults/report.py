@@ -20,7 +20,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 # Where each promise is tested beside the drills: those whose name has one of these words.
 TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "P1": (("tests/rpc/test_durability.py", "tests/storage/*.py", "tests/cli/test_states.py"), ("",)),
-    "P2": (("tests/rpc/test_durability.py", "tests/client/test_resume.py", "tests/rpc/test_resume.py"), ("",)),
+    "P2": (
+        (
+            "tests/rpc/test_durability.py",
+            "tests/*/test_resume.py",
+            "tests/client/test_lineage.py",
+            "tests/*/test_going_on.py",
+        ),
+        ("",),
+    ),
     "P3": (
         ("tests/rpc/*.py", "tests/client/*.py", "tests/engine/*.py"),
         ("repeat", "sequence", "again", "twice", "duplicate", "once"),
