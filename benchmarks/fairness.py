@@ -3,9 +3,11 @@
     python -m benchmarks.fairness [--seconds 4] [--passes 5] [--victim 256]
 
 The victim is one worker of one small session in a process of its own. A flood is another process. Each pass measures
-the victim alone, beside the flood on the same server, and with the same flood on *another* server: there they share
-the machine's processors and nothing else, so what is slower than that is the server's doing. On a machine with few
-cores that is the number to look at.
+the victim alone and beside the flood.
+
+Workers live on machines of their own, so a flood's must not take processors from the server here: they are nice, and
+have what it and the victim leave. How many gradients of the flood are answered is measured with the victim and without,
+since a server could be fair to one by starving the other.
 """
 
 import argparse
@@ -15,7 +17,8 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,10 +38,17 @@ FLOODS = {
     "64 chatty sessions": (64, 1, 256, 1),
 }
 WARM_UP_S = 0.5
+NICE = 19
 
 
 async def flood(address: str, name: str) -> None:
-    """Floods until it is killed; says a line when it has begun."""
+    """Floods until it is killed; says how many gradients were answered when it has begun, and for every line it hears."""
+    answered = 0
+
+    def count(_: float) -> None:
+        nonlocal answered
+        answered += 1
+
     sessions, workers, parameters, ahead = FLOODS[name]
     gradient = traffic.Gradient.of(parameters)
     async with grpc.aio.insecure_channel(address) as channel:
@@ -46,8 +56,9 @@ async def flood(address: str, name: str) -> None:
         for _ in range(sessions):
             session_id = await traffic.create(channel, gradient, mode=traffic.ASYNC if workers > 1 else traffic.BARRIER)
             calls += [await traffic.open_stream(channel, session_id, f"w{number}") for number in range(workers)]
-        print("flooding", flush=True)
-        await asyncio.gather(*(traffic.exchange_for_ever(call, gradient, ahead=ahead) for call in calls))
+        asyncio.get_running_loop().add_reader(sys.stdin, lambda: (sys.stdin.readline(), print(answered, flush=True)))
+        print(answered, flush=True)
+        await asyncio.gather(*(traffic.exchange_for_ever(call, gradient, ahead=ahead, told=count) for call in calls))
 
 
 async def victim(address: str, parameters: int, seconds: float) -> None:
@@ -69,17 +80,47 @@ def _child(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.fairness", *arguments]
 
 
+class Flood:
+    """A flood that goes on in a process of its own."""
+
+    def __init__(self, address: str, name: str) -> None:
+        command = ["nice", f"-n{NICE}", *_child("--flood", name, "--address", address)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answered()
+
+    def _answered(self) -> int:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the flood has ended")
+        return int(line)
+
+    def _count(self) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._answered()
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[list[float]]:
+        """Appends the gradients a second that are answered in here."""
+        rates: list[float] = []
+        before, began_s = self._count(), time.perf_counter()
+        yield rates
+        rates.append((self._count() - before) / (time.perf_counter() - began_s))
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
 @contextlib.contextmanager
-def flooded(address: str, name: str) -> Iterator[None]:
-    process = subprocess.Popen(_child("--flood", name, "--address", address), stdout=subprocess.PIPE, text=True)
+def flooded(address: str, name: str) -> Iterator[Flood]:
+    flood = Flood(address, name)
     try:
-        assert process.stdout is not None
-        if process.stdout.readline().strip() != "flooding":
-            raise RuntimeError(f"the flood {name!r} did not begin")
-        yield
+        yield flood
     finally:
-        process.kill()
-        process.communicate()
+        flood.stop()
 
 
 def measured(address: str, parameters: int, seconds: float) -> tuple[float, float]:
@@ -89,26 +130,33 @@ def measured(address: str, parameters: int, seconds: float) -> tuple[float, floa
 
 
 def measure(names: list[str], *, parameters: int, seconds: float, passes: int) -> list[dict[str, object]]:
-    """A row for each flood: medians over passes of the victim's milliseconds, and of the ratios of one pass."""
+    """A row for each flood: medians over passes of the victim's milliseconds, of the flood's gradients a second, and of
+    the ratios of one pass."""
     rows: list[dict[str, object]] = []
     for name in names:
-        cases: dict[str, list[tuple[float, float]]] = {"alone": [], "beside": [], "elsewhere": []}
+        alone, beside, ratios, rates = [], [], [], []
         for _ in range(passes):
-            with LocalServer(arguments=["--log-level", "error"]) as here:
-                cases["alone"].append(measured(here.address, parameters, seconds))
-                with flooded(here.address, name):
-                    cases["beside"].append(measured(here.address, parameters, seconds))
-                with LocalServer(arguments=["--log-level", "error"]) as there, flooded(there.address, name):
-                    cases["elsewhere"].append(measured(here.address, parameters, seconds))
+            with LocalServer(arguments=["--log-level", "error"]) as server:
+                alone.append(measured(server.address, parameters, seconds))
+                with flooded(server.address, name) as flood:
+                    time.sleep(WARM_UP_S)
+                    with flood.counted() as by_itself:
+                        time.sleep(seconds)
+                    with flood.counted() as together:
+                        beside.append(measured(server.address, parameters, seconds))
+            ratios.append([mine / its for mine, its in zip(beside[-1], alone[-1], strict=True)])
+            rates.append((by_itself[0], together[0], together[0] / by_itself[0]))
         row: dict[str, object] = {"flood": name}
-        for place, what in enumerate(("p50", "p99")):
-            of = {case: [each[place] for each in passes_] for case, passes_ in cases.items()}
-            row |= {f"{what} {case}, ms": 1e3 * statistics.median(values) for case, values in of.items()}
-            for other in ("alone", "elsewhere"):
-                ratios = [mine / its for mine, its in zip(of["beside"], of[other], strict=True)]
-                row[f"{what} beside/{other}"] = statistics.median(ratios)
-        rows.append(row)
+        for what, *columns in zip(("p50", "p99"), *(_medians(each) for each in (alone, beside, ratios)), strict=True):
+            row |= {f"{what} alone, ms": 1e3 * columns[0], f"{what} beside, ms": 1e3 * columns[1]}
+            row[f"{what} beside/alone"] = columns[2]
+        names_of_rates = ("flood by itself, gradients/s", "flood beside, gradients/s", "flood beside/by itself")
+        rows.append(row | dict(zip(names_of_rates, _medians(rates), strict=True)))
     return rows
+
+
+def _medians(passes: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.median(column) for column in zip(*passes, strict=True)]
 
 
 def table(rows: list[dict[str, object]]) -> str:
