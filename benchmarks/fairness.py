@@ -5,9 +5,10 @@
 The victim is one worker of one small session in a process of its own. A flood is another process. Each pass measures
 the victim alone and beside the flood.
 
-Workers live on machines of their own, so a flood's must not take processors from the server here: they are nice, and
-have what it and the victim leave. How many gradients of the flood are answered is measured with the victim and without,
-since a server could be fair to one by starving the other.
+Workers live on machines of their own, so a flood's must not take processors from the server here: server and victim
+come before all else (undisturbed.py), the flood has what they leave. How many of its gradients are answered is measured
+with the victim and without, since a server could be fair to one by starving the other. Exchanges during which the
+machine itself stood still are left out, with and without a flood.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import numpy as np
 
 from benchmarks import traffic
 from benchmarks.speed.machine import described
+from benchmarks.undisturbed import BEFORE_IT, first, watched
 from hermosis_client.local_server import LocalServer
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,11 +40,10 @@ FLOODS = {
     "64 chatty sessions": (64, 1, 256, 1),
 }
 WARM_UP_S = 0.5
-NICE = 19
 
 
 async def flood(address: str, name: str) -> None:
-    """Floods until it is killed; says how many gradients were answered when it has begun, and for every line it hears."""
+    """Floods until it is killed; says how many gradients were answered, at first and for every line it hears."""
     answered = 0
 
     def count(_: float) -> None:
@@ -62,16 +63,21 @@ async def flood(address: str, name: str) -> None:
 
 
 async def victim(address: str, parameters: int, seconds: float) -> None:
-    """Exchanges for a while, and says its p50 and p99 in seconds."""
-    gradient, took = traffic.Gradient.of(parameters), list[float]()
+    """Exchanges for a while, and says when each began and ended."""
+    gradient, spans = traffic.Gradient.of(parameters), list[tuple[float, float]]()
+
+    def note(took_s: float) -> None:
+        now = time.monotonic()
+        spans.append((now - took_s, now))
+
     async with grpc.aio.insecure_channel(address) as channel:
         session_id = await traffic.create(channel, gradient)
         call = await traffic.open_stream(channel, session_id)
-        exchanging = asyncio.ensure_future(traffic.exchange_for_ever(call, gradient, told=took.append))
+        exchanging = asyncio.ensure_future(traffic.exchange_for_ever(call, gradient, told=note))
         await asyncio.sleep(WARM_UP_S)
-        took.clear()
+        spans.clear()
         await asyncio.wait([exchanging], timeout=seconds)
-        print(json.dumps(np.percentile(took, [50, 99]).tolist()))
+        print(json.dumps(spans))
         exchanging.cancel()
         await traffic.close(channel, session_id)
 
@@ -84,7 +90,7 @@ class Flood:
     """A flood that goes on in a process of its own."""
 
     def __init__(self, address: str, name: str) -> None:
-        command = ["nice", f"-n{NICE}", *_child("--flood", name, "--address", address)]
+        command = _child("--flood", name, "--address", address)
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answered()
 
@@ -123,10 +129,14 @@ def flooded(address: str, name: str) -> Iterator[Flood]:
         flood.stop()
 
 
-def measured(address: str, parameters: int, seconds: float) -> tuple[float, float]:
+def measured(address: str, parameters: int, seconds: float) -> tuple[float, float, float]:
+    """The victim's p50 and p99 in seconds, and the part of its exchanges that was left out."""
     arguments = _child("--address", address, "--victim", str(parameters), "--seconds", str(seconds))
-    p50_s, p99_s = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
-    return p50_s, p99_s
+    with watched() as stalls, first(BEFORE_IT):
+        spans = np.array(json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout))
+    kept = stalls.outside(spans)
+    p50_s, p99_s = np.percentile(np.diff(spans[kept]), [50, 99]).tolist()
+    return p50_s, p99_s, 1 - kept.mean()
 
 
 def measure(names: list[str], *, parameters: int, seconds: float, passes: int) -> list[dict[str, object]]:
@@ -136,7 +146,9 @@ def measure(names: list[str], *, parameters: int, seconds: float, passes: int) -
     for name in names:
         alone, beside, ratios, rates = [], [], [], []
         for _ in range(passes):
-            with LocalServer(arguments=["--log-level", "error"]) as server:
+            with contextlib.ExitStack() as stack:
+                with first():
+                    server = stack.enter_context(LocalServer(arguments=["--log-level", "error"]))
                 alone.append(measured(server.address, parameters, seconds))
                 with flooded(server.address, name) as flood:
                     time.sleep(WARM_UP_S)
@@ -144,12 +156,13 @@ def measure(names: list[str], *, parameters: int, seconds: float, passes: int) -
                         time.sleep(seconds)
                     with flood.counted() as together:
                         beside.append(measured(server.address, parameters, seconds))
-            ratios.append([mine / its for mine, its in zip(beside[-1], alone[-1], strict=True)])
+            ratios.append([mine / its for mine, its in zip(beside[-1][:2], alone[-1][:2], strict=True)])
             rates.append((by_itself[0], together[0], together[0] / by_itself[0]))
         row: dict[str, object] = {"flood": name}
-        for what, *columns in zip(("p50", "p99"), *(_medians(each) for each in (alone, beside, ratios)), strict=True):
+        for what, *columns in zip(("p50", "p99"), *(_medians(each) for each in (alone, beside, ratios)), strict=False):
             row |= {f"{what} alone, ms": 1e3 * columns[0], f"{what} beside, ms": 1e3 * columns[1]}
             row[f"{what} beside/alone"] = columns[2]
+        row["left out"] = _medians(beside)[2]
         names_of_rates = ("flood by itself, gradients/s", "flood beside, gradients/s", "flood beside/by itself")
         rows.append(row | dict(zip(names_of_rates, _medians(rates), strict=True)))
     return rows

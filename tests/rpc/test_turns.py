@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from hermosis_server.rpc.turns import COMPANY_S, LARGE, Turns
+from hermosis_server.rpc.turns import COMPANY_S, IN_HAND_S, LARGE, PATIENCE_S, Turns
 
 WORKERS = 8
 
@@ -67,3 +67,73 @@ def test_large_messages_go_one_a_pass_whoever_sends_them() -> None:
         return await _messages_a_pass(Turns(), LARGE, seconds=COMPANY_S)
 
     assert max(asyncio.run(scenario())) == 1
+
+
+async def _passes_until_served(turns: Turns, who: object) -> int:
+    """For one who has had its turn and wants another."""
+    assert turns.take(who), "the first is free"
+    waiting, passes = asyncio.ensure_future(turns.wait(who)), 0
+    while not waiting.done():
+        await asyncio.sleep(0)
+        passes += 1
+    return passes
+
+
+def test_another_turn_waits_for_the_answer_that_is_in_hand() -> None:
+    async def scenario() -> tuple[int, bool, bool]:
+        turns = Turns()
+        at_once = await _passes_until_served(turns, "flood")
+        turns.begin("a stream", "other")
+        assert turns.take("flood")
+        waiting = asyncio.ensure_future(turns.wait("flood"))
+        for _ in range(10 * at_once):
+            await asyncio.sleep(0)
+        before = waiting.done()
+        turns.end("a stream")
+        for _ in range(2 * at_once):
+            await asyncio.sleep(0)
+        return at_once, before, waiting.done()
+
+    at_once, before, after = asyncio.run(scenario())
+    assert at_once <= 4
+    assert not before
+    assert after
+
+
+def test_it_waits_no_longer_than_it_has_patience_for_answers_that_do_not_come() -> None:
+    async def scenario() -> float:
+        turns, loop = Turns(), asyncio.get_running_loop()
+        turns.begin("a stream", "other")
+        began_s = loop.time()
+        await _passes_until_served(turns, "flood")
+        return loop.time() - began_s
+
+    assert asyncio.run(scenario()) >= PATIENCE_S / 2
+
+
+def test_the_first_large_message_waits_likewise() -> None:
+    async def scenario() -> bool:
+        turns = Turns()
+        turns.begin("a stream", "other")
+        return turns.take(LARGE)
+
+    assert not asyncio.run(scenario())
+
+
+def test_nobody_waits_for_what_is_in_hand_of_its_own() -> None:
+    async def scenario() -> int:
+        turns = Turns()
+        turns.begin("a stream", "flood")
+        return await _passes_until_served(turns, "flood")
+
+    assert asyncio.run(scenario()) <= 4
+
+
+def test_what_is_answered_by_nobody_is_soon_no_longer_in_hand() -> None:
+    async def scenario() -> bool:
+        turns = Turns()
+        turns.begin("a stream", "other")
+        await asyncio.sleep(2 * IN_HAND_S)
+        return turns.take(LARGE)
+
+    assert asyncio.run(scenario())

@@ -1,13 +1,15 @@
-"""Executor: the device has one owner at a time: its thread or, for a small step while that has nothing, the event loop.
+"""Executor: the device has one owner at a time: its thread or, for a small step, the event loop.
 
-The thread takes nothing but what the event loop hands it, and the loop counts what it has not heard the end of. While
-that is nothing, the thread waits for its queue and touches nothing, so the loop itself may step; and what is asked for
-after such a step is handed over after it.
+Ownership is a lock that the thread has while it does anything, but for the slices of a heavy step, in which it touches
+nothing but the rows of that. Where the lock is free the loop itself may step; it never waits for it. The thread takes
+nothing but what the loop hands it, and the loop knows what it has not heard the end of: what is asked for before a step
+and after it comes before it and after it.
 """
 
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import threading
 import time
@@ -33,7 +35,7 @@ class Executor:
     """Runs steps and jobs in the queue's order, and answers on the event loop.
 
     On a processor a heavy step goes in slices, and between two of them light rounds of other sessions are stepped, by
-    a stepper of their own: the same thread, so everything still has one owner.
+    a stepper of their own. So does the loop while a slice is under way.
 
     Args:
       arena:   built by the caller, used by nobody else from then on.
@@ -44,11 +46,16 @@ class Executor:
     def __init__(self, arena: Arena, queue: StepQueue, *, threads: int = 1) -> None:
         self._arena = arena
         self._queue = queue
-        self._stepper = Stepper(arena, fused.Pool(threads, between=self._let_light_ones_through))
+        self._owner = threading.Lock()
+        during = _Lent(self._owner)
+        self._stepper = Stepper(arena, fused.Pool(threads, between=self._let_light_ones_through, during=during))
         self._light_stepper = Stepper(arena, fused.Pool(1))
         self._stepping: set[int] = set()  # the sessions of the batch that goes in slices
+        self._told: list[Callable[[], None]] = []  # by the thread, when it has the time
         self._loop = asyncio.get_running_loop()
-        self._handed_over = 0  # to the thread, and not heard of again
+        # Handed over to the thread and not heard of again: rounds by their session, and how much else.
+        self._rounds: dict[int, int] = {}
+        self._others = 0
         self._here: dict[int, ReadyRound] = {}  # to be stepped on the event loop; by the session
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="hermosis-device", daemon=True)
@@ -69,11 +76,12 @@ class Executor:
             try:
                 result = job(self._arena)
             except Exception as error:
-                self._tell(1, _settle, future, None, error)
+                self._tell((item,), _settle, future, None, error)
             else:
-                self._tell(1, _settle, future, result, None)
+                self._tell((item,), _settle, future, result, None)
 
-        self._hand_over(Job(work, of))
+        item = Job(work, of)
+        self._hand_over(item)
         # A caller that goes away does not undo what the device does; it only no longer hears of it.
         return await asyncio.shield(future)
 
@@ -115,31 +123,53 @@ class Executor:
         await asyncio.to_thread(self._thread.join)
 
     def _hand_over(self, item: Ready | Job) -> None:
-        """Lets the device thread do it, and before it what would have been stepped here."""
-        for each in (*self._here.values(), item):
-            self._handed_over += 1
+        """Lets the device thread do it, and before it what would be stepped here and may be of the same session."""
+        items: list[Ready | Job] = [item]
+        if not isinstance(item, ReadyRound):
+            items[:0] = self._here.values()
+            self._here.clear()
+        elif id(item.resident) in self._here:
+            items.insert(0, self._here.pop(id(item.resident)))
+        for each in items:
+            if isinstance(each, ReadyRound):
+                self._rounds[id(each.resident)] = self._rounds.get(id(each.resident), 0) + 1
+            else:
+                self._others += 1
             self._queue.put(each)
-        self._here.clear()
 
     def _may_step_here(self, ready: Ready) -> TypeGuard[ReadyRound]:
-        if self._handed_over or self._stopped or self._queue.lingers or not isinstance(ready, ReadyRound):
+        if self._others or self._stopped or self._queue.lingers or not isinstance(ready, ReadyRound):
+            return False
+        known: Resident = ready.resident
+        if id(known) in self._rounds or id(known) in self._here:  # a second step waits for the first
             return False
         size = ready.size_bytes + sum(other.size_bytes for other in self._here.values())
-        known: Resident = ready.resident
-        # A second step waits for the first; and to fetch a session from host memory may take long.
-        new_and_near = id(known) not in self._here and known.slot.resident
-        return size <= HERE_BYTES and new_and_near and self._stepper.takes_microseconds(known)
+        return size <= HERE_BYTES and not self._owner.locked() and self._is_short(known)
+
+    def _is_short(self, known: Resident) -> bool:
+        # To fetch a session from host memory may take long, and displace one that is being stepped.
+        return known.slot.resident and self._light_stepper.takes_microseconds(known)
 
     def _step_here(self) -> None:
         """Steps what waits for that on the event loop, and tells everyone at once."""
-        batch = list(self._here.values())
+        waiting = list(self._here.values())
         self._here.clear()
-        if not batch:  # it was handed over
+        if not (waiting and self._owner.acquire(blocking=False)):
+            for item in waiting:
+                self._hand_over(item)
             return
         try:
-            results = step_batch(self._arena, self._stepper, batch)
-        except Exception as error:
-            results = [step_failed(error, len(batch))] * len(batch)
+            short = [self._is_short(item.resident) for item in waiting]  # still
+            batch = list(itertools.compress(waiting, short))
+            try:
+                results = step_batch(self._arena, self._light_stepper, batch)
+            except Exception as error:
+                results = [step_failed(error, len(batch))] * len(batch)
+        finally:
+            self._owner.release()
+        for item, here in zip(waiting, short, strict=True):
+            if not here:
+                self._hand_over(item)
         _deliver([(item.done, result) for item, result in zip(batch, results, strict=True)])
 
     def _work(self) -> None:
@@ -147,22 +177,26 @@ class Executor:
         land: Callable[[], None] = _nothing
         while True:
             work = self._queue.next(wait=not flying)
-            batch = work if isinstance(work, list) else []
-            if not batch or not _sessions(batch).isdisjoint(_sessions(flying)):
-                land()
-                flying, land = [], _nothing
-            if work is None:
+            if work is None and not flying:
                 return
-            if isinstance(work, Job):
-                work.run()
-            elif batch:
-                begun = self._begin(batch)
-                land()  # the one before, while this one steps
-                flying, land = batch, begun
-                if self._stepper.device is None:  # it has stepped by now
+            batch = work if isinstance(work, list) else []
+            with self._owner:
+                if not batch or not _sessions(batch).isdisjoint(_sessions(flying)):
                     land()
                     flying, land = [], _nothing
-                del begun
+                if isinstance(work, Job):
+                    work.run()
+                elif batch:
+                    begun = self._begin(batch)
+                    land()  # the one before, while this one steps
+                    flying, land = batch, begun
+                    if self._stepper.device is None:  # it has stepped by now
+                        land()
+                        flying, land = [], _nothing
+                    del begun
+            self._tell_all()  # while somebody else may own the device: what they send next is stepped at once
+            if work is None:
+                return
             del work, batch  # While nothing comes they would hold memory that a worker shares, which may have gone.
 
     def _begin(self, batch: list[Ready]) -> Callable[[], None]:
@@ -185,6 +219,7 @@ class Executor:
             self._fail(batch, error)
         else:
             self._end(batch, results)()
+        self._tell_all()
 
     def _may_step_between(self, item: Ready) -> bool:
         # To fetch one from host memory could put a session there that is being stepped.
@@ -199,22 +234,46 @@ class Executor:
             except Exception as error:
                 self._fail(batch, error)
             else:
-                self._tell(len(news), _deliver, news)
+                self._tell(batch, _deliver, news)
 
         return end
 
     def _fail(self, batch: list[Ready], error: Exception) -> None:
         failure = step_failed(error, len(batch))
-        self._tell(len(batch), _deliver, [(item.done, failure) for item in batch])
+        self._tell(batch, _deliver, [(item.done, failure) for item in batch])
 
-    def _tell(self, items: int, function: Callable[..., None], *arguments: object) -> None:
-        """Lets the event loop hear the end of so many items. The last thing that this thread does with them."""
+    def _tell(self, items: Sequence[Ready | Job], function: Callable[..., None], *arguments: object) -> None:
+        """Notes what the event loop is to hear of the end of items. The last thing that this thread does with them."""
+        self._told.append(functools.partial(self._hear, items, function, *arguments))
+
+    def _tell_all(self) -> None:
         with contextlib.suppress(RuntimeError):  # The loop has gone: nobody is left to hear.
-            self._loop.call_soon_threadsafe(functools.partial(self._hear, items, function, *arguments))
+            for hear in self._told:
+                self._loop.call_soon_threadsafe(hear)
+        self._told.clear()
 
-    def _hear(self, items: int, function: Callable[..., None], *arguments: object) -> None:
-        self._handed_over -= items
+    def _hear(self, items: Sequence[Ready | Job], function: Callable[..., None], *arguments: object) -> None:
+        for item in items:
+            if not isinstance(item, ReadyRound):
+                self._others -= 1
+            elif self._rounds[id(item.resident)] > 1:
+                self._rounds[id(item.resident)] -= 1
+            else:
+                del self._rounds[id(item.resident)]
         function(*arguments)
+
+
+class _Lent:
+    """Without the lock that one has, for as long as this lasts."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.acquire()
 
 
 def _nothing() -> None:

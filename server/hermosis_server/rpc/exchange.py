@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 MAX_HANDLES = 65_536
 SMALL_BYTES = 16 << 10  # answers of at most this are bounded by their number, MAX_ANSWERS
+COMPANY_CHUNK_BYTES = 256 << 10  # to make and write a megabyte takes the event loop half a millisecond and more
 MAX_OPENINGS = 1024  # in one message; as many refusals fit an answer
 MAX_RECOVERIES_TOLD = 64
 
@@ -103,6 +104,7 @@ class ExchangeStream:
             self._links.clear()
             self._desk.forget()
             self._outbox.close()
+            self._turns.end(self)
             self._segments.close()
 
     def half_done(self) -> Mapping[Hashable, int]:
@@ -142,20 +144,24 @@ class ExchangeStream:
                 await write(message)
                 outbox.written_messages += 1
                 activity.sent_bytes += len(message)
+                turns.end(self)
                 if len(message) > HEAVY_BYTES and not turns.take(LARGE):  # before the next one is made
                     await turns.wait(LARGE)
             outbox.written()
 
     async def _read(self) -> None:
         read, outbox, turns, end = self._context.read, self._outbox, self._turns, grpc.aio.EOF
-        activity = self._engine.activity
+        activity, large = self._engine.activity, False
         while (raw := await read()) is not end:
             activity.received_bytes += len(raw)
             if outbox.full:
                 await outbox.room()
-            who = LARGE if len(raw) > HEAVY_BYTES else self._who
+            large_before, large = large, len(raw) > HEAVY_BYTES
+            who = LARGE if large else self._who
             if not turns.take(who):
                 await turns.wait(who)
+            elif not (large or large_before):  # what ends a gradient of many chunks is not small
+                turns.begin(self, who)
             self._receive(raw)
 
     def _receive(self, raw: bytes) -> None:
@@ -317,7 +323,7 @@ class ExchangeStream:
             link.unanswered -= 1
             self._outbox.put((_refused(handle, sequence, answer),), window, sure=sure)
             return
-        chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
+        chunk_bytes, place = self._chunk_bytes(link), link.answer_place
         messages = codec.answer_messages(
             answer, handle=handle, whole=whole, chunk_bytes=chunk_bytes, place=place, coded=link.coded
         )
@@ -328,6 +334,11 @@ class ExchangeStream:
             budget = link.session.budget
             budget.hold(held_bytes)
         self._outbox.put(_written(link, messages), window, sure=sure, budget=budget, held_bytes=held_bytes)
+
+    def _chunk_bytes(self, link: Link) -> int:
+        """What is sent at a time, of a plain vector less while others wait. Codecs depend on where it is cut."""
+        most = self._engine.limits.chunk_bytes
+        return min(most, COMPANY_CHUNK_BYTES) if self._turns.several and link.coded is None else most
 
     def _open_many(self, message: gradient_pb2.OpenSessions) -> None:
         if len(message.open) > MAX_OPENINGS:
@@ -380,7 +391,7 @@ class ExchangeStream:
         except Exception as error:
             link.unanswered -= 1
             return (_refused(handle, 0, error),)
-        chunk_bytes, place = self._engine.limits.chunk_bytes, link.answer_place
+        chunk_bytes, place = self._chunk_bytes(link), link.answer_place
         if place is not None:
             self._engine.activity.sent_bytes += len(vector.payload)
         messages = codec.vector_messages(

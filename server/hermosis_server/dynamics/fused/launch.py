@@ -150,10 +150,7 @@ class _Batch:
 
         def all_rows(which_act: Act) -> None:
             pieces = [functools.partial(act, which_act, *cut) for cut in itertools.pairwise(cuts)]
-            for first in range(0, shares, pool.threads):
-                if first and pool.between is not None:
-                    pool.between()
-                pool.run(pieces[first : first + pool.threads])
+            pool.run_slices(pieces[first : first + pool.threads] for first in range(0, shares, pool.threads))
 
         act(Act.BEGIN, 0, count)
         if self.outcome[session] != Fate.APPLIED:

@@ -47,11 +47,11 @@ def mean_of(
     if pool is None or elements < SHARED_ELEMENTS:
         add(0, elements)
         return result
-    for begin in range(0, elements, pool.threads * SLICE_ELEMENTS):
-        if begin and pool.between is not None:
-            pool.between()
-        firsts = range(begin, min(elements, begin + pool.threads * SLICE_ELEMENTS), SLICE_ELEMENTS)
-        pool.run([functools.partial(add, first, min(first + SLICE_ELEMENTS, elements)) for first in firsts])
+    pieces = [
+        functools.partial(add, first, min(first + SLICE_ELEMENTS, elements))
+        for first in range(0, elements, SLICE_ELEMENTS)
+    ]
+    pool.run_slices(pieces[first : first + pool.threads] for first in range(0, len(pieces), pool.threads))
     return result
 
 

@@ -1,10 +1,11 @@
 """Pool: threads that share large work, and when it is large."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 SHARED_ELEMENTS = 1 << 18  # below this a batch is stepped before another thread has woken up
-SLICE_ELEMENTS = 1 << 19  # of each thread, before whoever owns the pool may do something else: half a millisecond
+SLICE_ELEMENTS = 1 << 17  # of each thread, before whoever owns the pool may do something else: a quarter millisecond
 
 
 class Pool:
@@ -13,12 +14,19 @@ class Pool:
     Args:
       threads: in all, at least one.
       between: called between two slices of a large session, on the caller's thread; it must leave the tables and the
-               rows of the batch alone. None where nothing waits for that.
+               rows of the batch alone. None where nothing waits for that, and nothing is cut.
+      during:  entered for each slice. Whoever that lets in must leave tables and rows alone as well.
     """
 
-    def __init__(self, threads: int, between: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        threads: int,
+        between: Callable[[], None] | None = None,
+        during: contextlib.AbstractContextManager[object] | None = None,
+    ) -> None:
         self.threads = threads
         self.between = between
+        self._during = during or contextlib.nullcontext()
         self._others = ThreadPoolExecutor(threads - 1, "hermosis-step") if threads > 1 else None
 
     def run(self, shares: Sequence[Callable[[], None]]) -> None:
@@ -37,6 +45,14 @@ class Pool:
         for error in errors:
             if error is not None:
                 raise error
+
+    def run_slices(self, slices: Iterable[Sequence[Callable[[], None]]]) -> None:
+        """Runs the shares of one slice after another."""
+        for number, shares in enumerate(slices):
+            if number and self.between is not None:
+                self.between()
+            with self._during:
+                self.run(shares)
 
     def close(self) -> None:
         """Ends the threads."""
