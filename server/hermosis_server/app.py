@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import ipaddress
 import logging
 import os
@@ -111,7 +110,7 @@ def _is_loopback(host: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, folder: Path | None = None, *, tracing: Tracing | None = None, own_process: bool = False
+    settings: Settings, folder: Path | None = None, *, tracing: Tracing | None = None
 ) -> AsyncIterator[Running]:
     """A server from the first open port to the last finished step.
 
@@ -120,7 +119,6 @@ async def running(
     Args:
       folder:  where sessions are kept, held by nobody else; None keeps them in memory only.
       tracing: in place of the one that the settings ask for; closed at the end.
-      own_process: nothing but this server runs in the process.
 
     Stopping says NOT_SERVING, refuses new work, finishes rounds that are complete, writes what is not on disk, and
     then ends the calls.
@@ -143,11 +141,6 @@ async def running(
     limits = settings.limits()
     if any(device.type == "cpu" for device in devices):
         warm_up()
-    if own_process:
-        # What was imported is there to stay. To look through it for garbage again and again takes a tenth of a second
-        # each time, in which nobody is answered.
-        gc.collect()
-        gc.freeze()
     executors = [_executor(device, settings) for device in devices]
     pinned = any(device.type == "cuda" for device in devices)
     keeper = None if folder is None else _keeper(folder, settings)
@@ -271,7 +264,7 @@ async def _serve(settings: Settings) -> None:
 
 
 async def _until(stop: asyncio.Event, settings: Settings, folder: Path) -> None:
-    async with running(settings, folder, own_process=True) as server:
+    async with running(settings, folder) as server:
         # For whoever started this process, in one line that is easy to find.
         print(f"HERMOSIS READY address={server.address}", flush=True)
         await stop.wait()
