@@ -137,3 +137,16 @@ def test_what_is_answered_by_nobody_is_soon_no_longer_in_hand() -> None:
         return turns.take(LARGE)
 
     assert asyncio.run(scenario())
+
+
+def test_large_and_small_messages_of_one_session_are_no_company() -> None:
+    async def scenario() -> list[bool]:
+        turns, several = Turns(), []
+        for session in ("one", "one", "another"):
+            for who in (LARGE, session):
+                turns.take(who, session)
+                await asyncio.sleep(0.001)
+                several.append(turns.several)
+        return several
+
+    assert asyncio.run(scenario()) == [False] * 4 + [True] * 2

@@ -145,7 +145,7 @@ class ExchangeStream:
                 outbox.written_messages += 1
                 activity.sent_bytes += len(message)
                 turns.end(self)
-                if len(message) > HEAVY_BYTES and not turns.take(LARGE):  # before the next one is made
+                if len(message) > HEAVY_BYTES and not turns.take(LARGE, self._who):  # before the next one is made
                     await turns.wait(LARGE)
             outbox.written()
 
@@ -158,7 +158,7 @@ class ExchangeStream:
                 await outbox.room()
             large_before, large = large, len(raw) > HEAVY_BYTES
             who = LARGE if large else self._who
-            if not turns.take(who):
+            if not turns.take(who, self._who):
                 await turns.wait(who)
             elif not (large or large_before):  # what ends a gradient of many chunks is not small
                 turns.begin(self, who)

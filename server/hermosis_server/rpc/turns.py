@@ -48,7 +48,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._served: set[Hashable] = set()  # in this pass
-        self._last: Hashable = None  # who was served alone last
+        self._last: Hashable = None  # whose message came last
         self._company_s = 0.0  # until when several count as being there; on the loop's clock
         self.several = False
         self._lines: dict[Hashable, _Line] = {}
@@ -56,8 +56,17 @@ class Turns:
         self._passing = False  # `_next` comes after this pass
         self._timer: asyncio.TimerHandle | None = None
 
-    def take(self, who: Hashable) -> bool:
-        """Whether it is the caller's turn now; else `wait` for it."""
+    def take(self, who: Hashable, of: Hashable = None) -> bool:
+        """Whether it is the caller's turn now; else `wait` for it.
+
+        Args:
+          of: the session or stream, where `who` is LARGE.
+        """
+        of = of or who
+        if of != self._last:
+            if self._last is not None:
+                self._company_s = self._now() + COMPANY_S
+            self._last = of
         if who in self._lines:
             return False
         if who not in self._served:
@@ -107,12 +116,8 @@ class Turns:
         """Another pass: those that wait have the first turns of it."""
         self._passing = False
         now_s = self._now()
-        if self._served:
-            if self._last not in self._served or len(self._served) > 1:
-                self._company_s = now_s + COMPANY_S
-                self._last = next(iter(self._served))
-            self.several = now_s < self._company_s
-            self._served.clear()
+        self.several = now_s < self._company_s
+        self._served.clear()
         for who, line in list(self._lines.items()):
             while line.waiting and line.waiting[0].done():  # it has gone
                 line.waiting.popleft()
