@@ -49,6 +49,7 @@ class Turns:
     def __init__(self) -> None:
         self._served: set[Hashable] = set()  # in this pass
         self._last: Hashable = None  # whose message came last
+        self._passed_s = -COMPANY_S  # when the last pass was
         self._company_s = 0.0  # until when several count as being there; on the loop's clock
         self.several = False
         self._lines: dict[Hashable, _Line] = {}
@@ -64,8 +65,9 @@ class Turns:
         """
         of = of or who
         if of != self._last:
-            if self._last is not None:
-                self._company_s = self._now() + COMPANY_S
+            now_s = self._now()
+            if now_s < self._passed_s + COMPANY_S:
+                self._company_s = now_s + COMPANY_S
             self._last = of
         if who in self._lines:
             return False
@@ -116,7 +118,7 @@ class Turns:
         """Another pass: those that wait have the first turns of it."""
         self._passing = False
         now_s = self._now()
-        self.several = now_s < self._company_s
+        self._passed_s, self.several = now_s, now_s < self._company_s
         self._served.clear()
         for who, line in list(self._lines.items()):
             while line.waiting and line.waiting[0].done():  # it has gone
