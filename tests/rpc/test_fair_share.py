@@ -125,11 +125,13 @@ def test_vectors_go_out_in_smaller_pieces_while_another_session_is_there(server:
         stream.next(), other.next()
         time.sleep(2 * turns.COMPANY_S)  # until the opening of the other one is forgotten
         assert max(pieces(stream, 1)) == wire.DEFAULT_CHUNK_BYTES
-        threading.Thread(
+        company = threading.Thread(
             target=exchange_each_in_turn, args=(other, SMALL), kwargs={"until": lambda _: done.is_set()}
-        ).start()
+        )
+        company.start()
         try:
             beside = [pieces(stream, step) for step in range(2, 12)]
         finally:
             done.set()
+            company.join(20)
     assert min(max(each) for each in beside) == exchange.COMPANY_CHUNK_BYTES
