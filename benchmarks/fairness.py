@@ -75,6 +75,7 @@ async def victim(address: str, parameters: int, seconds: float) -> None:
         call = await traffic.open_stream(channel, session_id)
         exchanging = asyncio.ensure_future(traffic.exchange_for_ever(call, gradient, told=note))
         await asyncio.sleep(WARM_UP_S)
+        print("measuring", flush=True)
         spans.clear()
         await asyncio.wait([exchanging], timeout=seconds)
         print(json.dumps(spans))
@@ -108,11 +109,10 @@ class Flood:
         return self._answered()
 
     @contextlib.contextmanager
-    def counted(self) -> Iterator[list[float]]:
+    def counted(self, rates: list[float]) -> Iterator[None]:
         """Appends the gradients a second that are answered in here."""
-        rates: list[float] = []
         before, began_s = self._count(), time.perf_counter()
-        yield rates
+        yield
         rates.append((self._count() - before) / (time.perf_counter() - began_s))
 
     def stop(self) -> None:
@@ -129,11 +129,21 @@ def flooded(address: str, name: str) -> Iterator[Flood]:
         flood.stop()
 
 
-def measured(address: str, parameters: int, seconds: float) -> tuple[float, float, float]:
+def measured(
+    address: str, parameters: int, seconds: float, meanwhile: contextlib.AbstractContextManager[object]
+) -> tuple[float, float, float]:
     """The victim's p50 and p99 in seconds, and the part of its exchanges that was left out."""
     arguments = _child("--address", address, "--victim", str(parameters), "--seconds", str(seconds))
     with watched() as stalls, first(BEFORE_IT):
-        spans = np.array(json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout))
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        with meanwhile:
+            line = process.stdout.readline()
+        process.communicate()
+    if not line:
+        raise RuntimeError("the victim has ended without a result")
+    spans = np.array(json.loads(line))
     kept = stalls.outside(spans)
     p50_s, p99_s = np.percentile(np.diff(spans[kept]), [50, 99]).tolist()
     return p50_s, p99_s, 1 - kept.mean()
@@ -144,20 +154,20 @@ def measure(names: list[str], *, parameters: int, seconds: float, passes: int) -
     the ratios of one pass."""
     rows: list[dict[str, object]] = []
     for name in names:
-        alone, beside, ratios, rates = [], [], [], []
+        alone, beside, ratios, rates = [], [], [], list[list[float]]()
         for _ in range(passes):
             with contextlib.ExitStack() as stack:
                 with first():
                     server = stack.enter_context(LocalServer(arguments=["--log-level", "error"]))
-                alone.append(measured(server.address, parameters, seconds))
+                alone.append(measured(server.address, parameters, seconds, contextlib.nullcontext()))
                 with flooded(server.address, name) as flood:
+                    rates.append([])
                     time.sleep(WARM_UP_S)
-                    with flood.counted() as by_itself:
+                    with flood.counted(rates[-1]):
                         time.sleep(seconds)
-                    with flood.counted() as together:
-                        beside.append(measured(server.address, parameters, seconds))
+                    beside.append(measured(server.address, parameters, seconds, flood.counted(rates[-1])))
+                    rates[-1].append(rates[-1][1] / rates[-1][0])
             ratios.append([mine / its for mine, its in zip(beside[-1][:2], alone[-1][:2], strict=True)])
-            rates.append((by_itself[0], together[0], together[0] / by_itself[0]))
         row: dict[str, object] = {"flood": name}
         for what, *columns in zip(("p50", "p99"), *(_medians(each) for each in (alone, beside, ratios)), strict=False):
             row |= {f"{what} alone, ms": 1e3 * columns[0], f"{what} beside, ms": 1e3 * columns[1]}

@@ -19,7 +19,7 @@ COMPANY_S: Final = 0.05
 # A message that was not answered by then waits for something else than the event loop: for other workers, as a rule.
 IN_HAND_S: Final = 0.005
 # How long who wants another turn lets others be answered: so it has half of the loop at least.
-PATIENCE_S: Final = 0.001
+PATIENCE_S: Final = 0.002
 
 
 class _Large:
@@ -81,13 +81,19 @@ class Turns:
 
     async def wait(self, who: Hashable) -> None:
         """Comes back in a pass in which it is the caller's turn."""
-        line = self._lines.get(who)
-        if line is None:
-            line = self._lines[who] = _Line(self._now())
-            self._pass()
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line.waiting.append(turn)
-        await turn
+        since_s = self._now()
+        while True:
+            line = self._lines.get(who)
+            if line is None:
+                line = self._lines[who] = _Line(since_s)
+                self._pass()
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            line.waiting.append(turn)
+            await turn
+            # What the same pass has brought meanwhile goes first as well.
+            now_s = self._now()
+            if not self._in_hand or now_s - since_s >= PATIENCE_S or not self._holds(who, now_s):
+                return
 
     def begin(self, stream: Hashable, who: Hashable) -> None:
         """A small message is in hand until it is answered, of one who had no other before it in this pass."""
