@@ -1,5 +1,6 @@
 """``hermosis serve`` and ``hermosis health``. The flags of serve are the fields of Settings: said once, there."""
 
+import gc
 import inspect
 import typing
 from typing import Annotated, Any
@@ -30,9 +31,16 @@ def command() -> typer.Typer:
             first = error.errors()[0]
             named = f"{_flag(str(first['loc'][0]))}: " if first["loc"] else ""
             raise typer.BadParameter(f"{named}{first['msg']}") from None
-        from hermosis_server.app import serve
-
-        raise typer.Exit(serve(settings))
+        # What is imported stays until the end, so nobody shall look for garbage in it: neither while it comes nor later.
+        gc.disable()
+        try:
+            from hermosis_server.app import serve
+        finally:
+            gc.freeze()
+            gc.enable()
+        status = serve(settings)
+        gc.freeze()  # the interpreter would look through everything once more before it ends
+        raise typer.Exit(status)
 
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, field))
