@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis.lines import redacted
 from hermosis_client import Client, errors
-from hermosis_client.local_server import LocalServer
 from hermosis_server.access.audit import KEPT_FILES, AuditEntry, AuditLog
 from hermosis_server.access.tokens import TokenFile
 
@@ -66,12 +66,12 @@ SECRET = "weights-that-nobody-may-read"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LocalServer]:
-    with LocalServer(arguments=["--require-token", "--log-level", "debug", "--log-format", "json"]) as server:
+def server() -> Iterator[WarmServer]:
+    with WarmServer(arguments=["--require-token", "--log-level", "debug", "--log-format", "json"]) as server:
         yield server
 
 
-def test_a_real_server_notes_who_managed_what_and_logs_no_secret(server: LocalServer) -> None:
+def test_a_real_server_notes_who_managed_what_and_logs_no_secret(server: WarmServer) -> None:
     tokens = TokenFile(Path(server.data_folder))
     made = {role: tokens.create(role, role=role) for role in ("operator", "worker", "viewer")}
     wrong = "hmt_" + "w" * 43

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import trustme
+from tests.forking import WarmServer
 from typer.testing import CliRunner, Result
 
 from hermosis_client import Client
 from hermosis_client.errors import PermissionDenied
-from hermosis_client.local_server import LocalServer
 from hermosis_server.access.certificates import CertificateFiles, admission_of
 from hermosis_server.cli.root import app
 from hermosis_server.errors import InvalidRequest, Unauthenticated
@@ -111,7 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[LocalServer]:
+def server(folder: Path) -> Iterator[WarmServer]:
     # Beyond loopback, as a server with TLS and certificates may be.
     flags = [
         "--host",
@@ -121,17 +121,17 @@ def server(folder: Path) -> Iterator[LocalServer]:
         "--tls-key",
         str(folder / "server.key"),
     ]
-    with LocalServer(arguments=[*flags, "--tls-client-ca", str(folder / "ca.pem")]) as server:
+    with WarmServer(arguments=[*flags, "--tls-client-ca", str(folder / "ca.pem")]) as server:
         yield server
 
 
-def client_of(server: LocalServer, folder: Path) -> Client:
+def client_of(server: WarmServer, folder: Path) -> Client:
     port = server.address.rpartition(":")[2]
     access = {"ca_file": folder / "ca.pem", "certificate": folder / "client.pem", "key": folder / "client.key"}
     return Client(f"localhost:{port}", timeout_s=10, **access)
 
 
-def test_the_certificates_of_the_command_work_with_a_real_server(server: LocalServer, folder: Path) -> None:
+def test_the_certificates_of_the_command_work_with_a_real_server(server: WarmServer, folder: Path) -> None:
     with client_of(server, folder) as client, client.create_session({"w": (2,)}, "sgd", session_id="theirs"):
         certificates(folder, "--client", "stranger", "--tenant", "acme")
         with client_of(server, folder) as stranger:
@@ -143,7 +143,7 @@ def test_the_certificates_of_the_command_work_with_a_real_server(server: LocalSe
                 guest.session("theirs").pause()
 
 
-def test_health_is_asked_over_tls(server: LocalServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_is_asked_over_tls(server: WarmServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = server.address.rpartition(":")[2]
     monkeypatch.setenv("HERMOSIS_CERTIFICATE", str(folder / "client.pem"))
     monkeypatch.setenv("HERMOSIS_KEY", str(folder / "client.key"))

@@ -13,10 +13,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from tests.forking import WarmServer
 
 from hermosis_client import Client
 from hermosis_client.errors import PermissionDenied, Unauthenticated
-from hermosis_client.local_server import LocalServer
 from hermosis_server import errors
 from hermosis_server.access.issuer import LEEWAY_S, REFRESH_S, Issuer, checked_url
 from hermosis_server.identity import Role
@@ -79,8 +79,8 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="module")
-def server(provider: Provider) -> Iterator[LocalServer]:
-    with LocalServer(arguments=["--oidc-issuer", provider.url, "--oidc-audience", AUDIENCE]) as server:
+def server(provider: Provider) -> Iterator[WarmServer]:
+    with WarmServer(arguments=["--oidc-issuer", provider.url, "--oidc-audience", AUDIENCE]) as server:
         yield server
 
 
@@ -96,7 +96,7 @@ def signed(provider: Provider, *, key: Any = RSA, algorithm: str = "RS256", key_
     return jwt.encode(claims, key, algorithm, headers={"kid": key_id})
 
 
-def client_of(server: LocalServer, token: str) -> Client:
+def client_of(server: WarmServer, token: str) -> Client:
     return Client(server.address, token=token, timeout_s=20)
 
 
@@ -104,13 +104,13 @@ def client_of(server: LocalServer, token: str) -> Client:
     ("key", "algorithm", "key_id"), [(RSA, "RS256", "rsa"), (EC, "ES256", "ec"), (ED, "EdDSA", "ed")]
 )
 def test_a_token_of_the_provider_opens_the_server(
-    provider: Provider, server: LocalServer, key: Any, algorithm: str, key_id: str
+    provider: Provider, server: WarmServer, key: Any, algorithm: str, key_id: str
 ) -> None:
     with client_of(server, signed(provider, key=key, algorithm=algorithm, key_id=key_id)) as client:
         client.capabilities()
 
 
-def test_claims_are_role_tenant_and_sessions(provider: Provider, server: LocalServer) -> None:
+def test_claims_are_role_tenant_and_sessions(provider: Provider, server: WarmServer) -> None:
     with (
         client_of(server, signed(provider, hermosis_tenant="acme")) as ours,
         client_of(server, signed(provider)) as others,
@@ -173,13 +173,13 @@ FORGED: dict[str, tuple[Callable[[Provider], str], str]] = {
 
 
 @pytest.mark.parametrize("forgery", FORGED)
-def test_a_forged_token_opens_nothing(provider: Provider, server: LocalServer, forgery: str) -> None:
+def test_a_forged_token_opens_nothing(provider: Provider, server: WarmServer, forgery: str) -> None:
     make, told = FORGED[forgery]
     with client_of(server, make(provider)) as client, pytest.raises(Unauthenticated, match=told):
         client.capabilities()
 
 
-def test_a_stream_ends_when_its_token_expires(provider: Provider, server: LocalServer) -> None:
+def test_a_stream_ends_when_its_token_expires(provider: Provider, server: WarmServer) -> None:
     token = signed(provider, exp=int(time.time() - LEEWAY_S) + 3)
     with (
         client_of(server, token) as client,

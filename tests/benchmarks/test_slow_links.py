@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from tests.forking import WarmServer, warm_up
 
 from benchmarks.links import Line
 from benchmarks.slow_links import report
 from benchmarks.slow_links.cases import Measured, Trouble, measure
-from benchmarks.slow_links.crew import warm_up
 from hermosis_client import Client
-from hermosis_client.local_server import LocalServer
 
 QUICK = Trouble(
     line=Line(rtt_s=0.004, rate=2e8, loss=0.0), target=1.5, limit_s=20.0, compute_s=0.002, kill_every_s=0.3, away_s=0.1
@@ -21,7 +20,7 @@ PARAMETERS = 50_826
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     warm_up()
-    with LocalServer() as server, Client(server.address) as client:
+    with WarmServer() as server, Client(server.address) as client:
         yield client
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 from typer.testing import CliRunner, Result
 
 from hermosis_client import Client
-from hermosis_client.local_server import LocalServer
 from hermosis_server.cli import text
 from hermosis_server.cli.root import app
 
@@ -22,7 +22,7 @@ SESSIONS = ["list", "show", "create", "pause", "resume", "close", "watch", "edit
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with LocalServer() as server:
+    with WarmServer() as server:
         yield server.address
 
 

@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 from typer.testing import CliRunner, Result
 
 from hermosis_client import Client, Durability, Session
-from hermosis_client.local_server import LocalServer
 from hermosis_server.cli.root import app
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    with LocalServer(data_folder=tmp_path_factory.mktemp("data")) as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmServer]:
+    with WarmServer(data_folder=tmp_path_factory.mktemp("data")) as server:
         yield server
 
 
 @pytest.fixture
-def session(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+def session(server: WarmServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     """READY at step 1, made of two numbers."""
     monkeypatch.setenv("HERMOSIS_ADDRESS", server.address)
     durability = Durability(mode="snapshot", snapshot_every_s=1e6)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tests.forking import WarmServer
 from typer.testing import CliRunner, Result
 
 from hermosis_client import Client, Durability, errors
-from hermosis_client.local_server import LocalServer
 from hermosis_server.cli.root import app
 
 SHAPES = {"w": (3, 4), "b": (4,)}
@@ -23,7 +23,7 @@ GRADIENT = {
 }
 
 
-def kill(server: LocalServer) -> None:
+def kill(server: WarmServer) -> None:
     os.kill(server.process_id, signal.SIGKILL)
 
 
@@ -59,7 +59,7 @@ def advance(client: Client, session_id: str, steps: int) -> bytes:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What a server left that was killed: `a` is journalled, `b` has snapshots alone."""
-    with LocalServer(data_folder=tmp_path / "data") as server, Client(server.address) as client:
+    with WarmServer(data_folder=tmp_path / "data") as server, Client(server.address) as client:
         train(client, "a", steps=7)
         train(client, "b", mode="snapshot", steps=3)
         client.session("a").snapshot()
@@ -85,7 +85,7 @@ def test_verify_says_what_comes_back_and_changes_nothing(folder: Path) -> None:
     assert (b["session_id"], b["step"], b["entries"], b["problems"]) == ("b", 3, 0, [])
     assert hermosis("verify", folder).exit_code == 0
     assert contents(folder) == before
-    with LocalServer(data_folder=folder) as server, Client(server.address) as client:
+    with WarmServer(data_folder=folder) as server, Client(server.address) as client:
         assert {info.session_id: info.step for info in client.sessions()} == {"a": 11, "b": 3}
 
 
@@ -95,7 +95,7 @@ def test_verify_says_of_a_flipped_bit_what_a_server_does_about_it(folder: Path, 
     ill = {each["session_id"]: each for each in said("verify", folder)}[session_id]  # type: ignore[attr-defined]
     assert "damaged" in ill["problems"][0]
     assert hermosis("verify", folder).exit_code == 1
-    with LocalServer(data_folder=folder) as server, Client(server.address) as client:
+    with WarmServer(data_folder=folder) as server, Client(server.address) as client:
         steps = {info.session_id: info.step for info in client.sessions() if info.status.name != "FAILED"}
         assert steps.get(session_id) == ill["step"]
 
@@ -112,7 +112,7 @@ def test_verify_finds_a_damaged_entry_of_the_journal(folder: Path) -> None:
 
 
 def test_verify_leaves_a_running_server_alone(tmp_path: Path) -> None:
-    with LocalServer(data_folder=tmp_path / "data"):
+    with WarmServer(data_folder=tmp_path / "data"):
         refused = hermosis("verify", tmp_path / "data")
         assert refused.exit_code == 1
         assert "running server" in refused.output
@@ -122,7 +122,7 @@ def test_verify_leaves_a_running_server_alone(tmp_path: Path) -> None:
 
 
 def test_snapshot_and_restore_set_a_session_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with LocalServer(data_folder=tmp_path / "data") as server, Client(server.address) as client:
+    with WarmServer(data_folder=tmp_path / "data") as server, Client(server.address) as client:
         monkeypatch.setenv("HERMOSIS_ADDRESS", server.address)
         digest = train(client, "a", steps=3)
         written = said("snapshot", "a")
@@ -136,7 +136,7 @@ def test_snapshot_and_restore_set_a_session_back(tmp_path: Path, monkeypatch: py
 
 def test_a_session_goes_to_another_server_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
-    with LocalServer() as first, LocalServer() as second:
+    with WarmServer() as first, WarmServer() as second:
         with Client(first.address) as client:
             digest = train(client, "a", mode="none", steps=6)
             exported = hermosis("sessions", "export", "a", path, "--address", first.address)
@@ -162,7 +162,7 @@ def test_a_session_goes_to_another_server_as_a_file(tmp_path: Path, monkeypatch:
 
 def test_a_snapshot_from_a_dead_servers_folder_comes_back_on_another(folder: Path) -> None:
     snapshot = max((folder / "sessions" / "a").glob("*.safetensors"))
-    with LocalServer() as server, Client(server.address) as client:
+    with WarmServer() as server, Client(server.address) as client:
         assert hermosis("sessions", "import", snapshot, "--address", server.address).exit_code == 0
         assert client.session("a").info().step == 7
         assert client.session("a").info().durability.name == "JOURNAL"
@@ -171,8 +171,8 @@ def test_a_snapshot_from_a_dead_servers_folder_comes_back_on_another(folder: Pat
 # Copies in object storage
 
 
-def serve_with_copies(folder: Path, copies: Path) -> LocalServer:
-    return LocalServer(data_folder=folder, arguments=("--copies", f"file://{copies}"))
+def serve_with_copies(folder: Path, copies: Path) -> WarmServer:
+    return WarmServer(data_folder=folder, arguments=("--copies", f"file://{copies}"))
 
 
 def test_copies_outlive_the_machine(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_copies_outlive_the_machine(tmp_path: Path) -> None:
     fetched = hermosis("fetch", f"file://{copies}", tmp_path / "new")
     assert fetched.exit_code == 0, fetched.output
     assert "2 sessions" in fetched.output
-    with LocalServer(data_folder=tmp_path / "new") as server, Client(server.address) as client:
+    with WarmServer(data_folder=tmp_path / "new") as server, Client(server.address) as client:
         assert {info.session_id: client.session(info.session_id).digest() for info in client.sessions()} == {
             name: digests[name] for name in ("a", "b")
         }
@@ -226,7 +226,7 @@ def test_workers_of_the_lost_machine_are_told(tmp_path: Path) -> None:
         kill(server)
     port = address.rpartition(":")[2]
     assert hermosis("fetch", f"file://{copies}", tmp_path / "new").exit_code == 0
-    with LocalServer(data_folder=tmp_path / "new", arguments=("--port", port)):
+    with WarmServer(data_folder=tmp_path / "new", arguments=("--port", port)):
         with pytest.raises(errors.StaleGeneration):
             worker.exchange(GRADIENT, loss=1.0)
         worker.pull()

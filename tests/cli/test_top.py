@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis_client import Client, Session
-from hermosis_client.local_server import LocalServer
 from hermosis_server.cli.top import COLUMNS, Looks, facts
 
 LIMIT_S = 30
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LocalServer]:
-    with LocalServer() as server:
+def server() -> Iterator[WarmServer]:
+    with WarmServer() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def client(server: LocalServer) -> Iterator[Client]:
+def client(server: WarmServer) -> Iterator[Client]:
     with Client(server.address) as client:
         yield client
 
@@ -86,12 +86,12 @@ def test_a_session_that_is_another_than_before_has_no_rate(client: Client, pair:
         assert {line.info.session_id: line.steps_per_s for line in looks.look(10)} == {"older": None, "newer": None}
 
 
-def command(server: LocalServer, *arguments: str) -> list[str]:
+def command(server: WarmServer, *arguments: str) -> list[str]:
     program = [sys.executable, "-m", "hermosis_server", "top", "--interval-s", "0.1"]
     return [*program, "--address", server.address, *arguments]
 
 
-def test_in_a_pipe_it_shows_one_table_and_ends(server: LocalServer, pair: tuple[Session, Session]) -> None:
+def test_in_a_pipe_it_shows_one_table_and_ends(server: WarmServer, pair: tuple[Session, Session]) -> None:
     done = subprocess.run(command(server), capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     head, *lines = [line.split("\t") for line in done.stdout.splitlines()]
@@ -100,7 +100,7 @@ def test_in_a_pipe_it_shows_one_table_and_ends(server: LocalServer, pair: tuple[
     assert lines[0][COLUMNS.index("loss")] == "-"
 
 
-def test_as_json_it_shows_a_line_a_look(server: LocalServer, pair: tuple[Session, Session]) -> None:
+def test_as_json_it_shows_a_line_a_look(server: WarmServer, pair: tuple[Session, Session]) -> None:
     once = subprocess.run(command(server, "--json", "--once"), capture_output=True, text=True, timeout=LIMIT_S)
     [line] = once.stdout.splitlines()
     assert [each["session_id"] for each in json.loads(line)] == ["newer", "older"]
@@ -116,7 +116,7 @@ def test_as_json_it_shows_a_line_a_look(server: LocalServer, pair: tuple[Session
 
 @pytest.mark.parametrize("key", ["q", "Ctrl-C"])
 def test_on_a_terminal_it_follows_until_a_key_and_leaves_the_terminal_as_it_was(
-    server: LocalServer, pair: tuple[Session, Session], key: str
+    server: WarmServer, pair: tuple[Session, Session], key: str
 ) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (12, 140))

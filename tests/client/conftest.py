@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 
 import pytest
+from tests.forking import WarmServer
 
 from hermosis_client import Client
-from hermosis_client.local_server import LocalServer
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[LocalServer]:
-    with LocalServer() as server:
+def server() -> Iterator[WarmServer]:
+    with WarmServer() as server:
         yield server
 
 
 @pytest.fixture
-def client(server: LocalServer) -> Iterator[Client]:
+def client(server: WarmServer) -> Iterator[Client]:
     with Client(server.address, timeout_s=20.0) as client:
         yield client

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import trustme
+from tests.forking import WarmServer
 
 from hermosis_client import Client
 from hermosis_client.access import Access, is_loopback
 from hermosis_client.errors import ConnectionFailed, TlsFailed, Unauthenticated
-from hermosis_client.local_server import LocalServer
 from hermosis_server.access.tokens import TokenFile
 
 
@@ -47,8 +47,8 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     servers = []
 
-    def start(*arguments: str) -> LocalServer:
-        servers.append(LocalServer(data_folder=tmp_path_factory.mktemp("data"), arguments=arguments))
+    def start(*arguments: str) -> WarmServer:
+        servers.append(WarmServer(data_folder=tmp_path_factory.mktemp("data"), arguments=arguments))
         return servers[-1]
 
     yield start
@@ -78,7 +78,7 @@ def open_server(start: Any) -> Any:
     return start()
 
 
-def token_of(server: LocalServer, name: str, role: str = "operator", **more: Any) -> str:
+def token_of(server: WarmServer, name: str, role: str = "operator", **more: Any) -> str:
     return TokenFile(Path(server.data_folder)).create(name, role=role, **more)
 
 
@@ -124,7 +124,7 @@ def test_a_wrong_token_is_final_at_once(secret: Any, authority: Authority) -> No
         client.capabilities()
 
 
-def certificate_client(server: LocalServer, authority: Authority, *names: str, **more: Any) -> Client:
+def certificate_client(server: WarmServer, authority: Authority, *names: str, **more: Any) -> Client:
     return Client(server.address, ca_file=authority.ca_file, **authority.pair(*names, **more))
 
 

@@ -10,6 +10,7 @@ from contextvars import copy_context
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis.wire import Dtype
 from hermosis_client import Client, Fleet, ParameterLayout, Recipe, Session, Watch, Worker, errors
@@ -17,7 +18,6 @@ from hermosis_client.aio import AsyncClient, AsyncContribution, AsyncFleet, Asyn
 from hermosis_client.contribution import Contribution
 from hermosis_client.cutoff import CutOff, Cutoff
 from hermosis_client.exchange import WorkerSettings
-from hermosis_client.local_server import LocalServer
 from hermosis_client.records import Reply
 
 P = 5
@@ -40,7 +40,7 @@ def gradient(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=P).astype(np.float32)
 
 
-def run(server: LocalServer, scene: Callable[[AsyncClient], Coroutine[None, None, None]]) -> None:
+def run(server: WarmServer, scene: Callable[[AsyncClient], Coroutine[None, None, None]]) -> None:
     """A scene in an event loop of its own."""
 
     async def play() -> None:
@@ -83,7 +83,7 @@ def test_every_method_has_an_asyncio_face_with_the_same_signature(sync: type) ->
     assert made is None or made == inspect.signature(sync.__init__)
 
 
-def test_sixty_four_sessions_step_in_one_event_loop(server: LocalServer) -> None:
+def test_sixty_four_sessions_step_in_one_event_loop(server: WarmServer) -> None:
     async def train(client: AsyncClient, seed: int) -> None:
         async with await ready(client) as session, session.worker("w") as worker:
             position = np.zeros(P, np.float32)
@@ -102,7 +102,7 @@ def test_sixty_four_sessions_step_in_one_event_loop(server: LocalServer) -> None
     run(server, scene)
 
 
-def test_a_round_of_more_workers_than_any_pool_has_threads_comes_about(server: LocalServer) -> None:
+def test_a_round_of_more_workers_than_any_pool_has_threads_comes_about(server: WarmServer) -> None:
     async def scene(client: AsyncClient) -> None:
         async with await ready(client, workers=50) as session:
             workers = [session.worker(f"w{index:02}") for index in range(50)]
@@ -112,7 +112,7 @@ def test_a_round_of_more_workers_than_any_pool_has_threads_comes_about(server: L
     run(server, scene)
 
 
-def test_the_event_loop_goes_on_while_a_worker_waits_for_its_round(server: LocalServer) -> None:
+def test_the_event_loop_goes_on_while_a_worker_waits_for_its_round(server: WarmServer) -> None:
     async def scene(client: AsyncClient) -> None:
         async with await ready(client, workers=2) as session:
             first = asyncio.create_task(session.worker("a").push(gradient(1)))
@@ -126,7 +126,7 @@ def test_the_event_loop_goes_on_while_a_worker_waits_for_its_round(server: Local
     run(server, scene)
 
 
-def test_a_cancelled_task_cuts_its_call_off_and_the_worker_goes_on(server: LocalServer) -> None:
+def test_a_cancelled_task_cuts_its_call_off_and_the_worker_goes_on(server: WarmServer) -> None:
     async def scene(client: AsyncClient) -> None:
         async with await ready(client, workers=2) as session:
             a, b = session.worker("a"), session.worker("b")
@@ -148,7 +148,7 @@ def test_a_cancelled_task_cuts_its_call_off_and_the_worker_goes_on(server: Local
     run(server, scene)
 
 
-def test_a_contribution_in_the_making_is_awaited_as_it_lands(server: LocalServer) -> None:
+def test_a_contribution_in_the_making_is_awaited_as_it_lands(server: WarmServer) -> None:
     async def scene(client: AsyncClient) -> None:
         async with await ready(client) as session, session.worker("w") as worker:
             values = gradient(3)
@@ -164,7 +164,7 @@ def test_a_contribution_in_the_making_is_awaited_as_it_lands(server: LocalServer
     run(server, scene)
 
 
-def test_a_cancelled_fleet_goes_on(server: LocalServer) -> None:
+def test_a_cancelled_fleet_goes_on(server: WarmServer) -> None:
     async def scene(client: AsyncClient) -> None:
         start = np.zeros((3, P), np.float32)
         async with await client.create_fleet(start, "sgd", workers=2) as fleet:
@@ -218,7 +218,7 @@ def test_a_call_that_is_cut_off_gives_its_thread_back(place: str, listening: boo
             assert [type(error) for error in raised] == [CutOff]
 
 
-def test_a_call_that_was_cut_off_before_it_began_sends_nothing(server: LocalServer) -> None:
+def test_a_call_that_was_cut_off_before_it_began_sends_nothing(server: WarmServer) -> None:
     with Client(server.address) as client, client.create_session({"w": (P,)}, "sgd") as session:
         session.initialise(gradient(0))
         worker = session.worker("w")
@@ -236,7 +236,7 @@ def test_a_call_that_was_cut_off_before_it_began_sends_nothing(server: LocalServ
         assert worker.exchange(gradient(2))[0].step == 2
 
 
-def test_calls_of_several_tasks_share_the_sessions_own_worker(server: LocalServer, monkeypatch) -> None:
+def test_calls_of_several_tasks_share_the_sessions_own_worker(server: WarmServer, monkeypatch) -> None:
     worker = Session.worker
 
     def slow(self: Session, *words, **named) -> Worker:
@@ -254,7 +254,7 @@ def test_calls_of_several_tasks_share_the_sessions_own_worker(server: LocalServe
     run(server, scene)
 
 
-def test_a_watch_loses_nothing_when_its_task_is_cancelled_and_ends_when_closed(server: LocalServer) -> None:
+def test_a_watch_loses_nothing_when_its_task_is_cancelled_and_ends_when_closed(server: WarmServer) -> None:
     async def scene(client: AsyncClient) -> None:
         async with await ready(client) as session, session.watch() as watch:
             waiting = asyncio.create_task(anext(watch))
@@ -274,7 +274,7 @@ def test_a_watch_loses_nothing_when_its_task_is_cancelled_and_ends_when_closed(s
     run(server, scene)
 
 
-def test_errors_are_the_synchronous_ones(server: LocalServer) -> None:
+def test_errors_are_the_synchronous_ones(server: WarmServer) -> None:
     async def scene(client: AsyncClient) -> None:
         with pytest.raises(errors.SessionNotFound):
             await client.session("nobody-has-this")

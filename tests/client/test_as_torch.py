@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.forking import WarmServer
 from torch import nn
 from torch.optim import lr_scheduler
 
 from hermosis_client import LossScale, Outcome, Recipe, errors
-from hermosis_client.local_server import LocalServer
 from hermosis_client.torch_optimizer import RemoteOptimizer
 
 STEPS = 12
@@ -45,7 +45,7 @@ def close(ours: nn.Module, theirs: nn.Module) -> None:
 
 
 @pytest.fixture
-def remote(server: LocalServer) -> Iterator[Callable[..., RemoteOptimizer]]:
+def remote(server: WarmServer) -> Iterator[Callable[..., RemoteOptimizer]]:
     made: list[RemoteOptimizer] = []
 
     def make(params: Any, **options: Any) -> RemoteOptimizer:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis_client import Client, Session, Worker
-from hermosis_client.local_server import LocalServer
 
 SIZE = 1_000_000
 RNG = np.random.default_rng(0)
@@ -142,7 +142,7 @@ def test_closing_ends_what_is_under_way(workers: tuple[Worker, Worker]) -> None:
 
 
 @pytest.mark.parametrize("begun", ["begun", "half", "finished"])
-def test_a_program_may_end_in_the_middle(server: LocalServer, begun: str) -> None:
+def test_a_program_may_end_in_the_middle(server: WarmServer, begun: str) -> None:
     program = """
 import sys
 import numpy as np

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis import packed, wire
 from hermosis.v1 import types_pb2
 from hermosis_client import Client, Fleet, Outcome, Recipe, errors, fleet_birth, fleet_stream, fleet_work
-from hermosis_client.local_server import LocalServer
 
 RATES = np.geomspace(1e-3, 1e-1, 12)
 START = np.random.default_rng(0).normal(size=(12, 30)).astype(np.float32)
@@ -249,7 +249,7 @@ class Wire:
 
 
 @pytest.fixture
-def cable(server: LocalServer) -> Iterator[Wire]:
+def cable(server: WarmServer) -> Iterator[Wire]:
     wire = Wire(server.address)
     yield wire
     wire.close()

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis_client import Client, Outcome, errors
-from hermosis_client.local_server import LocalServer
 
 jax = pytest.importorskip("jax", reason="jax is missing: pip install 'hermosis[jax]'")
 optax = pytest.importorskip("optax", reason="optax is missing: pip install 'hermosis[jax]'")
@@ -70,7 +70,7 @@ def close(ours: Any, theirs: Any) -> None:
 
 
 @pytest.fixture
-def options(server: LocalServer) -> Iterator[dict[str, Any]]:
+def options(server: WarmServer) -> Iterator[dict[str, Any]]:
     """For a session on the common server, closed at the end."""
     yield {"address": server.address, "timeout_s": 20.0}
     with Client(server.address) as client:
@@ -178,7 +178,7 @@ def test_what_is_asked_for_and_what_is_refused(options) -> None:
 
 
 @pytest.mark.parametrize("jitted", [False, True], ids=["plain", "jit"])
-def test_a_servers_error_arrives_by_name_and_the_next_session_works(options, server: LocalServer, jitted: bool) -> None:
+def test_a_servers_error_arrives_by_name_and_the_next_session_works(options, server: WarmServer, jitted: bool) -> None:
     transformation = remote("sgd", lr=0.1, **options)
     update = jax.jit(transformation.update) if jitted else transformation.update
     params = jnp.ones(3)
@@ -226,7 +226,7 @@ print(np.asarray(params["w"]).tobytes().hex())
 """
 
 
-def test_two_processes_share_rounds_inside_jit(options, server: LocalServer) -> None:
+def test_two_processes_share_rounds_inside_jit(options, server: WarmServer) -> None:
     workers = [
         subprocess.Popen([sys.executable, "-c", WORKER, server.address, name], stdout=subprocess.PIPE, text=True)
         for name in "ab"

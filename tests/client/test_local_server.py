@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis_client import Client, ConnectionFailed
 from hermosis_client.local_server import LocalServer
@@ -32,7 +33,7 @@ def is_running(process_id: int) -> bool:
         return False
 
 
-def test_serves_beside_others_until_closed_and_cleans_up(server: LocalServer) -> None:
+def test_serves_beside_others_until_closed_and_cleans_up(server: WarmServer) -> None:
     other, server = server, LocalServer()
     assert other.address != server.address
     with Client(server.address) as client:
@@ -127,7 +128,7 @@ def test_a_killed_server_is_a_typed_error_within_the_timeout() -> None:
         assert all(server.address in str(failure) for failure in failures)
 
 
-def test_a_program_that_closes_nothing_ends_quietly(server: LocalServer) -> None:
+def test_a_program_that_closes_nothing_ends_quietly(server: WarmServer) -> None:
     program = f"""
 import numpy as np
 from hermosis_client import Client
@@ -143,7 +144,7 @@ print(next(watch).step)
         assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
-def test_ctrl_c_ends_a_waiting_exchange(server: LocalServer) -> None:
+def test_ctrl_c_ends_a_waiting_exchange(server: WarmServer) -> None:
     program = f"""
 import numpy as np
 from hermosis_client import Client

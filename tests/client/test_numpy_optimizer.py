@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis_client import Client, Consistency, Outcome, Recipe, errors
-from hermosis_client.local_server import LocalServer
 from hermosis_client.numpy_optimizer import Array, NumpyOptimizer
 
 STEPS = 50
@@ -36,7 +36,7 @@ def flat(parameters: dict[str, Array]) -> Array:
 
 
 @pytest.fixture
-def remote(server: LocalServer) -> Iterator[Callable[..., NumpyOptimizer]]:
+def remote(server: WarmServer) -> Iterator[Callable[..., NumpyOptimizer]]:
     """Makes optimizers on the common server; closes their sessions and ends them."""
     made: list[NumpyOptimizer] = []
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from tests.faults.proxy import Proxy
+from tests.forking import WarmServer
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.hooks import RemovableHandle
 
 from hermosis_client import Client, Outcome, errors
-from hermosis_client.local_server import LocalServer
 from hermosis_client.torch_optimizer import RemoteOptimizer
 from hermosis_client.torch_pending import PendingParameter
 
@@ -75,7 +75,7 @@ def pending(net: nn.Module) -> list[str]:
 
 
 @pytest.fixture
-def remote(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RemoteOptimizer]]:
+def remote(server: WarmServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RemoteOptimizer]]:
     """Makes RemoteOptimizers, over the wire unless said otherwise, and closes their sessions."""
     made: list[RemoteOptimizer] = []
 
@@ -126,7 +126,7 @@ def test_overlap_changes_no_number(remote, settings: dict[str, Any], shared_memo
     assert torch.equal(weights(nets[0]), weights(nets[1]))
 
 
-def test_two_workers_train_the_same_model_with_overlap_as_without(remote, server: LocalServer) -> None:
+def test_two_workers_train_the_same_model_with_overlap_as_without(remote, server: WarmServer) -> None:
     def run(name: str, overlap: bool) -> torch.Tensor:
         nets = [Network(), Network()]
 
@@ -187,7 +187,7 @@ class Gate(Proxy):
 
 
 @pytest.fixture
-def gate(server: LocalServer) -> Iterator[Gate]:
+def gate(server: WarmServer) -> Iterator[Gate]:
     made = Gate()
     made.open(server.address)
     yield made
@@ -419,7 +419,7 @@ def test_what_a_loop_asks_between_two_steps_waits_for_nothing(remote) -> None:
     assert pending(net) == expected
 
 
-def test_trouble_of_a_step_is_raised_once_by_whoever_waits_next(remote, server: LocalServer, client: Client) -> None:
+def test_trouble_of_a_step_is_raised_once_by_whoever_waits_next(remote, server: WarmServer, client: Client) -> None:
     net, other = Network(), Network()
     optimizer = remote(net.parameters(), optimizer="sgd", lr=1e-3, overlap=True, worker_id="a")
     train(net, optimizer, 1)
@@ -497,7 +497,7 @@ def test_the_model_keeps_the_last_step_of_an_optimizer_that_is_forgotten(
         client.session(f"forgotten-{number}").close()
 
 
-def test_an_error_in_the_middle_waits_for_nobody(server: LocalServer, client: Client) -> None:
+def test_an_error_in_the_middle_waits_for_nobody(server: WarmServer, client: Client) -> None:
     net = Network()
     options = {"session": "left-alone", "optimizer": "sgd", "lr": 1e-3, "address": server.address, "workers": 2}
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.forking import WarmServer
 from torch import nn
 from torch.optim import lr_scheduler
 
 from hermosis_client import Client, Outcome, Recipe, SessionStatus, errors
-from hermosis_client.local_server import LocalServer
 from hermosis_client.torch_optimizer import RemoteOptimizer
 from hermosis_server.dynamics import RECIPES, Hermosis
 
@@ -53,7 +53,7 @@ def weights(net: nn.Module) -> torch.Tensor:
 
 
 @pytest.fixture
-def remote(server: LocalServer) -> Iterator[Callable[..., RemoteOptimizer]]:
+def remote(server: WarmServer) -> Iterator[Callable[..., RemoteOptimizer]]:
     """Makes RemoteOptimizers on the common server; ends them and closes their sessions."""
     made: list[RemoteOptimizer] = []
 
@@ -374,7 +374,7 @@ def test_names_of_the_parameters_become_those_of_the_session(remote) -> None:
     train(net, optimizer, steps=1)
 
 
-def test_joining_takes_the_parameters_and_the_settings_over(remote, server: LocalServer) -> None:
+def test_joining_takes_the_parameters_and_the_settings_over(remote, server: WarmServer) -> None:
     first = model()
     optimizer = remote(first.parameters(), optimizer="adam", lr=0.01)
     train(first, optimizer, steps=3)

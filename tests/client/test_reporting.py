@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis_client import Client, EnergySample, HermosisError, Session, TelemetryReading
-from hermosis_client.local_server import LocalServer
 from hermosis_client.reporting import report, scalars
 from hermosis_client.reporting.tensorboard import TensorBoardReporter
 
@@ -225,7 +225,7 @@ def test_wandb_is_given_each_step_with_its_number(
 
 
 def test_a_server_that_stays_away_is_told_of_at_the_end() -> None:
-    server, kept = LocalServer(), Kept()
+    server, kept = WarmServer(), Kept()
     with Client(server.address, timeout_s=0.5) as client:
         session = client.create_session({"w": (2,)}, "sgd")
         session.initialise({"w": np.ones(2, np.float32)})

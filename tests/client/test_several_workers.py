@@ -7,10 +7,10 @@ import threading
 
 import pytest
 import torch
+from tests.forking import WarmServer
 from torch import nn
 
 from hermosis_client import Client
-from hermosis_client.local_server import LocalServer
 from hermosis_client.torch_optimizer import RemoteOptimizer
 
 # The same program in every worker; only its number differs.
@@ -56,7 +56,7 @@ with RemoteOptimizer(
 """
 
 
-def test_two_processes_train_as_one_on_the_whole_minibatch(server: LocalServer, client: Client) -> None:
+def test_two_processes_train_as_one_on_the_whole_minibatch(server: WarmServer, client: Client) -> None:
     names: dict = {}
     exec(WORKER, names)
     torch.manual_seed(0)
@@ -84,7 +84,7 @@ def test_two_processes_train_as_one_on_the_whole_minibatch(server: LocalServer, 
     assert history[-1].energies.loss < history[0].energies.loss
 
 
-def test_asynchronous_workers_learn_from_one_another(server: LocalServer) -> None:
+def test_asynchronous_workers_learn_from_one_another(server: WarmServer) -> None:
     target = torch.linspace(-1, 1, 200)
     optimizers: list[RemoteOptimizer] = []
     failures: list[BaseException] = []
@@ -127,7 +127,7 @@ def test_asynchronous_workers_learn_from_one_another(server: LocalServer) -> Non
         optimizer.close()
 
 
-def test_worker_with_other_settings_is_refused(server: LocalServer) -> None:
+def test_worker_with_other_settings_is_refused(server: WarmServer) -> None:
     def make(workers: int) -> RemoteOptimizer:
         return RemoteOptimizer(
             [nn.Parameter(torch.zeros(3))],

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis import hot
 from hermosis.wire import Dtype
 from hermosis_client import Client, Recipe, Session, errors
 from hermosis_client.connection import Connection
-from hermosis_client.local_server import LocalServer
 from hermosis_client.segment import MIN_PAYLOAD_BYTES, Segment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="segments are known on Linux only")
@@ -79,7 +79,7 @@ def test_increments_come_the_same_way(client: Client) -> None:
     assert answers[0] == answers[1]
 
 
-def test_push_pull_and_exchange_take_turns_in_one_segment(server: LocalServer, pair: list[Session]) -> None:
+def test_push_pull_and_exchange_take_turns_in_one_segment(server: WarmServer, pair: list[Session]) -> None:
     worker = pair[0].worker("w")
     out = np.empty(SIZE, np.float32)
     assert worker.path == "stream"
@@ -121,7 +121,7 @@ def test_several_workers_share_memory_with_the_server_each_on_its_own(client: Cl
 
 @pytest.mark.parametrize("off", ["flag", "environment", "size", "system", "address"])
 def test_the_stream_is_used_where_memory_cannot_or_shall_not_be_shared(
-    server: LocalServer, monkeypatch: pytest.MonkeyPatch, off: str
+    server: WarmServer, monkeypatch: pytest.MonkeyPatch, off: str
 ) -> None:
     size = MIN_PAYLOAD_BYTES // 4 - 1 if off == "size" else MIN_PAYLOAD_BYTES // 4
     address = server.address
@@ -154,7 +154,7 @@ def test_memory_is_offered_to_servers_of_this_machine_only(address: str, local: 
 
 
 def test_a_server_that_takes_no_segments_is_served_on_the_stream() -> None:
-    with LocalServer(arguments=["--segment-bytes", "0"]) as server, Client(server.address) as client:
+    with WarmServer(arguments=["--segment-bytes", "0"]) as server, Client(server.address) as client:
         assert client.capabilities().limits.segment_bytes == 0
         session = ready(client)
         worker = session.worker("w")
@@ -165,7 +165,7 @@ def test_a_server_that_takes_no_segments_is_served_on_the_stream() -> None:
         assert segments_of(os.getpid()) == 0
 
 
-def test_both_ends_let_the_memory_go(server: LocalServer, pair: list[Session]) -> None:
+def test_both_ends_let_the_memory_go(server: WarmServer, pair: list[Session]) -> None:
     workers = [session.worker("w") for session in pair]
     for worker in workers:
         worker.exchange(vector(1))
@@ -195,7 +195,7 @@ def test_a_killed_server_is_a_typed_error_and_the_next_one_is_shared_with_afresh
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    with LocalServer(arguments=["--port", port]) as first, Client(first.address, timeout_s=0.5) as client:
+    with WarmServer(arguments=["--port", port]) as first, Client(first.address, timeout_s=0.5) as client:
         session = ready(client)
         worker = session.worker("w")
         worker.exchange(vector(1))
@@ -205,7 +205,7 @@ def test_a_killed_server_is_a_typed_error_and_the_next_one_is_shared_with_afresh
             worker.exchange(vector(2))
         assert worker.path == "stream"
         assert segments_of(os.getpid()) == 0
-        with LocalServer(arguments=["--port", port]) as second:
+        with WarmServer(arguments=["--port", port]) as second:
             with Client(second.address, timeout_s=20.0) as other:
                 ready(other, session_id=session.session_id)
             wait_for_connection(client)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hermosis_client.local_server import LocalServer
+from tests.forking import WarmServer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 
@@ -13,7 +13,7 @@ def test_the_whole_client_of_the_page_trains() -> None:
     found = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert found
     program = found[1]
-    with LocalServer() as server:
+    with WarmServer() as server:
         names: dict[str, Any] = {}
         exec(program.replace("127.0.0.1:50051", server.address), names)
         names["channel"].close()

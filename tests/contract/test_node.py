@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from hermosis_client.local_server import LocalServer
+from tests.forking import WarmServer
 
 HERE = Path(__file__).resolve().parent
 PROTO = HERE.parents[1] / "proto"
@@ -43,7 +42,7 @@ def modules() -> Path:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with LocalServer() as server:
+    with WarmServer() as server:
         yield server.address
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.forking import WarmServer, warm_up
 
 from benchmarks.slow_links import task
-from benchmarks.slow_links.crew import Crew, warm_up
+from benchmarks.slow_links.crew import Crew
 from benchmarks.slow_links.worker import Seat
 from hermosis_client import Client, Consistency, Recipe, Session
-from hermosis_client.local_server import LocalServer
 
 STEPS = 30
 MEAN = Recipe("sgd", lr=1.0)  # the outer step of workers that go by themselves: the mean of where they came to
@@ -22,14 +22,14 @@ FINISH_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LocalServer]:
+def server() -> Iterator[WarmServer]:
     warm_up()
-    with LocalServer() as server:
+    with WarmServer() as server:
         yield server
 
 
 @pytest.fixture
-def start(server: LocalServer) -> Iterator[Callable[..., tuple[Session, list[Seat]]]]:
+def start(server: WarmServer) -> Iterator[Callable[..., tuple[Session, list[Seat]]]]:
     """Makes a session at the task's first weights, and the seats of its workers."""
     with Client(server.address, timeout_s=20.0) as client:
 

@@ -13,8 +13,9 @@ import pytest
 from tests.faults.conftest import Start, begun, stepped
 from tests.faults.plans import BARRIER, JOURNALLED, Plan
 from tests.faults.proxy import proxy
-from tests.faults.servers import Refused, Server, Wishes
+from tests.faults.servers import Server, Wishes
 from tests.faults.twin import Twin
+from tests.forking import Ended
 
 from hermosis_client import Client, Durability
 from hermosis_client.errors import HermosisError
@@ -196,7 +197,7 @@ def test_second_server_on_the_same_folder_is_refused_and_the_first_goes_on(
     worker = begun(client, JOURNALLED).worker("worker-0", ack_level="durable")
     stepped(worker, JOURNALLED)
     second = Server(tmp_path / "data", tmp_path / "second", Wishes())
-    with pytest.raises(Refused, match="belongs to a running server"):
+    with pytest.raises(Ended, match="belongs to a running server"):
         _ = second.address
     assert second.exit_status == 2
     second.close()

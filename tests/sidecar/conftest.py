@@ -16,9 +16,9 @@ from typing import Any, Self, TypeVar
 import httpx2
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 
 from hermosis_client import Client, Recipe, Session
-from hermosis_client.local_server import LocalServer
 
 Answer = TypeVar("Answer")
 
@@ -126,25 +126,25 @@ class Events:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[LocalServer]:
-    with LocalServer() as server:
+def server() -> Iterator[WarmServer]:
+    with WarmServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def client(server: LocalServer) -> Iterator[Client]:
+def client(server: WarmServer) -> Iterator[Client]:
     with Client(server.address) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def sidecar(server: LocalServer) -> Iterator[Sidecar]:
+def sidecar(server: WarmServer) -> Iterator[Sidecar]:
     with Sidecar(server.address, live_interval_s="0") as sidecar:
         yield sidecar
 
 
 @pytest.fixture(scope="session")
-def small_sidecar(server: LocalServer) -> Iterator[Sidecar]:
+def small_sidecar(server: WarmServer) -> Iterator[Sidecar]:
     """With room for one viewer, and for no session in its metrics."""
     with Sidecar(server.address, max_viewers="1", metrics_sessions="0") as sidecar:
         yield sidecar

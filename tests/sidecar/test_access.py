@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Sidecar
 
-from hermosis_client.local_server import LocalServer
 from hermosis_server.access.tokens import TokenFile
 
 
 class House:
     """A server that asks for tokens, its sidecar, and a token for everybody."""
 
-    def __init__(self, server: LocalServer, sidecar: Sidecar) -> None:
+    def __init__(self, server: WarmServer, sidecar: Sidecar) -> None:
         tokens = TokenFile(Path(server.data_folder))
         self._http = sidecar.http
         self._tokens = {
@@ -33,7 +33,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    with LocalServer(arguments=["--require-token"]) as server, Sidecar(server.address) as sidecar:
+    with WarmServer(arguments=["--require-token"]) as server, Sidecar(server.address) as sidecar:
         yield House(server, sidecar)
 
 

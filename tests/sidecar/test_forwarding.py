@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Events, Sidecar, eventually, push
 from typer.testing import CliRunner
 
 from hermosis_client import Client
-from hermosis_client.local_server import LocalServer
 from hermosis_server.access.tokens import TokenFile
 from hermosis_server.cli.root import app
 
@@ -18,7 +18,7 @@ from hermosis_server.cli.root import app
 class House:
     """A server that asks for tokens, and a sidecar with a viewer's."""
 
-    def __init__(self, server: LocalServer, **settings: str) -> None:
+    def __init__(self, server: WarmServer, **settings: str) -> None:
         self.server = server
         tokens = TokenFile(Path(server.data_folder))
         self.tokens = tokens
@@ -40,7 +40,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    with LocalServer(arguments=["--require-token"]) as server:
+    with WarmServer(arguments=["--require-token"]) as server:
         house = House(server)
         with house.sidecar:
             yield house
@@ -168,7 +168,7 @@ def test_a_sidecar_with_a_certificate_does_not_lend_it(tmp_path: Path) -> None:
     flags = ["--tls-certificate", files["server.pem"], "--tls-key", files["server.key"]]
     pair = {"certificate": files["client.pem"], "key": files["client.key"]}
     with (
-        LocalServer(arguments=[*flags, "--tls-client-ca", files["ca.pem"]]) as server,
+        WarmServer(arguments=[*flags, "--tls-client-ca", files["ca.pem"]]) as server,
         Sidecar(server.address, **pair, ca_file=files["ca.pem"]) as hall,
     ):
         assert hall.http.get("/healthz/ready").status_code == 200

@@ -2,15 +2,15 @@
 
 import contextlib
 
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Events, Sidecar, eventually, push
 
 from hermosis_client import Client
-from hermosis_client.local_server import LocalServer
 
 
 def test_sidecar_outlives_its_server_and_follows_the_next_one() -> None:
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(LocalServer())
+        first = stack.enter_context(WarmServer())
         port = first.address.rpartition(":")[2]
         sidecar = stack.enter_context(
             Sidecar(first.address, timeout_s="0.5", ready_timeout_s="0.5", retry_s="0.05", live_interval_s="0")
@@ -35,7 +35,7 @@ def test_sidecar_outlives_its_server_and_follows_the_next_one() -> None:
         assert "hermosis_server_reachable 0.0" in metrics.text
         assert sidecar.http.get("/").status_code == 200
 
-        second = stack.enter_context(LocalServer(arguments=["--port", port]))
+        second = stack.enter_context(WarmServer(arguments=["--port", port]))
         assert second.address == first.address
         eventually(lambda: ready() == 200, "the sidecar to be ready again")
         eventually(lambda: events.named("server")[-1:] == [{"reachable": True}], "viewers to hear of its return")

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Events, Sidecar, eventually, push
 
 from hermosis.v1 import telemetry_pb2
 from hermosis_client import Client, Overview, Session, errors
-from hermosis_client.local_server import LocalServer
 from hermosis_sidecar import schemas_overview
 from hermosis_sidecar.overviews import Overviews, together
 
@@ -37,7 +37,7 @@ EMPTY = Overview(
 
 
 @pytest.fixture(scope="module")
-def quick_sidecar(server: LocalServer) -> Iterator[Sidecar]:
+def quick_sidecar(server: WarmServer) -> Iterator[Sidecar]:
     with Sidecar(server.address, live_interval_s="0", overview_interval_s="0.05") as sidecar:
         yield sidecar
 

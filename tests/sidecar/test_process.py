@@ -7,15 +7,15 @@ import sys
 import pytest
 import typer
 from click.testing import Result
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Events, Sidecar, eventually
 from typer.testing import CliRunner
 
-from hermosis_client.local_server import LocalServer
 from hermosis_sidecar.__main__ import main
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_it_in_good_order_though_somebody_views(server: LocalServer, number: signal.Signals) -> None:
+def test_signal_ends_it_in_good_order_though_somebody_views(server: WarmServer, number: signal.Signals) -> None:
     with Sidecar(server.address) as sidecar, Events(sidecar) as events:
         eventually(lambda: events.named("server"), "the stream to begin")
         sidecar.process.send_signal(number)
@@ -25,7 +25,7 @@ def test_signal_ends_it_in_good_order_though_somebody_views(server: LocalServer,
         assert sidecar.process.stderr.read() == ""
 
 
-def test_end_of_standard_input_ends_it(server: LocalServer) -> None:
+def test_end_of_standard_input_ends_it(server: WarmServer) -> None:
     with Sidecar(server.address) as sidecar, Events(sidecar) as events:
         eventually(lambda: events.named("server"), "the stream to begin")
         assert sidecar.end() == ""

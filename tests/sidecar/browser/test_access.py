@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.forking import WarmServer
 from tests.sidecar.browser.conftest import DESKTOP, PHONE, OpenPage, Page, expect, fits
 from tests.sidecar.conftest import Sidecar
 
-from hermosis_client.local_server import LocalServer
 from hermosis_server.access.tokens import TokenFile
 
 CLIPBOARD = ["clipboard-read", "clipboard-write"]
@@ -30,7 +30,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    with LocalServer(arguments=["--require-token"]) as server, Sidecar(server.address) as sidecar:
+    with WarmServer(arguments=["--require-token"]) as server, Sidecar(server.address) as sidecar:
         tokens = TokenFile(Path(server.data_folder))
         operator, viewer = (tokens.create(role, role=role, tenant="default") for role in ("operator", "viewer"))
         yield House(sidecar=sidecar, operator=operator, viewer=viewer)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 from tests.sidecar.browser.conftest import DESKTOP, PHONE, OpenPage, Page, does, expect, fits
 from tests.sidecar.conftest import Sidecar, push
 
 from hermosis_client import Client, Session, SessionStatus
-from hermosis_client.local_server import LocalServer
 
 
 def loss(page: Page) -> Any:
@@ -132,7 +132,7 @@ def test_sessions_are_found_and_compared_and_the_link_shows_the_same(
 
 def test_a_page_finds_back_when_the_server_was_restarted(tmp_path: Path, open_page: OpenPage) -> None:
     with ExitStack() as stack:
-        first = stack.enter_context(LocalServer(data_folder=tmp_path))
+        first = stack.enter_context(WarmServer(data_folder=tmp_path))
         sidecar = stack.enter_context(Sidecar(first.address, live_interval_s="0", retry_s="0.1"))
         with Client(first.address) as client:
             session = client.create_session({"w": (2,)}, "adamw", session_id="run")
@@ -143,7 +143,7 @@ def test_a_page_finds_back_when_the_server_was_restarted(tmp_path: Path, open_pa
         first.close()
         expect(page.locator("#link")).to_have_attribute("data-state", "lost")
         port = first.address.rpartition(":")[2]
-        second = stack.enter_context(LocalServer(data_folder=tmp_path, arguments=["--port", port]))
+        second = stack.enter_context(WarmServer(data_folder=tmp_path, arguments=["--port", port]))
         expect(page.locator("#link")).to_have_text("Connected", timeout=20_000)
         with Client(second.address) as client:
             push(client.session("run"), 1.0)

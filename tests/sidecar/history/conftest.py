@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Sidecar, eventually
 
 from hermosis_client import Client, EnergySample, Session, TelemetryReading
-from hermosis_client.local_server import LocalServer
 from hermosis_sidecar.history import Kept, Life, Steps, Store
 
 # Of sidecars that notice at once what a person would notice soon.
@@ -85,7 +85,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 
 
 @pytest.fixture(scope="session")
-def shared(server: LocalServer, archive: Archive) -> Iterator[Sidecar]:
+def shared(server: WarmServer, archive: Archive) -> Iterator[Sidecar]:
     """A sidecar for all tests that need not kill theirs."""
     with Sidecar(server.address, history_folder=str(archive.folder), live_interval_s="0", **QUICK) as sidecar:
         yield sidecar

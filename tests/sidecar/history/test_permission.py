@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 
 import pytest
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Events, eventually, push
 from tests.sidecar.history.conftest import QUICK, a_session
 from tests.sidecar.test_forwarding import House
 
 from hermosis_client import Client
-from hermosis_client.local_server import LocalServer
 
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
     """Two tenants that call a session alike, and one of ours that is closed."""
-    with LocalServer(arguments=["--require-token"]) as server:
+    with WarmServer(arguments=["--require-token"]) as server:
         house = House(server, timeout_s="2", **QUICK)
         with (
             house.sidecar,

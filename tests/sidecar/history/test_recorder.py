@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.faults.proxy import Proxy
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Sidecar, eventually, push
 from tests.sidecar.history.conftest import QUICK, Archive, a_session
 
 from hermosis_client import Client, Session, errors
-from hermosis_client.local_server import LocalServer
 from hermosis_sidecar.history import Event, EventKind, Kept, Retention, Steps, Store
 from hermosis_sidecar.history.differences import Happened
 from hermosis_sidecar.history.ids import Ids
@@ -187,7 +187,7 @@ def test_readings_are_thinned_and_forgotten_as_they_grow_old(bench: Bench) -> No
         assert len(bench.steps()) == left
 
 
-def test_connection_that_broke_leaves_no_gap(server: LocalServer, client: Client, tmp_path: Path) -> None:
+def test_connection_that_broke_leaves_no_gap(server: WarmServer, client: Client, tmp_path: Path) -> None:
     proxy = Proxy()
     proxy.open(server.address)
     try:
@@ -209,7 +209,7 @@ def test_connection_that_broke_leaves_no_gap(server: LocalServer, client: Client
 
 def test_a_restart_too_quick_to_be_missed_is_told_from_a_restore(tmp_path: Path) -> None:
     store, data = Store(f"sqlite:///{tmp_path}/history.db"), tmp_path / "data"
-    with LocalServer(data_folder=data) as server:
+    with WarmServer(data_folder=data) as server:
         port = server.address.rpartition(":")[2]
         client = Client(server.address, timeout_s=30)
         session = client.create_session({"w": (2,)}, "sgd", session_id="run")
@@ -217,7 +217,7 @@ def test_a_restart_too_quick_to_be_missed_is_told_from_a_restore(tmp_path: Path)
         lineage = Lineage(store, client, Ids(), interval_s=0.0)
         lineage.look()
         lineage.happened()
-    with LocalServer(data_folder=data, arguments=["--port", port]):
+    with WarmServer(data_folder=data, arguments=["--port", port]):
         lineage.look()  # nobody has said that the server was away
         assert [kept.event.kind for kept in lineage.happened()] == ["server_restarted"]
         client.restore("run")

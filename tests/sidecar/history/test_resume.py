@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Events, Sidecar, eventually, push
 from tests.sidecar.history.conftest import QUICK, Archive, a_reading, a_session
 
 from hermosis_client import Client, Session
-from hermosis_client.local_server import LocalServer
 from hermosis_sidecar.history.ids import Ids
 from hermosis_sidecar.live import Heard, Viewer
 
@@ -48,7 +48,7 @@ def test_viewer_that_comes_back_gets_what_it_missed_without_gap_or_doubling(shar
 
 
 def test_viewer_that_comes_back_to_a_sidecar_that_was_killed_gets_what_both_missed(
-    server: LocalServer, run: Session, tmp_path: Path
+    server: WarmServer, run: Session, tmp_path: Path
 ) -> None:
     settings = {"history_folder": str(tmp_path), "live_interval_s": "0", **QUICK}
     with Sidecar(server.address, **settings) as sidecar, Events(sidecar) as events:

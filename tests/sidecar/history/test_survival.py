@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Sidecar, eventually, push
 from tests.sidecar.history.conftest import QUICK, Archive, a_session
 
 from hermosis_client import Client, Durability
-from hermosis_client.local_server import LocalServer
 
 
 def history(sidecar: Sidecar, session_id: str, **query: int) -> list[tuple[int, float]]:
@@ -37,7 +37,7 @@ def start(own: Archive) -> Iterator[Callable[..., Sidecar]]:
     """Starts a sidecar over the folder, and ends it with the test."""
     started: list[Sidecar] = []
 
-    def start(server: LocalServer, **settings: str) -> Sidecar:
+    def start(server: WarmServer, **settings: str) -> Sidecar:
         sidecar = Sidecar(server.address, history_folder=str(own.folder), live_interval_s="0", **QUICK, **settings)
         started.append(sidecar)
         return sidecar
@@ -50,13 +50,13 @@ def start(own: Archive) -> Iterator[Callable[..., Sidecar]]:
 def test_curve_and_events_are_found_again_after_both_were_killed(
     tmp_path: Path, start: Callable[..., Sidecar], own: Archive
 ) -> None:
-    with LocalServer(data_folder=tmp_path / "data") as server, Client(server.address) as client:
+    with WarmServer(data_folder=tmp_path / "data") as server, Client(server.address) as client:
         sidecar = start(server)
         push(a_session(client, "run", durability=Durability(mode="journal")), 5.0, 4.0, 3.0)
         own.awaits("run", 1, 2, 3)
         eventually(lambda: kinds(sidecar, "run") == ["created", "ready"], "two events")
         sidecar.kill()
-    with LocalServer(data_folder=tmp_path / "data") as server, Client(server.address) as client:
+    with WarmServer(data_folder=tmp_path / "data") as server, Client(server.address) as client:
         sidecar = start(server)
         assert history(sidecar, "run") == [(1, 5.0), (2, 4.0), (3, 3.0)], "the server itself remembers no reading"
         push(client.session("run"), 2.0, 1.0)
@@ -69,7 +69,7 @@ def test_curve_and_events_are_found_again_after_both_were_killed(
 
 
 def test_steps_taken_while_no_sidecar_was_there_are_asked_for_later(
-    server: LocalServer, client: Client, start: Callable[..., Sidecar], own: Archive
+    server: WarmServer, client: Client, start: Callable[..., Sidecar], own: Archive
 ) -> None:
     with a_session(client, "alone") as session:
         push(session, 9.0, 8.0)
@@ -129,7 +129,7 @@ def test_what_an_operator_does_becomes_an_event(shared: Sidecar, client: Client)
 
 
 def test_sidecar_keeps_it_in_postgresql_where_it_is_told_to(
-    server: LocalServer, client: Client, postgres_url: str
+    server: WarmServer, client: Client, postgres_url: str
 ) -> None:
     settings = {"history_url": postgres_url, "live_interval_s": "0", **QUICK}
     with Sidecar(server.address, **settings) as sidecar, a_session(client, "elephant") as session:
@@ -141,7 +141,7 @@ def test_sidecar_keeps_it_in_postgresql_where_it_is_told_to(
 
 
 def test_history_that_is_turned_off_leaves_what_the_server_holds(
-    server: LocalServer, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: WarmServer, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with Sidecar(server.address, history_folder="") as sidecar, a_session(client, "brief") as session:
