@@ -49,15 +49,18 @@ class Forked:
       main:  of the command; it comes by its name, or as a partial of one.
       words: the command line.
       log:   file for its standard error, appended to.
+      environment: what it finds besides ours.
     """
 
-    def __init__(self, main: Callable[[], None], words: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, main: Callable[[], None], words: Sequence[str], log: Path, environment: Mapping[str, str] = {}
+    ) -> None:
         self.log = log
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.warm"])
         self._output, output = context.Pipe(duplex=False)
         input_, self._input = context.Pipe(duplex=False)
-        given = main, list(words), str(log), dict(os.environ), input_, output
+        given = main, list(words), str(log), {**os.environ, **environment}, input_, output
         self.process: ForkServerProcess = context.Process(target=_live, args=given, daemon=True)
         self.process.start()
         input_.close()

@@ -1,7 +1,6 @@
 """Servers: `hermosis serve` as real processes that a test may arm, kill, freeze and start again on the same folder."""
 
 import functools
-import os
 import resource
 import signal
 from collections.abc import Sequence
@@ -45,7 +44,8 @@ class Server(Forked):
 
     def __init__(self, folder: Path, log: Path, wishes: Wishes = Wishes()) -> None:
         words = ["hermosis", "serve", "--port", "0", "--data-folder", str(folder), "--device", "cpu", *wishes.flags]
-        super().__init__(functools.partial(_serve, wishes), words, log)
+        armed = {failpoints.VARIABLE: wishes.failpoints}
+        super().__init__(functools.partial(_serve, wishes), words, log, armed)
 
     def freeze(self) -> None:
         self.tell(signal.SIGSTOP)
@@ -60,7 +60,6 @@ class Server(Forked):
 
 
 def _serve(wishes: Wishes) -> None:
-    os.environ[failpoints.VARIABLE] = wishes.failpoints
     from tests.faults import planted
 
     from hermosis_server.storage.journal import Journal

@@ -3,24 +3,30 @@
 import contextlib
 import http.client
 import json
-import os
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx2
 import numpy as np
 import pytest
-from tests.forking import WarmServer
+import typer
+from tests.forking import Forked, WarmServer
 
 from hermosis_client import Client, Recipe, Session
+from hermosis_sidecar.__main__ import main
 
 Answer = TypeVar("Answer")
+
+
+def _main() -> None:
+    warnings.simplefilter("error")
+    typer.run(main)
 
 
 class Sidecar:
@@ -30,50 +36,32 @@ class Sidecar:
         self._folder = tempfile.TemporaryDirectory(prefix="hermosis-history-")
         settings.setdefault("history_folder", self._folder.name)
         environment = {f"HERMOSIS_SIDECAR_{name.upper()}": value for name, value in settings.items()}
-        arguments = "-W error -m hermosis_sidecar --port 0 --until-stdin-closes --server"
-        self.process = subprocess.Popen(
-            [sys.executable, *arguments.split(), server],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **environment},
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line.startswith("HERMOSIS READY address=http://127.0.0.1:"), (line, self.end())
-        self.address = line.removeprefix("HERMOSIS READY address=").strip()
+        words = ["hermosis_sidecar", "--port", "0", "--until-stdin-closes", "--server", server]
+        self.process = Forked(_main, words, Path(self._folder.name) / "log", environment)
+        self.address = self.process.address
+        assert self.address.startswith("http://127.0.0.1:")
         self.http = httpx2.Client(base_url=self.address, timeout=30)
 
     def end(self) -> str:
         """Closes its standard input, waits, and gives what it logged."""
-        if hasattr(self, "http"):
-            self.http.close()
-        try:
-            _, log = self.process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            raise
-        finally:
-            self._folder.cleanup()
+        self.http.close()
+        self.process.end_input()
+        ended = self.process.ended(20)
+        log = self.process.tail(limit_bytes=1 << 20)
+        self.process.close()
+        self._folder.cleanup()
+        assert ended, f"it did not end; its log:\n{log}"
         return log
 
     def kill(self) -> None:
         """Ends it at once, as a crash does."""
         self.process.kill()
-        self.process.wait()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.end()
-        else:
-            self.http.close()
-            self.process.communicate()
-            self._folder.cleanup()
+        self.end()
 
 
 class Events:

@@ -54,5 +54,4 @@ def test_sidecar_may_start_before_its_server_and_end_without_one() -> None:
         assert response.status_code == 503
         assert "127.0.0.1:1" in response.json()["detail"]
         assert eventually(lambda: events.named("server"), "the first word") == [{"reachable": False}]
-        sidecar.process.terminate()
-        assert sidecar.process.wait(timeout=8) == 0
+        assert sidecar.process.stop(grace_s=8) == 0

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 from starlette.testclient import TestClient
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Sidecar, eventually
 
 from hermosis.lines import Lines, as_json
-from hermosis_client.local_server import LocalServer
 from hermosis_sidecar import logs
 from hermosis_sidecar.app import create_app
 from hermosis_sidecar.settings import Settings
@@ -26,7 +26,7 @@ def test_an_answer_bears_a_number_and_whoever_sends_one_keeps_theirs(sidecar: Si
 
 
 def test_lines_are_json_where_nobody_watches() -> None:
-    server = LocalServer()
+    server = WarmServer()
     sidecar = Sidecar(server.address, retry_s="0.05", ready_timeout_s="0.5")
     with sidecar:
         eventually(lambda: sidecar.http.get("/healthz/ready").status_code == 200, "the server")

@@ -12,6 +12,7 @@ from tests.sidecar.conftest import Sidecar, eventually, push
 from tests.sidecar.history.conftest import QUICK, Archive, a_session
 
 from hermosis_client import Client, Session, errors
+from hermosis_client.local_server import LocalServer
 from hermosis_sidecar.history import Event, EventKind, Kept, Retention, Steps, Store
 from hermosis_sidecar.history.differences import Happened
 from hermosis_sidecar.history.ids import Ids
@@ -208,8 +209,9 @@ def test_connection_that_broke_leaves_no_gap(server: WarmServer, client: Client,
 
 
 def test_a_restart_too_quick_to_be_missed_is_told_from_a_restore(tmp_path: Path) -> None:
+    """Real servers: one from a warm process is there sooner than two clocks are told apart."""
     store, data = Store(f"sqlite:///{tmp_path}/history.db"), tmp_path / "data"
-    with WarmServer(data_folder=data) as server:
+    with LocalServer(data_folder=data) as server:
         port = server.address.rpartition(":")[2]
         client = Client(server.address, timeout_s=30)
         session = client.create_session({"w": (2,)}, "sgd", session_id="run")
@@ -217,7 +219,7 @@ def test_a_restart_too_quick_to_be_missed_is_told_from_a_restore(tmp_path: Path)
         lineage = Lineage(store, client, Ids(), interval_s=0.0)
         lineage.look()
         lineage.happened()
-    with WarmServer(data_folder=data, arguments=["--port", port]):
+    with LocalServer(data_folder=data, arguments=["--port", port]):
         lineage.look()  # nobody has said that the server was away
         assert [kept.event.kind for kept in lineage.happened()] == ["server_restarted"]
         client.restore("run")
