@@ -139,6 +139,7 @@ def set_up(extra: str) -> None:
         partial = STAMP.with_suffix(".partial")
         partial.write_text(json.dumps({"fingerprint": wanted, "extras": sorted({extra, *before})}) + "\n")
         partial.replace(STAMP)
+        compile_step()
 
 
 def fingerprint() -> str:
@@ -260,9 +261,18 @@ def install(extra: str) -> None:
     say(f"Set up in {time.monotonic() - began:.0f} s.")
 
 
+def compile_step() -> None:
+    """Fills Numba's cache, which is beside the sources, so that no first server has to."""
+    say("Compiling the step, once for all servers …")
+    program = "from hermosis_server.dynamics import fused; fused.warm_up()"
+    subprocess.run([PYTHON, "-c", program], cwd=ROOT, env=environment(), check=False)  # a server would compile it too
+
+
 def environment() -> dict[str, str]:
-    """The caller's environment without what would lead Python or pip out of .venv."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "PIP_USER")}
+    """The caller's environment without what would lead Python or pip out of .venv, or slow each start down."""
+    out = ("PYTHONPATH", "PYTHONHOME", "PIP_USER")
+    slow = ("PYTHONDONTWRITEBYTECODE",)  # each of many processes would compile all our sources anew
+    kept = {name: value for name, value in os.environ.items() if name not in out + slow}
     return {**kept, "PIP_USER": "0"}
 
 

@@ -16,11 +16,12 @@ SOURCE = Path(__file__).resolve().parents[2] / "run.py"
 
 
 class Fake:
-    """run.py in a folder of its own, with the two steps that take minutes replaced by notes of what was asked."""
+    """run.py in a folder of its own, with the steps that take long replaced by notes of what was asked."""
 
     def __init__(self, run: Any, root: Path) -> None:
         self.run = run
         self.done: list[str] = []
+        self.compiled = 0
         self.fault: BaseException | None = None
         run.ROOT, run.ENVIRONMENT = root, root / ".venv"
         run.PYTHON, run.STAMP, run.LOCK = root / ".venv/python", root / ".venv/stamp.json", root / "build/setup.lock"
@@ -28,6 +29,7 @@ class Fake:
         (root / "constraints.txt").write_text("a==1")
         run.make_environment = self.make_environment
         run.install = self.install
+        run.compile_step = self.compile_step
 
     def make_environment(self, *, clear: bool) -> None:
         self.done.append("clear" if clear else "make")
@@ -38,6 +40,10 @@ class Fake:
         self.done.append(extra)
         if self.fault is not None:
             raise self.fault
+
+    def compile_step(self) -> None:
+        assert self.run.STAMP.exists(), "what is installed counts, should this be interrupted"
+        self.compiled += 1
 
     def set_up(self, extra: str) -> list[str]:
         """What one set-up had to do."""
@@ -63,6 +69,7 @@ def fake(tmp_path: Path) -> Fake:
 def test_second_run_has_nothing_to_do(fake: Fake) -> None:
     assert fake.set_up("demo") == ["make", "demo"]
     assert fake.set_up("demo") == []
+    assert fake.compiled == 1
 
 
 def test_environment_for_development_serves_the_demo_but_not_the_other_way(fake: Fake) -> None:
@@ -155,9 +162,10 @@ def test_a_python_without_venv_is_told_what_to_install(fake: Fake, monkeypatch: 
 def test_nothing_of_the_callers_leads_out_of_the_environment(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("PIP_USER", "1")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("PIP_INDEX_URL", "kept")
     environment = fake.run.environment()
-    assert "PYTHONPATH" not in environment
+    assert not {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE"} & set(environment)
     assert environment["PIP_USER"] == "0"
     assert environment["PIP_INDEX_URL"] == "kept"
 

@@ -11,11 +11,11 @@ from typing import Any
 import schemathesis
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from tests.forking import WarmServer
 from tests.sidecar.conftest import Sidecar
 
 from hermosis_client import Client, Recipe
 from hermosis_client.errors import SessionExists, SessionNotFound
-from hermosis_client.local_server import LocalServer
 
 CALL_S = 20.0
 ENDLESS = "/v1/live"
@@ -31,7 +31,7 @@ class Hall:
 
     def __enter__(self) -> "Hall":
         with contextlib.ExitStack() as stack:
-            self._server = stack.enter_context(LocalServer(arguments=["--device", "cpu", "--max-parameters", "100000"]))
+            self._server = stack.enter_context(WarmServer(arguments=["--device", "cpu", "--max-parameters", "100000"]))
             self._client = stack.enter_context(Client(self._server.address))
             self._sidecar = stack.enter_context(Sidecar(self._server.address))
             schema = schemathesis.openapi.from_url(f"{self._sidecar.address}/openapi.json")
