@@ -203,6 +203,7 @@ def _live(
     output: Connection,
 ) -> None:
     """The whole life of a forked process."""
+    assert "tests.warm" in sys.modules, "somebody else had the process made that others are forked from: it is cold"
     os.setsid()  # Ctrl-C is for the tests, which then stop it in good order
     error = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for number, file in enumerate((input_.fileno(), output.fileno(), error)):

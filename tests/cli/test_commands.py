@@ -1,5 +1,6 @@
 """The command line against a real server, in this process."""
 
+import gc
 import json
 import math
 import subprocess
@@ -65,6 +66,19 @@ def test_flags_of_serve_are_the_settings_with_their_descriptions() -> None:
     for name, setting in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in shown
         assert " ".join((setting.description or "?").split())[:40] in shown
+
+
+def test_a_server_collects_its_own_garbage_and_not_what_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, int]] = []
+    monkeypatch.setattr(
+        "hermosis_server.app.serve", lambda settings: seen.append((gc.isenabled(), gc.get_freeze_count()))
+    )
+    before = gc.get_freeze_count()
+    CliRunner().invoke(app, ["serve"])
+    [(collects, passed_by)] = seen
+    assert collects
+    assert passed_by > before
+    assert gc.isenabled()
 
 
 def test_serve_refuses_what_settings_refuse() -> None:

@@ -94,7 +94,7 @@ def test_death_of_a_worker_ends_the_demo_and_names_it(start: Start) -> None:
 
 
 def test_death_of_the_server_ends_the_demo_with_its_log(start: Start) -> None:
-    demo = start("demo", "--epochs", "200")
+    demo = start("demo", "--epochs", "200", "--workers", "1")
     demo.line_with("steps/s")
     (victim,) = [number for number, line in demo.family().items() if "hermosis_server serve" in line]
     os.kill(victim, signal.SIGKILL)
@@ -112,7 +112,7 @@ def test_unknown_optimizer_is_refused_with_the_names_there_are(start: Start) -> 
 
 
 def test_a_reader_that_goes_away_ends_the_demo(start: Start) -> None:
-    demo = start("demo", "--epochs", "200")
+    demo = start("demo", "--epochs", "200", "--workers", "1")
     demo.line_with("Starting")
     demo.hang_up()
     assert demo.wait() == 1

@@ -31,7 +31,7 @@ def command() -> typer.Typer:
             first = error.errors()[0]
             named = f"{_flag(str(first['loc'][0]))}: " if first["loc"] else ""
             raise typer.BadParameter(f"{named}{first['msg']}") from None
-        # What is imported stays until the end, so nobody shall look for garbage in it: neither while it comes nor later.
+        # What is imported stays until the end: nobody shall look for garbage in it, while it comes or later.
         gc.disable()
         try:
             from hermosis_server.app import serve

@@ -212,7 +212,7 @@ def test_ten_thousand_readings_make_no_larger_page_than_ten(
     many = [{**reading, "step": step} for step in range(1, 10_001)]
     page.route("**/telemetry/history*", lambda route: route.fulfill(json={"readings": many, "thinned": False}))
     page.reload()
-    expect(loss(page)).to_have_accessible_name(re.compile("at step 10,000"))
+    expect(loss(page)).to_have_accessible_name(re.compile("at step 10,000"), timeout=20_000)
     expect(events).to_contain_text("ready", timeout=20_000)
     assert page.evaluate(nodes) <= few
 
