@@ -1,18 +1,20 @@
 """Warm: what commands and workers of the suite have in common, imported and compiled once, before they are forked."""
 
 import gc
+import importlib
 
-import torch
-from tests.faults import planted
+gc.disable()
+for name in (
+    "benchmarks.slow_links.warm",
+    "hermosis_server.app",
+    "hermosis_server.cli.root",
+    "hermosis_server.cli.serve",
+    "hermosis_sidecar.__main__",
+    "tests.faults.planted",
+):
+    importlib.import_module(name)
 
-from benchmarks.slow_links import warm as workers
-from hermosis_server import app
-from hermosis_server.cli import root, serve
-from hermosis_server.dynamics import fused
-from hermosis_sidecar import __main__ as sidecar
-
-torch.set_num_threads(1)  # a fork takes no other threads along
-fused.warm_up()
+importlib.import_module("torch").set_num_threads(1)  # a fork takes no other threads along
+importlib.import_module("hermosis_server.dynamics.fused").warm_up()
 gc.freeze()  # a collection that walked through all this would copy its pages for each fork
-
-__all__ = ["app", "planted", "root", "serve", "sidecar", "workers"]
+gc.enable()

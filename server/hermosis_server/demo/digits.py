@@ -5,12 +5,11 @@ Everything follows from a seed, so that separate processes agree without talking
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 SEED = 0
@@ -35,6 +34,9 @@ class Digits:
 
 def load() -> tuple[Digits, Digits]:
     """Training and test images: 80 and 20 % of the 1797 that come with scikit-learn, each digit in proportion."""
+    from sklearn.datasets import load_digits  # a second and more, which workers do without
+    from sklearn.model_selection import train_test_split
+
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(
         torch.as_tensor(images, dtype=torch.float32) / 16,
@@ -44,6 +46,17 @@ def load() -> tuple[Digits, Digits]:
         random_state=SEED,
     )
     return Digits(shifted(parts[0]), parts[2].repeat(len(SHIFTS))), Digits(parts[1], parts[3])
+
+
+def write(digits: Digits, path: Path) -> None:
+    """Keeps them in a file, for `read`."""
+    np.savez(path, images=digits.images.numpy(), labels=digits.labels.numpy())
+
+
+def read(path: Path) -> Digits:
+    """What `write` has kept."""
+    with np.load(path) as arrays:
+        return Digits(torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]))
 
 
 def shifted(images: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ class _Demo:
         self._settings = settings
         self._console = console
         self._folder = folder
+        self._images = folder / "training.npz"
         self._children: list[Child] = []
         self._starting = threading.Lock()
         self._ended: queue.SimpleQueue[Child] = queue.SimpleQueue()
@@ -122,6 +123,7 @@ class _Demo:
         from hermosis_server.demo.alone import train_alone
 
         training, test = digits.load()
+        digits.write(training, self._images)
         model = digits.network()
         address = server.address(START_S)
         page = self._start("page", "hermosis_sidecar", "--server", address, "--port", "0")
@@ -178,7 +180,7 @@ class _Demo:
         settings = self._settings
         watch = client.watch([session.session_id], min_interval_s=0.1)
         place = ["--address", client.address, "--session", session.session_id]
-        sizes = ["--workers", str(settings.workers), "--epochs", str(settings.epochs)]
+        sizes = ["--workers", str(settings.workers), "--epochs", str(settings.epochs), "--images", str(self._images)]
         workers = [
             self._start(f"worker {number}", WORKER, *place, "--worker", str(number), *sizes)
             for number in range(settings.workers)

@@ -4,6 +4,7 @@ This is an ordinary training loop; RemoteOptimizer is the one line that differs 
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -18,12 +19,13 @@ def main() -> None:
     parser.add_argument("--session", required=True, help="id of the session to join")
     parser.add_argument("--worker", type=int, required=True, help="number of this worker, from 0")
     parser.add_argument("--workers", type=int, required=True, help="how many there are")
+    parser.add_argument("--images", type=Path, required=True, help="file with the training images")
     parser.add_argument("--epochs", type=int, required=True, help="passes over the training images")
     arguments = parser.parse_args()
 
     end_with_stdin()
     torch.set_num_threads(1)
-    training, _ = digits.load()
+    training = digits.read(arguments.images)
     model = digits.network()
     optimizer = RemoteOptimizer(
         model.named_parameters(),
