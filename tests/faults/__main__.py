@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.faults.drill import Drill, drill
 from tests.faults.ledger import PROMISES, Violation
-from tests.faults.planted import BUGS
+from tests.faults.planted import BUGS, provoke
 from tests.faults.points import hits, reached_by_code
 from tests.faults.servers import Wishes
 from tests.faults.twin import Twin, calm_twin
@@ -118,10 +118,7 @@ class Campaign:
     def _planted(self, name: str) -> None:
         bug = BUGS[name]
         with self._drill(Wishes(plant=name, volatile=bug.volatile), counts=False) as one:
-            for failpoints in bug.failpoints:
-                if not one.violations:
-                    one.die(failpoints)
-                    one.settle()
+            provoke(one, bug)
             self._result.planted[name] = sorted({violation.promise for violation in one.violations})
             self._says(f"planted: {bug.what}", one)
 

@@ -9,12 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hermosis_server import app
 from hermosis_server.engine import keeper, recovery, resident, session
 from hermosis_server.records import ExportedState, StateBuffer, WorkerSequence
 from hermosis_server.storage import disk, journal
+
+
+if TYPE_CHECKING:
+    from tests.faults.drill import Drill
+
+ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +38,15 @@ class Bug:
     plant: Callable[[], None]
     failpoints: Sequence[str] = ("intake.stepped=kill@9", "journal.taken=kill@9", "disk.write=kill@30")
     volatile: bool = False
+
+
+def provoke(one: "Drill", bug: Bug) -> None:
+    """Kills a server with the bug until that shows, a few times at most: it depends on what is under way."""
+    for failpoints in [*bug.failpoints] * ROUNDS:
+        if one.violations:
+            return
+        one.die(failpoints)
+        one.settle()
 
 
 def _acknowledge_before_the_journal() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from tests.faults.drill import drill
-from tests.faults.planted import BUGS
+from tests.faults.planted import BUGS, provoke
 from tests.faults.servers import Wishes
 from tests.faults.twin import Twin
 
@@ -13,8 +13,5 @@ from tests.faults.twin import Twin
 def test_planted_bug_is_seen(name: str, tmp_path: Path, twin: Twin) -> None:
     bug = BUGS[name]
     with drill(tmp_path, twin, Wishes(plant=name, volatile=bug.volatile)) as one:
-        for failpoints in bug.failpoints:
-            if not one.violations:
-                one.die(failpoints)
-                one.settle()
+        provoke(one, bug)
         assert one.violations, f"nobody noticed that {bug.what}"
