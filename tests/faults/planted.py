@@ -16,7 +16,6 @@ from hermosis_server.engine import keeper, recovery, resident, session
 from hermosis_server.records import ExportedState, StateBuffer, WorkerSequence
 from hermosis_server.storage import disk, journal
 
-
 if TYPE_CHECKING:
     from tests.faults.drill import Drill
 
