@@ -27,7 +27,9 @@ class Turns:
     """How far each thread may go."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        # Two things to wait for: a thread that stands still must not be woken by another that does, nor wake it.
+        lock = threading.Lock()
+        self._granted, self._changed = threading.Condition(lock), threading.Condition(lock)
         self._allowed: dict[str, int] = {}
         self._idle: set[str] = set()
         self._stopped = False
@@ -43,7 +45,7 @@ class Turns:
             while not self._allowed[name] and not self._stopped:
                 self._idle.add(name)
                 self._changed.notify_all()
-                self._changed.wait()
+                self._granted.wait()
             self._idle.discard(name)
             if self._stopped:
                 raise Stopped
@@ -64,7 +66,7 @@ class Turns:
             for name in self._allowed:
                 self._allowed[name] = count
             self._idle.clear()
-            self._changed.notify_all()
+            self._granted.notify_all()
 
     @property
     def stopped(self) -> bool:
@@ -73,7 +75,7 @@ class Turns:
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
-            self._changed.notify_all()
+            self._granted.notify_all()
 
     def rested(self, until: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:
         """Waits until all threads have used their turns or one broke, or something else is the case."""
