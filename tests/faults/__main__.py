@@ -2,12 +2,18 @@
 
 import argparse
 import contextlib
+import functools
+import itertools
 import json
+import os
 import random
+import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +25,8 @@ from tests.faults.servers import Wishes
 from tests.faults.twin import Twin, calm_twin
 
 RESULT = Path(__file__).resolve().parents[2] / "build" / "faults" / "result.json"
+JOBS = len(os.sched_getaffinity(0))
+NEWS_EVERY = 100  # deaths, where there is no terminal to rewrite a line on
 
 
 @dataclass(slots=True)
@@ -61,59 +69,77 @@ class Result:
 
 
 class Campaign:
-    """The drills, one after another, each on a folder of its own."""
+    """The drills, several at once, each on a folder of its own.
 
-    def __init__(self, folder: Path, twin: Twin, result: Result, only: str) -> None:
+    Args:
+      folder: for all that they write.
+      only:   what the names of the wanted ones begin with.
+      jobs:   drills at once.
+    """
+
+    def __init__(self, folder: Path, twin: Twin, result: Result, *, only: str, jobs: int) -> None:
         self._folder = folder
         self._twin = twin
         self._result = result
-        self._only = only
-        self._drills = 0
+        self._jobs = jobs
+        self._lock = threading.Lock()
+        self._drills = itertools.count()
+        self._stopped = False
+        self._work = self._chosen(only)
+        self._wanted = sum(deaths for deaths, _ in self._work)
 
     def run(self) -> None:
-        points = [name for name in reached_by_code() if self._wanted(name)]
-        for group in sorted({name.split(".")[0] for name in points}):
-            self._points([name for name in points if name.split(".")[0] == group], Wishes(), "kill at ")
-        if self._wanted("power"):
-            chosen = [name for name in reached_by_code() if name.split(".")[0] in ("disk", "journal", "snapshot")]
-            self._points(chosen, Wishes(volatile=True), "power cut at ")
-        if self._wanted("random"):
-            self._random()
-        if self._wanted("limit"):
-            self._limited()
-        for name in BUGS:
-            if self._wanted("planted"):
-                self._planted(name)
+        """Runs them all; KeyboardInterrupt ends each after the death that it is at."""
+        with ThreadPoolExecutor(self._jobs, "faults") as pool:
+            running = [pool.submit(work) for _, work in self._work]
+            try:
+                for one in as_completed(running):
+                    one.result()
+            except BaseException:
+                self._stopped = True
+                pool.shutdown(cancel_futures=True)
+                raise
 
-    def _wanted(self, name: str) -> bool:
-        return name.startswith(self._only)
+    def _chosen(self, only: str) -> list[tuple[int, Callable[[], None]]]:
+        """How many deaths, and what brings them about."""
+        runs, names = self._result.runs, reached_by_code()
+        work: list[tuple[str, int, Callable[[], None]]] = []
+        for name in names:
+            work.append((name, runs, functools.partial(self._point, name, Wishes(), "kill at ")))
+        for name in names:
+            if name.split(".")[0] in ("disk", "journal", "snapshot"):
+                power_cut = functools.partial(self._point, name, Wishes(volatile=True), "power cut at ")
+                work.append(("power", runs, power_cut))
+        work.append(("random", 4 * runs, self._random))
+        work.append(("limit", runs, self._limited))
+        work += [("planted", 0, functools.partial(self._planted, name)) for name in BUGS]
+        return [(deaths, each) for name, deaths, each in work if name.startswith(only)]
 
-    def _points(self, names: list[str], wishes: Wishes, kind: str) -> None:
+    def _point(self, name: str, wishes: Wishes, kind: str) -> None:
         with self._drill(wishes) as one:
-            for name in names:
-                for at in hits(name, self._result.runs, self._result.seed):
-                    if not one.die(f"{name}=kill@{at}") and not (at > 1 and one.die(f"{name}=kill@1")):
-                        self._result.unreached.append(kind + name)
-                    self._result.died(kind + name.split(".")[0])
-                    self._says(kind + f"{name}, time {at}", one)
+            for at in hits(name, self._result.runs, self._result.seed):
+                met = one.die(f"{name}=kill@{at}") or (at > 1 and one.die(f"{name}=kill@1"))
+                if not self._died(kind + name.split(".")[0], f"{kind}{name}, time {at}", one, met=met):
+                    break
             one.settle()
 
     def _random(self) -> None:
         draw = random.Random(self._result.seed)
+        kind = "kill at a random moment"
         with self._drill(Wishes()) as one:
             for _ in range(4 * self._result.runs):
                 one.kill_in_full_course(after_acknowledgements=draw.randint(1, 200))
-                self._result.died("kill at a random moment")
-                self._says("kill at a random moment", one)
+                if not self._died(kind, kind, one):
+                    break
 
     def _limited(self) -> None:
         draw = random.Random(self._result.seed)
+        kind = "kill after a limit on the size of files"
         for _ in range(self._result.runs):  # each with a log that is short as yet: the limit is its limit too
             with self._drill(Wishes()) as one:
-                if not one.limit_files_and_kill(draw.randint(6_000, 15_000)):
-                    self._result.unreached.append("a limit on the size of files")
-                self._result.died("kill after a limit on the size of files")
-                self._says("kill after a limit on the size of files", one)
+                met = one.limit_files_and_kill(draw.randint(6_000, 15_000))
+                if not self._died(kind, kind, one, met=met):
+                    break
 
     def _planted(self, name: str) -> None:
         bug = BUGS[name]
@@ -124,21 +150,33 @@ class Campaign:
 
     @contextlib.contextmanager
     def _drill(self, wishes: Wishes, *, counts: bool = True) -> Iterator[Drill]:
-        folder = self._folder / f"drill-{self._drills}"
+        folder = self._folder / f"drill-{next(self._drills)}"
         folder.mkdir()
-        self._drills += 1
         with drill(folder, self._twin, wishes) as one:
             try:
                 yield one
             finally:
                 if counts:
-                    self._result.takes(one)
+                    with self._lock:
+                        self._result.takes(one)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _died(self, kind: str, what: str, one: Drill, *, met: bool = True) -> bool:
+        """Counts a death; whether there shall be another."""
+        with self._lock:
+            self._result.died(kind)
+            if not met:
+                self._result.unreached.append(what)
+            self._says(what, one)
+        return not self._stopped
 
     def _says(self, what: str, one: Drill) -> None:
-        found = len(one.violations)
-        line = f"{sum(self._result.deaths.values()):5} deaths, {found} violations  {what}"
+        done = sum(self._result.deaths.values())
+        line = f"{done:,} of {self._wanted:,} deaths, {len(one.violations)} violations  {what}"
         if sys.stderr.isatty():
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        elif done % NEWS_EVERY == 0:
+            print(line, file=sys.stderr, flush=True)
 
 
 def table(result: Result) -> str:
@@ -159,16 +197,17 @@ def table(result: Result) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 run.py faults", description=__doc__)
-    parser.add_argument("--runs", type=int, default=2, help="deaths at each point [default: 2]")
+    parser.add_argument("--runs", type=int, default=100, help="deaths at each point [default: 100, an hour or two]")
     parser.add_argument("--only", default="", help="points whose name begins so, or power, random, limit, planted")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of death [default: 0]")
+    parser.add_argument("--jobs", type=int, default=JOBS, help=f"drills at once [default: {JOBS}, as there are cores]")
     wishes = parser.parse_args()
     result, began, status = Result(seed=wishes.seed, runs=wishes.runs), time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="hermosis-faults-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         try:
             with calm_twin(folder) as twin:
-                Campaign(folder, twin, result, wishes.only).run()
+                Campaign(folder, twin, result, only=wishes.only, jobs=wishes.jobs).run()
         except KeyboardInterrupt:
             print("\ninterrupted; this is what was seen until now", file=sys.stderr)
             status = 130

@@ -89,19 +89,22 @@ class Twin:
 
     def _go_on(self, plan: Plan, line: _Line) -> None:
         step = len(line.digests) - 1
-        threads = [
-            threading.Thread(
-                target=worker.push, args=(plan.gradient(worker.worker_id, step),), kwargs={"loss": plan.loss(step)}
-            )
-            for worker in line.workers
-        ]
+        told: list[bytes] = []
+
+        def push(worker: Worker) -> None:
+            gradient = plan.gradient(worker.worker_id, step)
+            told.append(worker.push(gradient, loss=plan.loss(step), want_digest=True).state_digest)
+
+        first, *others = line.workers
+        threads = [threading.Thread(target=push, args=(worker,)) for worker in others]
         for thread in threads:
             thread.start()
+        push(first)
         for thread in threads:
             thread.join()
         for worker in line.workers:
             worker.step = step + 1
-        line.digests.append({line.session.digest()})
+        line.digests.append(set(told))
         if step + 1 == plan.edited_from:
             line.session.update(lr_scale=plan.lr_scale(step + 1), thermal_profile=edited_profile())
             line.digests[-1].add(line.session.digest())
