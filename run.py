@@ -32,6 +32,9 @@ ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = ENVIRONMENT / "hermosis-setup.json"
 LOCK = ROOT / "build" / "setup.lock"
+# Programs that the tests run and whose packages do not agree with ours.
+TOOLS = ROOT / "build" / "tools"
+TOOLS_REQUIREMENTS = ROOT / "tests" / "tools.txt"
 
 HELP = """\
 The first call makes the environment in .venv and installs into it, which takes some minutes; later calls start at once.
@@ -41,7 +44,7 @@ commands:
   up        start the server and its page and keep them running until Ctrl-C
   gallery   draw pictures of the theory into docs/gallery, computed by the server's own steps
   bench     measure every goal of speed side by side with other systems, under 15 minutes; --gpu for CUDA
-  faults    kill servers under load in every way there is and hold them to their promises; --runs 100 for a night
+  faults    kill servers under load in every way there is, a hundred times each; --runs 2 takes some minutes
   test      run the test suite, a process a core; what follows is given to pytest (-n 0 for one process)
   fuzz      ask a real server everything that it must refuse: --hours H, or --cases N; --help tells more
   check     formatting, lint, types, and that the generated protobuf code fits the .proto files
@@ -90,6 +93,8 @@ def main() -> None:
     if arguments.command == "audit":
         sys.exit(subprocess.call([sys.executable, ROOT / ".ci" / "audit.py"], env=environment()))
     set_up(EXTRAS.get(arguments.command, "dev"))
+    if arguments.command in ("test", "setup"):
+        set_up_tools()
     if arguments.command in ("demo", "up"):
         become(["hermosis_server", arguments.command, *arguments.rest])
     elif arguments.command == "gallery":
@@ -266,6 +271,28 @@ def compile_step() -> None:
     say("Compiling the step, once for all servers …")
     program = "from hermosis_server.dynamics import fused; fused.warm_up()"
     subprocess.run([PYTHON, "-c", program], cwd=ROOT, env=environment(), check=False)  # a server would compile it too
+
+
+def set_up_tools() -> None:
+    """Makes an environment for the tools of the tests; without them some tests are skipped by name."""
+    requirements = TOOLS_REQUIREMENTS.read_bytes()
+    wanted = hashlib.sha256(f"{sys.version_info[:3]} {ROOT}".encode() + requirements).hexdigest()
+    stamp = TOOLS / "hermosis-tools"
+    TOOLS.parent.mkdir(exist_ok=True)
+    with TOOLS.with_suffix(".lock").open("a") as lock:
+        wait_for(lock.fileno())
+        if stamp.exists() and stamp.read_text() == wanted:
+            return
+        say(f"Installing what {TOOLS_REQUIREMENTS.relative_to(ROOT)} names for the tests …")
+        make = [sys.executable, "-m", "venv", "--clear", "--without-pip", str(TOOLS)]
+        fill = [str(PYTHON), "-m", "pip", f"--python={TOOLS}", "install", "--quiet", "--no-input", "--no-compile",
+                "--disable-pip-version-check", "--retries=1", "-r", str(TOOLS_REQUIREMENTS)]  # fmt: skip
+        for command in (make, fill):
+            done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+            if done.returncode:
+                say(f"{done.stdout}{done.stderr}\nThat failed; the tests that need it are skipped.")
+                return
+        stamp.write_text(wanted)
 
 
 def environment() -> dict[str, str]:

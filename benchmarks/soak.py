@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -261,7 +262,8 @@ async def soak(bed: Bed, scale: Scale, names: Sequence[str]) -> list[dict[str, o
         first = len(bed.curve)
         begin, after = bed.memory_bytes, list[int]()
         told: dict[str, float] = {}
-        for _ in range(scale.waves):
+        for wave in range(scale.waves):
+            print(f"{name}, wave {wave + 1} of {scale.waves}", file=sys.stderr, flush=True)
             found = await SCENARIOS[name](bed, scale)
             told = told or found  # per-piece costs show while nothing is kept yet
             after.append(bed.memory_bytes)

@@ -199,6 +199,23 @@ def test_pip_speaks_plainly_and_a_failure_shows_its_words(tmp_path: Path, capsys
     assert "unpacking 2 packages" in said
 
 
+def test_tools_are_made_once_and_again_when_others_are_named(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fake.run
+    run.PYTHON, run.TOOLS, run.TOOLS_REQUIREMENTS = sys.executable, run.ROOT / "build/tools", run.ROOT / "tools.txt"
+    run.TOOLS_REQUIREMENTS.write_text("# none\n")
+    run.set_up_tools()
+    assert "Installing what tools.txt names" in capsys.readouterr().err
+    run.set_up_tools()
+    assert capsys.readouterr().err == ""
+    assert (run.TOOLS / "pyvenv.cfg").exists()
+    run.TOOLS_REQUIREMENTS.write_text("./no-such-folder\n")
+    for _ in range(2):  # it is tried again
+        run.set_up_tools()
+        said = capsys.readouterr().err
+        assert "no-such-folder" in said
+        assert said.endswith("the tests that need it are skipped.\n")
+
+
 def test_help_names_every_command() -> None:
     done = subprocess.run([sys.executable, SOURCE, "--help"], capture_output=True, text=True, check=True)
     for command in ("demo", "up", "gallery", "bench", "test", "fuzz", "check", "audit", "setup"):

@@ -103,19 +103,20 @@ class Campaign:
     def _chosen(self, only: str) -> list[tuple[int, Callable[[], None]]]:
         """How many deaths, and what brings them about."""
         runs, names = self._result.runs, reached_by_code()
+        volatile = [name for name in names if name.split(".")[0] in ("disk", "journal", "snapshot")]
+        kill = functools.partial(self._point, Wishes(), "kill at ")
+        power_cut = functools.partial(self._point, Wishes(volatile=True), "power cut at ")
         work: list[tuple[str, int, Callable[[], None]]] = []
-        for name in names:
-            work.append((name, runs, functools.partial(self._point, name, Wishes(), "kill at ")))
-        for name in names:
-            if name.split(".")[0] in ("disk", "journal", "snapshot"):
-                power_cut = functools.partial(self._point, name, Wishes(volatile=True), "power cut at ")
-                work.append(("power", runs, power_cut))
-        work.append(("random", 4 * runs, self._random))
-        work.append(("limit", runs, self._limited))
+        work += [(name, runs, functools.partial(kill, name)) for name in names]
+        work += [("power", runs, functools.partial(power_cut, name)) for name in volatile]
+        work += [
+            ("random", 4 * runs, self._random),
+            ("limit", runs, self._limited),
+        ]
         work += [("planted", 0, functools.partial(self._planted, name)) for name in BUGS]
         return [(deaths, each) for name, deaths, each in work if name.startswith(only)]
 
-    def _point(self, name: str, wishes: Wishes, kind: str) -> None:
+    def _point(self, wishes: Wishes, kind: str, name: str) -> None:
         with self._drill(wishes) as one:
             for at in hits(name, self._result.runs, self._result.seed):
                 met = one.die(f"{name}=kill@{at}") or (at > 1 and one.die(f"{name}=kill@1"))

@@ -126,6 +126,30 @@ def test_garbage_on_the_port_leaves_the_server_well(server: Any, session: Any) -
     assert server.push(session, ONES, 2).step == 2
 
 
+def frame(kind: int, payload: bytes = b"") -> bytes:
+    """Of HTTP/2, on the connection itself."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + bytes(4) + payload
+
+
+def test_pings_close_no_connection_and_who_reads_no_answer_is_not_read(server: Any, session: Any) -> None:
+    """A client's gRPC sends some by itself while it takes a vector in; a flood of them fills no memory."""
+    address, _, port = server.address.rpartition(":")
+    ping, answer = frame(6, bytes(8)), b"\x00\x00\x08\x06\x01" + bytes(12)
+    with socket.create_connection((address, int(port)), timeout=10) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4))
+        heard = b""
+        for count in range(1, 21):
+            connection.sendall(ping)
+            while heard.count(answer) < count:
+                piece = connection.recv(65536)
+                assert piece, "it has hung up"
+                heard += piece
+        connection.settimeout(1)
+        with pytest.raises(TimeoutError):  # it waits until somebody takes its answers
+            connection.sendall(ping * (4 << 20))
+    assert server.push(session, ONES, 2).step == 2
+
+
 @pytest.mark.parametrize("payload", [b"\xff\xff\xff", b"\x0a\xff\xff\xff\xff\x0f", bytes(range(256))])
 def test_a_request_that_is_no_message_is_refused(server: Any, tools: Any, payload: bytes) -> None:
     call = server.channel.unary_unary(

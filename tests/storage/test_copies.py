@@ -1,7 +1,6 @@
 """Copies in object storage: read as they were put, and a name that is taken is a fence."""
 
 import contextlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.storage.stored import snapshot
+from tests.tools import tool
 
 from hermosis_server.errors import CorruptState, InvalidRequest, StaleGeneration
 from hermosis_server.storage import snapshot_file
@@ -25,10 +25,8 @@ pytest.importorskip("obstore", reason="obstore is not installed (extra `cloud`)"
 
 @contextlib.contextmanager
 def s3() -> Iterator[dict[str, Any]]:
-    """A server that speaks S3, with a bucket. It is a process of its own: moto's packages and ours do not agree."""
-    command = shutil.which("moto_server")
-    if command is None:
-        pytest.skip("moto_server is not on the path; install moto[server,s3] into an environment of its own")
+    """A server that speaks S3, with a bucket."""
+    command = tool("moto_server")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(

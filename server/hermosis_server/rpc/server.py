@@ -33,7 +33,6 @@ SERVICES = (
     telemetry_pb2.DESCRIPTOR.services_by_name["TelemetryService"].full_name,
     access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name,
 )
-MIN_PING_INTERVAL_MS = 10_000  # clients ping every 30 s, and a ping that comes early is a strike
 MAX_METADATA_BYTES = 16 << 10  # a token of an identity provider takes up to 8 KiB
 
 
@@ -70,8 +69,9 @@ class RpcServer:
                 ("grpc.max_receive_message_length", engine.limits.max_message_bytes),
                 # One process, one port: two servers that share it without knowing would split their workers.
                 ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-                ("grpc.keepalive_permit_without_calls", 1),
+                # Any number of pings. A client's gRPC sends them by itself, to measure the line while a vector comes in
+                # and after a cancelled call; where the server had nothing to send meanwhile, the third closed the line.
+                ("grpc.http2.max_ping_strikes", 0),
                 # Both, or gRPC refuses ever more of what lies between them.
                 ("grpc.max_metadata_size", MAX_METADATA_BYTES),
                 ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
