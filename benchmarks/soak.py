@@ -33,6 +33,7 @@ STAGING, SESSION, WINDOW = 128 * MIB, 64 * MIB, 8 * MIB
 SAMPLE_S = 0.05
 STILL_S = 0.5  # without a byte sent
 STREAMS_A_CONNECTION = 100
+UNREAD = 100  # gradients of a slow reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +89,15 @@ Scenario = Callable[[Bed, Scale], Awaitable[dict[str, float]]]
 
 
 async def slow_readers(bed: Bed, scale: Scale) -> dict[str, float]:
-    """Workers that send as fast as they can and read nothing, until nobody can send any more."""
+    """Workers that send as fast as they can and read nothing, until nobody can send any more.
+
+    Who is refused for want of room could go on for very long, since refusals are short: each sends a hundred at most.
+    """
     gradient, sent = traffic.Gradient.of(traffic.WHOLE_BYTES // 4), 0
 
     async def send(call: Any) -> None:
         nonlocal sent
-        for number in range(1, 1 << 30):
+        for number in range(1, UNREAD + 1):
             (message,) = gradient.messages(number, 0)
             await call.write(message)
             sent += message.ByteSize()
