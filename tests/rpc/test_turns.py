@@ -3,23 +3,24 @@
 import asyncio
 import contextlib
 
-from hermosis_server.rpc.turns import COMPANY_S, IN_HAND_S, LARGE, PATIENCE_S, Turns
+from hermosis_server.rpc.turns import COMPANY_S, IN_HAND_S, LARGE, PATIENCE_S, QUIET_S, REST_S, Turns
 
 WORKERS = 8
+
+
+async def _flood(turns: Turns, who: object, served: list[int]) -> None:
+    """One of several workers that never stop; counts in the last place."""
+    while True:
+        if not turns.take(who):
+            await turns.wait(who)
+        served[-1] += 1
+        await asyncio.sleep(0)
 
 
 async def _messages_a_pass(turns: Turns, who: object, *, seconds: float) -> list[int]:
     """How many messages of one who floods are served in each pass of the loop, for a while."""
     served = [0]
-
-    async def flood() -> None:
-        while True:
-            if not turns.take(who):
-                await turns.wait(who)
-            served[-1] += 1
-            await asyncio.sleep(0)
-
-    workers = [asyncio.ensure_future(flood()) for _ in range(WORKERS)]
+    workers = [asyncio.ensure_future(_flood(turns, who, served)) for _ in range(WORKERS)]
     end = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < end:
         await asyncio.sleep(0)
@@ -29,11 +30,14 @@ async def _messages_a_pass(turns: Turns, who: object, *, seconds: float) -> list
     return served[3:-1]
 
 
-async def _now_and_then(turns: Turns, who: str, *, pause_s: float) -> None:
-    """One worker that waits for its answer: a message, and then none for a while."""
+async def _quiet(turns: Turns, who: str, *, pause_s: float) -> None:
+    """One worker that waits for its answer: a message, which is answered at once, and then none for a while."""
     while True:
-        if not turns.take(who):
+        if turns.take(who):
+            turns.begin(who, who)
+        else:
             await turns.wait(who)
+        turns.end(who)
         await asyncio.sleep(pause_s)
 
 
@@ -46,20 +50,62 @@ def test_who_floods_alone_is_served_as_it_comes() -> None:
     assert max(asyncio.run(scenario())) == WORKERS
 
 
-def test_who_floods_has_one_message_a_pass_while_another_is_there_that_mostly_waits() -> None:
+def test_who_floods_has_one_message_a_pass_while_another_does_so_as_well() -> None:
     async def scenario() -> list[int]:
         turns = Turns()
-        other = asyncio.ensure_future(_now_and_then(turns, "other", pause_s=COMPANY_S / 10))
-        await asyncio.sleep(COMPANY_S / 2)
+        others = [asyncio.ensure_future(_flood(turns, "other", [0])) for _ in range(WORKERS)]
+        await _messages_a_pass(turns, "flood", seconds=COMPANY_S)
         served = await _messages_a_pass(turns, "flood", seconds=4 * COMPANY_S)
-        other.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await other
+        for other in others:
+            other.cancel()
         return served[100:]
 
     served = asyncio.run(scenario())
     assert max(served) == 1
     assert sum(served) > len(served) // 2, "it is served in nearly every pass"
+
+
+def test_who_floods_rests_between_turns_while_another_is_there_that_mostly_waits() -> None:
+    async def scenario(who: object) -> int:
+        turns = Turns()
+        other = asyncio.ensure_future(_quiet(turns, "other", pause_s=QUIET_S / 4))
+        await _messages_a_pass(turns, who, seconds=COMPANY_S)
+        served = await _messages_a_pass(turns, who, seconds=4 * COMPANY_S)
+        other.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await other
+        return sum(served)
+
+    for who in ("flood", LARGE):
+        assert 5 < asyncio.run(scenario(who)) <= 4 * COMPANY_S / REST_S + 1
+
+
+def test_who_never_has_two_messages_at_a_time_does_not_rest() -> None:
+    async def scenario() -> list[bool]:
+        turns, at_once = Turns(), []
+        for _ in range(50):
+            for who in ("one", "another"):
+                at_once.append(turns.take(who))
+                turns.begin(who, who)
+                await asyncio.sleep(REST_S / 10)
+                turns.end(who)
+        return at_once
+
+    assert all(asyncio.run(scenario()))
+
+
+def test_who_no_longer_floods_does_not_rest() -> None:
+    async def scenario() -> list[bool]:
+        turns, at_once = Turns(), []
+        await _messages_a_pass(turns, "flood", seconds=COMPANY_S)
+        other = asyncio.ensure_future(_quiet(turns, "other", pause_s=QUIET_S / 4))
+        for _ in range(100):
+            await asyncio.sleep(REST_S / 2)
+            at_once.append(turns.take("flood") or await turns.wait("flood") or False)
+        other.cancel()
+        return at_once
+
+    assert all(asyncio.run(scenario())[-30:])
 
 
 def test_large_messages_go_one_a_pass_whoever_sends_them() -> None:
@@ -84,7 +130,7 @@ def test_another_turn_waits_for_the_answer_that_is_in_hand() -> None:
         turns = Turns()
         at_once = await _passes_until_served(turns, "flood")
         turns.begin("a stream", "other")
-        assert turns.take("flood")
+        assert not turns.take("flood")
         waiting = asyncio.ensure_future(turns.wait("flood"))
         for _ in range(10 * at_once):
             await asyncio.sleep(0)
@@ -111,13 +157,15 @@ def test_it_waits_no_longer_than_it_has_patience_for_answers_that_do_not_come() 
     assert asyncio.run(scenario()) >= PATIENCE_S / 2
 
 
-def test_the_first_large_message_waits_likewise() -> None:
-    async def scenario() -> bool:
+def test_the_next_large_message_waits_likewise() -> None:
+    async def scenario() -> list[bool]:
         turns = Turns()
+        first = turns.take(LARGE)
         turns.begin("a stream", "other")
-        return turns.take(LARGE)
+        await asyncio.sleep(0)
+        return [first, turns.take(LARGE)]
 
-    assert not asyncio.run(scenario())
+    assert asyncio.run(scenario()) == [True, False]
 
 
 def test_nobody_waits_for_what_is_in_hand_of_its_own() -> None:
@@ -130,13 +178,13 @@ def test_nobody_waits_for_what_is_in_hand_of_its_own() -> None:
 
 
 def test_what_is_answered_by_nobody_is_soon_no_longer_in_hand() -> None:
-    async def scenario() -> bool:
+    async def scenario() -> int:
         turns = Turns()
         turns.begin("a stream", "other")
         await asyncio.sleep(2 * IN_HAND_S)
-        return turns.take(LARGE)
+        return await _passes_until_served(turns, "flood")
 
-    assert asyncio.run(scenario())
+    assert asyncio.run(scenario()) <= 4
 
 
 def test_large_and_small_messages_of_one_session_are_no_company() -> None:

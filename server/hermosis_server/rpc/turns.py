@@ -4,8 +4,9 @@ A pass serves all streams that have a message. Where eight workers flood the ser
 other would wait for all eight at each of its hand-overs. So each session has one message a pass as long as another
 one is there; and large messages, which take as long as twenty small ones, go one a pass whoever sends them.
 
-An answer takes several passes, and would meet one message of the flood in each. So who has had its turn and wants
-another lets a message that is in hand be answered first, unless it has waited for as long as a large one takes.
+An answer takes several passes, and would meet one message of the flood in each. So a flood, which is who has a message
+while another one waits, or sends large ones, rests after each turn while somebody is there who does not; and then lets
+what is in hand be answered first.
 """
 
 import asyncio
@@ -16,10 +17,15 @@ from typing import Final
 HEAVY_BYTES: Final = 64 << 10
 # A session whose worker waits for an answer has no message in most passes, and is there all the same.
 COMPANY_S: Final = 0.05
+# Who never waits for a turn has one message at a time, and may be there again after as long as this.
+QUIET_S: Final = 0.01
+# Between two turns of one who floods, while a quiet one is there: so it has half of the loop, more or less.
+REST_S: Final = 0.002
+# And then for as long, at the most, as something is in hand.
+PATIENCE_S: Final = 0.002
 # A message that was not answered by then waits for something else than the event loop: for other workers, as a rule.
 IN_HAND_S: Final = 0.005
-# How long who wants another turn lets others be answered: so it has half of the loop at least.
-PATIENCE_S: Final = 0.002
+TICK_S: Final = 0.001  # of the loop's timers
 
 
 class _Large:
@@ -30,12 +36,13 @@ LARGE: Final = _Large()
 
 
 class _Line:
-    """Those of one session that wait, or of LARGE."""
+    """Those of one session that wait, or of LARGE. A session has one while it floods: while messages of it wait."""
 
-    __slots__ = ("since_s", "waiting")
+    __slots__ = ("crowded_s", "since_s", "waiting")
 
-    def __init__(self, since_s: float) -> None:
-        self.since_s = since_s  # when its last turn was, or it began
+    def __init__(self, since_s: float, crowded_s: float) -> None:
+        self.since_s = since_s  # when its last turn was
+        self.crowded_s = crowded_s  # when two of its messages last were there at a time
         self.waiting: deque[asyncio.Future[None]] = deque()
 
 
@@ -51,8 +58,9 @@ class Turns:
         self._last: Hashable = None  # whose message came last
         self._passed_s = -COMPANY_S  # when the last pass was
         self._company_s = 0.0  # until when several count as being there; on the loop's clock
+        self._quiet: tuple[Hashable, float] = None, -QUIET_S  # who came last that does not flood, and when
         self.several = False
-        self._lines: dict[Hashable, _Line] = {}
+        self._lines: dict[Hashable, _Line] = {LARGE: _Line(-QUIET_S, -QUIET_S)}
         self._in_hand: dict[Hashable, tuple[Hashable, float]] = {}  # whose, and until when; by stream
         self._passing = False  # `_next` comes after this pass
         self._timer: asyncio.TimerHandle | None = None
@@ -63,45 +71,54 @@ class Turns:
         Args:
           of: the session or stream, where `who` is LARGE.
         """
-        of = of or who
+        of, now_s = of or who, self._now()
         if of != self._last:
-            now_s = self._now()
             if now_s < self._passed_s + COMPANY_S:
                 self._company_s = now_s + COMPANY_S
             self._last = of
-        if who in self._lines:
-            return False
-        if who not in self._served:
-            if who is LARGE and self._in_hand and self._holds(who, self._now()):
+        line = self._lines.get(who)
+        if line is not None:
+            if line.waiting:
+                line.crowded_s = now_s
                 return False
-            self._pass()
-            self._served.add(who)
-            return True
-        return who is not LARGE and not self.several and len(self._served) == 1
+            if self._rests(who, line, now_s):
+                return False
+        if who in self._served:
+            return who is not LARGE and not self.several and len(self._served) == 1
+        if line is not None:
+            line.since_s = now_s
+        self._pass()
+        self._served.add(who)
+        return True
 
     async def wait(self, who: Hashable) -> None:
         """Comes back in a pass in which it is the caller's turn."""
-        since_s = self._now()
+        now_s = self._now()
+        line = self._lines.get(who)
+        if line is None:
+            line = self._lines[who] = _Line(now_s, now_s)
         while True:
-            line = self._lines.get(who)
-            if line is None:
-                line = self._lines[who] = _Line(since_s)
-                self._pass()
+            self._pass()
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             line.waiting.append(turn)
             await turn
             # What the same pass has brought meanwhile goes first as well.
             now_s = self._now()
-            if not self._in_hand or now_s - since_s >= PATIENCE_S or not self._holds(who, now_s):
+            if not self._rests(who, line, now_s):
+                line.since_s = now_s
                 return
+            self._lines[who] = line
 
     def begin(self, stream: Hashable, who: Hashable) -> None:
         """A small message is in hand until it is answered, of one who had no other before it in this pass."""
-        self._in_hand[stream] = who, self._now() + IN_HAND_S
+        now_s = self._now()
+        self._in_hand[stream] = who, now_s + IN_HAND_S
+        if who not in self._lines:
+            self._quiet = who, now_s
 
     def end(self, stream: Hashable) -> None:
         """It is answered, or will not be."""
-        if self._in_hand.pop(stream, None) is not None and self._lines:
+        if self._in_hand.pop(stream, None) is not None and any(line.waiting for line in self._lines.values()):
             self._pass()
 
     def _now(self) -> float:
@@ -111,6 +128,13 @@ class Turns:
         if not self._passing:
             self._passing = True
             asyncio.get_running_loop().call_soon(self._next)
+
+    def _rests(self, who: Hashable, line: _Line, now_s: float) -> bool:
+        """Whether its next turn comes later."""
+        past_s, (quiet, quiet_s) = now_s - line.since_s, self._quiet
+        if past_s < REST_S and self.several and quiet != who and now_s < quiet_s + QUIET_S:
+            return True
+        return past_s < REST_S + PATIENCE_S and bool(self._in_hand) and self._holds(who, now_s)
 
     def _holds(self, who: Hashable, now_s: float) -> bool:
         """Whether something is in hand of another."""
@@ -130,15 +154,13 @@ class Turns:
             while line.waiting and line.waiting[0].done():  # it has gone
                 line.waiting.popleft()
             if not line.waiting:
-                del self._lines[who]
-            elif now_s - line.since_s < PATIENCE_S and self._in_hand and self._holds(who, now_s):
+                if who is not LARGE and now_s - line.crowded_s > QUIET_S:
+                    del self._lines[who]
+            elif self._rests(who, line, now_s):
                 if self._timer is None:
-                    self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._late)
+                    self._timer = asyncio.get_running_loop().call_later(TICK_S, self._late)
             else:
                 self._served.add(who)
-                line.since_s = now_s
                 line.waiting.popleft().set_result(None)
-                if not line.waiting:
-                    del self._lines[who]
         if self._served:
             self._pass()
