@@ -97,8 +97,8 @@ def test_who_never_has_two_messages_at_a_time_does_not_rest() -> None:
 def test_who_no_longer_floods_does_not_rest() -> None:
     async def scenario() -> list[bool]:
         turns, at_once = Turns(), []
-        await _messages_a_pass(turns, "flood", seconds=COMPANY_S)
         other = asyncio.ensure_future(_quiet(turns, "other", pause_s=QUIET_S / 4))
+        await _messages_a_pass(turns, "flood", seconds=COMPANY_S)
         for _ in range(100):
             await asyncio.sleep(REST_S / 2)
             at_once.append(turns.take("flood") or await turns.wait("flood") or False)
