@@ -37,6 +37,7 @@ FLOODS = {
     "a 25M-parameter session": (1, 1, 25_000_000, 1),
     "8 async workers, 1M parameters": (1, 8, 1_000_000, 2),
     "8 async workers, 256 parameters": (1, 8, 256, 16),
+    "one worker, 256 parameters, 64 ahead": (1, 1, 256, 64),
     "64 chatty sessions": (64, 1, 256, 1),
 }
 WARM_UP_S = 0.5
@@ -55,7 +56,9 @@ async def flood(address: str, name: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         calls = []
         for _ in range(sessions):
-            session_id = await traffic.create(channel, gradient, mode=traffic.ASYNC if workers > 1 else traffic.BARRIER)
+            session_id = await traffic.create(
+                channel, gradient, mode=traffic.ASYNC if workers * ahead > 1 else traffic.BARRIER
+            )
             calls += [await traffic.open_stream(channel, session_id, f"w{number}") for number in range(workers)]
         asyncio.get_running_loop().add_reader(sys.stdin, lambda: (sys.stdin.readline(), print(answered, flush=True)))
         print(answered, flush=True)

@@ -71,15 +71,16 @@ def flood(stream: Any, stop: threading.Event) -> None:
         stream.send(in_one(values, sent, step))
 
 
+@pytest.mark.parametrize("workers", [WORKERS, 1])
 def test_an_answer_in_hand_meets_hardly_a_message_of_a_flood(
-    server: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+    server: Any, tools: Any, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     # However slow the machine, so that only the order of things is looked at.
     monkeypatch.setattr(turns, "PATIENCE_S", 5.0)
     monkeypatch.setattr(turns, "IN_HAND_S", 5.0)
     beside, stop = Beside(monkeypatch), threading.Event()
     victim, flooding = server.create(SMALL), server.create(SMALL, consistency=ASYNC)
-    streams = [tools.Dialogue(server, [opening(flooding, worker=f"w{number}")]) for number in range(WORKERS)]
+    streams = [tools.Dialogue(server, [opening(flooding, worker=f"w{number}")]) for number in range(workers)]
     threads = [threading.Thread(target=flood, args=(stream, stop)) for stream in streams]
     try:
         with tools.Dialogue(server, [opening(victim)]) as stream:
@@ -98,7 +99,7 @@ def test_an_answer_in_hand_meets_hardly_a_message_of_a_flood(
         for each in streams:
             each.__exit__(None, None, None)
     assert len(beside.others) >= EXCHANGES // 4, "its messages do not wait for their turn, as a rule"
-    assert beside.flood > EXCHANGES // 4, "there was a flood"
+    assert beside.flood > EXCHANGES // 10, "there was a flood"
     # A flood that is slow for a moment, as on a busy machine, is none: not the mean.
     assert statistics.median(beside.others) <= 1, beside.others
 

@@ -3,29 +3,31 @@
 import asyncio
 import contextlib
 
+import pytest
+
 from hermosis_server.rpc.turns import COMPANY_S, IN_HAND_S, LARGE, PATIENCE_S, QUIET_S, REST_S, Turns
 
 WORKERS = 8
 
 
-async def _flood(turns: Turns, who: object, served: list[int]) -> None:
-    """One of several workers that never stop; counts in the last place."""
+async def _flood(turns: Turns, who: object, served: list[int], *, ahead: bool = False) -> None:
+    """A worker that never stops, one of several or one that sends ahead; counts in the last place."""
     while True:
-        if not turns.take(who):
+        if not turns.take(who, ahead=ahead):
             await turns.wait(who)
         served[-1] += 1
         await asyncio.sleep(0)
 
 
-async def _messages_a_pass(turns: Turns, who: object, *, seconds: float) -> list[int]:
+async def _messages_a_pass(turns: Turns, who: object, *, seconds: float, workers: int = WORKERS) -> list[int]:
     """How many messages of one who floods are served in each pass of the loop, for a while."""
     served = [0]
-    workers = [asyncio.ensure_future(_flood(turns, who, served)) for _ in range(WORKERS)]
+    flood = [asyncio.ensure_future(_flood(turns, who, served, ahead=workers == 1)) for _ in range(workers)]
     end = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < end:
         await asyncio.sleep(0)
         served.append(0)
-    for worker in workers:
+    for worker in flood:
         worker.cancel()
     return served[3:-1]
 
@@ -65,19 +67,19 @@ def test_who_floods_has_one_message_a_pass_while_another_does_so_as_well() -> No
     assert sum(served) > len(served) // 2, "it is served in nearly every pass"
 
 
-def test_who_floods_rests_between_turns_while_another_is_there_that_mostly_waits() -> None:
-    async def scenario(who: object) -> int:
+@pytest.mark.parametrize(("who", "workers"), [("flood", WORKERS), ("sends ahead", 1), (LARGE, WORKERS), (LARGE, 1)])
+def test_who_floods_rests_between_turns_while_another_is_there_that_mostly_waits(who: object, workers: int) -> None:
+    async def scenario(who: object, workers: int) -> int:
         turns = Turns()
         other = asyncio.ensure_future(_quiet(turns, "other", pause_s=QUIET_S / 4))
-        await _messages_a_pass(turns, who, seconds=COMPANY_S)
-        served = await _messages_a_pass(turns, who, seconds=4 * COMPANY_S)
+        await _messages_a_pass(turns, who, seconds=COMPANY_S, workers=workers)
+        served = await _messages_a_pass(turns, who, seconds=4 * COMPANY_S, workers=workers)
         other.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await other
         return sum(served)
 
-    for who in ("flood", LARGE):
-        assert 5 < asyncio.run(scenario(who)) <= 4 * COMPANY_S / REST_S + 1
+    assert 5 < asyncio.run(scenario(who, workers)) <= 4 * COMPANY_S / REST_S + 1
 
 
 def test_who_never_has_two_messages_at_a_time_does_not_rest() -> None:

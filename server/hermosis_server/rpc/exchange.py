@@ -158,7 +158,7 @@ class ExchangeStream:
                 await outbox.room()
             large_before, large = large, len(raw) > HEAVY_BYTES
             who = LARGE if large else self._who
-            if not turns.take(who, self._who):
+            if not turns.take(who, self._who, ahead=outbox.owes):
                 await turns.wait(who)
             elif not (large or large_before):  # what ends a gradient of many chunks is not small
                 turns.begin(self, who)

@@ -105,6 +105,11 @@ class Outbox:
         return self._writing is not None or bool(self._waiting)
 
     @property
+    def owes(self) -> bool:
+        """Whether an answer is due, or not all written."""
+        return self._due > 0 or self.unread
+
+    @property
     def full(self) -> bool:
         """Whether the window is exceeded."""
         return self._taken_bytes > self._window_bytes or self._answers > MAX_ANSWERS

@@ -5,8 +5,8 @@ other would wait for all eight at each of its hand-overs. So each session has on
 one is there; and large messages, which take as long as twenty small ones, go one a pass whoever sends them.
 
 An answer takes several passes, and would meet one message of the flood in each. So a flood, which is who has a message
-while another one waits, or sends large ones, rests after each turn while somebody is there who does not; and then lets
-what is in hand be answered first.
+while another one waits or is not answered yet, or sends large ones, rests after each turn while somebody is there who
+does not; and then lets what is in hand be answered first.
 """
 
 import asyncio
@@ -36,13 +36,13 @@ LARGE: Final = _Large()
 
 
 class _Line:
-    """Those of one session that wait, or of LARGE. A session has one while it floods: while messages of it wait."""
+    """Those of one session that wait, or of LARGE. A session has one as long as it floods."""
 
     __slots__ = ("crowded_s", "since_s", "waiting")
 
     def __init__(self, since_s: float, crowded_s: float) -> None:
         self.since_s = since_s  # when its last turn was
-        self.crowded_s = crowded_s  # when two of its messages last were there at a time
+        self.crowded_s = crowded_s  # when it last had two messages at a time, or one before it was answered
         self.waiting: deque[asyncio.Future[None]] = deque()
 
 
@@ -65,11 +65,12 @@ class Turns:
         self._passing = False  # `_next` comes after this pass
         self._timer: asyncio.TimerHandle | None = None
 
-    def take(self, who: Hashable, of: Hashable = None) -> bool:
+    def take(self, who: Hashable, of: Hashable = None, *, ahead: bool = False) -> bool:
         """Whether it is the caller's turn now; else `wait` for it.
 
         Args:
-          of: the session or stream, where `who` is LARGE.
+          of:    the session or stream, where `who` is LARGE.
+          ahead: an answer to the same worker is due still.
         """
         of, now_s = of or who, self._now()
         if of != self._last:
@@ -77,11 +78,12 @@ class Turns:
                 self._company_s = now_s + COMPANY_S
             self._last = of
         line = self._lines.get(who)
+        if line is None and ahead and self.several:
+            line = self._lines[who] = _Line(now_s, now_s)
         if line is not None:
-            if line.waiting:
+            if ahead or line.waiting:
                 line.crowded_s = now_s
-                return False
-            if self._rests(who, line, now_s):
+            if line.waiting or self._rests(who, line, now_s):
                 return False
         if who in self._served:
             return who is not LARGE and not self.several and len(self._served) == 1
@@ -94,10 +96,10 @@ class Turns:
     async def wait(self, who: Hashable) -> None:
         """Comes back in a pass in which it is the caller's turn."""
         now_s = self._now()
-        line = self._lines.get(who)
-        if line is None:
-            line = self._lines[who] = _Line(now_s, now_s)
         while True:
+            line = self._lines.get(who)
+            if line is None:
+                line = self._lines[who] = _Line(now_s, now_s)
             self._pass()
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             line.waiting.append(turn)
@@ -107,7 +109,6 @@ class Turns:
             if not self._rests(who, line, now_s):
                 line.since_s = now_s
                 return
-            self._lines[who] = line
 
     def begin(self, stream: Hashable, who: Hashable) -> None:
         """A small message is in hand until it is answered, of one who had no other before it in this pass."""
