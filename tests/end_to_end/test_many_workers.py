@@ -76,11 +76,11 @@ def reaches(session: Session, step: int, timeout_s: float = FINISH_S) -> bool:
 
 def rule(mode: str, workers: int) -> tuple[Consistency, int]:
     """A rule, and how many of its steps see as many images as STEPS whole minibatches; three times as many where
-    gradients are of parameters that others have moved meanwhile."""
+    gradients are of parameters that others have moved meanwhile, twice as many where those of the late are."""
     if mode == "quorum":
         quorum = max(1, workers - 1)
         rule = Consistency(mode="quorum", workers=workers, quorum=quorum, late="carry", lease_s=LEASE_S)
-        return rule, STEPS * workers // quorum
+        return rule, 2 * STEPS * workers // quorum
     if mode == "local":
         return Consistency(mode="local", workers=workers, local_steps=3), STEPS // 3
     if mode == "bounded":

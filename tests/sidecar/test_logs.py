@@ -32,6 +32,7 @@ def test_lines_are_json_where_nobody_watches() -> None:
         eventually(lambda: sidecar.http.get("/healthz/ready").status_code == 200, "the server")
         server.close()
         eventually(lambda: sidecar.http.get("/healthz/ready").status_code == 503, "the server to be away")
+        eventually(lambda: "server_away" in sidecar.process.tail(), "the line of it")  # another task finds out, later
         log = sidecar.end()
     lines = [json.loads(line) for line in log.splitlines()]
     (away,) = [line for line in lines if line["event"] == "server_away"]
