@@ -1,6 +1,6 @@
 """Fairness: how much slower a small session becomes beside those that flood the server.
 
-    python -m benchmarks.fairness [--seconds 4] [--passes 5] [--victim 256]
+    python -m benchmarks.fairness [--seconds 4] [--passes 5] [--victim 256] [--elsewhere]
 
 The victim is one worker of one small session in a process of its own. A flood is another process. Each pass measures
 the victim alone and beside the flood.
@@ -8,7 +8,8 @@ the victim alone and beside the flood.
 Workers live on machines of their own, so a flood's must not take processors from the server here: server and victim
 come before all else (undisturbed.py), the flood has what they leave. How many of its gradients are answered is measured
 with the victim and without, since a server could be fair to one by starving the other. Exchanges during which the
-machine itself stood still are left out, with and without a flood.
+machine itself stood still are left out, with and without a flood. With --elsewhere the flood is on another server of
+this machine: what it costs then is the machine's doing.
 """
 
 import argparse
@@ -41,6 +42,7 @@ FLOODS = {
     "64 chatty sessions": (64, 1, 256, 1),
 }
 WARM_UP_S = 0.5
+QUIETLY = ["--log-level", "error"]
 
 
 async def flood(address: str, name: str) -> None:
@@ -152,7 +154,9 @@ def measured(
     return p50_s, p99_s, 1 - kept.mean()
 
 
-def measure(names: list[str], *, parameters: int, seconds: float, passes: int) -> list[dict[str, object]]:
+def measure(
+    names: list[str], *, parameters: int, seconds: float, passes: int, elsewhere: bool
+) -> list[dict[str, object]]:
     """A row for each flood: medians over passes of the victim's milliseconds, of the flood's gradients a second, and of
     the ratios of one pass."""
     rows: list[dict[str, object]] = []
@@ -161,9 +165,10 @@ def measure(names: list[str], *, parameters: int, seconds: float, passes: int) -
         for _ in range(passes):
             with contextlib.ExitStack() as stack:
                 with first():
-                    server = stack.enter_context(LocalServer(arguments=["--log-level", "error"]))
+                    server = stack.enter_context(LocalServer(arguments=QUIETLY))
+                    other = stack.enter_context(LocalServer(arguments=QUIETLY)) if elsewhere else server
                 alone.append(measured(server.address, parameters, seconds, contextlib.nullcontext()))
-                with flooded(server.address, name) as flood:
+                with flooded(other.address, name) as flood:
                     rates.append([])
                     time.sleep(WARM_UP_S)
                     with flood.counted(rates[-1]):
@@ -199,6 +204,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--victim", type=int, default=256, help="parameters of its session")
     parser.add_argument("--only", choices=list(FLOODS), action="append", help="these floods")
+    parser.add_argument("--elsewhere", action="store_true", help="the flood is on another server")
     parser.add_argument("--save", action="store_true", help=f"also into {RESULTS.name}/")
     parser.add_argument("--address", help=argparse.SUPPRESS)
     parser.add_argument("--flood", help=argparse.SUPPRESS)
@@ -209,12 +215,20 @@ def main() -> None:
         asyncio.run(victim(chosen.address, chosen.victim, chosen.seconds))
     else:
         names = chosen.only or list(FLOODS)
-        rows = measure(names, parameters=chosen.victim, seconds=chosen.seconds, passes=chosen.passes)
+        rows = measure(
+            names, parameters=chosen.victim, seconds=chosen.seconds, passes=chosen.passes, elsewhere=chosen.elsewhere
+        )
         print(table(rows))
         if chosen.save:
             today = datetime.now(UTC).date().isoformat()
-            record = {"date": today, "machine": described(), "victim": chosen.victim, "rows": rows}
-            path = RESULTS / f"fairness-{today}.json"
+            record = {
+                "date": today,
+                "machine": described(),
+                "victim": chosen.victim,
+                "elsewhere": chosen.elsewhere,
+                "rows": rows,
+            }
+            path = RESULTS / f"{'elsewhere' if chosen.elsewhere else 'fairness'}-{today}.json"
             path.write_text(json.dumps(record, indent=1) + "\n")
             path.with_suffix(".md").write_text(f"# Fairness, {today}\n\n{table(rows)}\n")
 

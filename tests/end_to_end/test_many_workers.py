@@ -76,7 +76,7 @@ def reaches(session: Session, step: int, timeout_s: float = FINISH_S) -> bool:
 
 def rule(mode: str, workers: int) -> tuple[Consistency, int]:
     """A rule, and how many of its steps see as many images as STEPS whole minibatches; three times as many where
-    gradients are of parameters that others have moved meanwhile, twice as many where those of the late are."""
+    gradients are of parameters that others have moved meanwhile, twice as many where only those of the late are."""
     if mode == "quorum":
         quorum = max(1, workers - 1)
         rule = Consistency(mode="quorum", workers=workers, quorum=quorum, late="carry", lease_s=LEASE_S)
@@ -101,7 +101,8 @@ def test_workers_come_to_the_loss_of_one_alone(start: Any, mode: str, workers: i
     reached = loss_of(session)
     if mode == "barrier":
         assert reached == pytest.approx(alone(STEPS), rel=0.02)
-    assert reached < alone(STEPS // 2), f"alone it is {alone(STEPS)} after {STEPS} steps"
+    # What is late scatters the loss of so few steps by half: a quorum has twice of them, and must come as far as one.
+    assert reached < alone(STEPS if mode == "quorum" else STEPS // 2), f"alone it is {alone(STEPS)} after {STEPS} steps"
 
 
 def test_a_barrier_has_the_same_bits_whoever_is_fast(start: Any) -> None:

@@ -25,7 +25,7 @@ from tests.faults.servers import Wishes
 from tests.faults.twin import Twin, calm_twin
 
 RESULT = Path(__file__).resolve().parents[2] / "build" / "faults" / "result.json"
-JOBS = len(os.sched_getaffinity(0))
+JOBS = os.cpu_count() or 1
 NEWS_EVERY = 100  # deaths, where there is no terminal to rewrite a line on
 
 
@@ -95,10 +95,9 @@ class Campaign:
             try:
                 for one in as_completed(running):
                     one.result()
-            except BaseException:
+            finally:  # where one broke, or there was Ctrl-C
                 self._stopped = True
                 pool.shutdown(cancel_futures=True)
-                raise
 
     def _chosen(self, only: str) -> list[tuple[int, Callable[[], None]]]:
         """How many deaths, and what brings them about."""
@@ -109,10 +108,7 @@ class Campaign:
         work: list[tuple[str, int, Callable[[], None]]] = []
         work += [(name, runs, functools.partial(kill, name)) for name in names]
         work += [("power", runs, functools.partial(power_cut, name)) for name in volatile]
-        work += [
-            ("random", 4 * runs, self._random),
-            ("limit", runs, self._limited),
-        ]
+        work += [("random", 4 * runs, self._random), ("limit", runs, self._limited)]
         work += [("planted", 0, functools.partial(self._planted, name)) for name in BUGS]
         return [(deaths, each) for name, deaths, each in work if name.startswith(only)]
 
@@ -146,8 +142,9 @@ class Campaign:
         bug = BUGS[name]
         with self._drill(Wishes(plant=name, volatile=bug.volatile), counts=False) as one:
             provoke(one, bug)
-            self._result.planted[name] = sorted({violation.promise for violation in one.violations})
-            self._says(f"planted: {bug.what}", one)
+            with self._lock:
+                self._result.planted[name] = sorted({violation.promise for violation in one.violations})
+                self._says(f"planted: {bug.what}", one)
 
     @contextlib.contextmanager
     def _drill(self, wishes: Wishes, *, counts: bool = True) -> Iterator[Drill]:
@@ -203,6 +200,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of death [default: 0]")
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"drills at once [default: {JOBS}, as there are cores]")
     wishes = parser.parse_args()
+    if wishes.runs < 1 or wishes.jobs < 1:
+        parser.error(f"--runs and --jobs must be at least 1, got {wishes.runs} and {wishes.jobs}")
     result, began, status = Result(seed=wishes.seed, runs=wishes.runs), time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="hermosis-faults-", ignore_cleanup_errors=True) as name:
         folder = Path(name)

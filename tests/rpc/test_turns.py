@@ -2,12 +2,48 @@
 
 import asyncio
 import contextlib
+import selectors
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import pytest
 
 from hermosis_server.rpc.turns import COMPANY_S, IN_HAND_S, LARGE, PATIENCE_S, QUIET_S, REST_S, Turns
 
+T = TypeVar("T")
+
 WORKERS = 8
+PASS_S = 1e-5
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """A loop whose time is counted: a pass takes ten microseconds, and where all wait, the next timer is there."""
+
+    def __init__(self) -> None:
+        self._counted_s = 0.0
+        super().__init__(_Passing(self))
+
+    def time(self) -> float:
+        return self._counted_s
+
+    def passes(self, timeout_s: float | None) -> None:
+        assert timeout_s is not None, "nothing will ever happen again"
+        self._counted_s += max(timeout_s, PASS_S)
+
+
+class _Passing(selectors.SelectSelector):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._clock.passes(timeout)
+        return []
+
+
+def run(scenario: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=Clock) as runner:
+        return runner.run(scenario)
 
 
 async def _flood(turns: Turns, who: object, served: list[int], *, ahead: bool = False) -> None:
@@ -49,7 +85,7 @@ def test_who_floods_alone_is_served_as_it_comes() -> None:
         await _messages_a_pass(turns, "flood", seconds=2 * COMPANY_S)
         return await _messages_a_pass(turns, "flood", seconds=COMPANY_S)
 
-    assert max(asyncio.run(scenario())) == WORKERS
+    assert max(run(scenario())) == WORKERS
 
 
 def test_who_floods_has_one_message_a_pass_while_another_does_so_as_well() -> None:
@@ -62,7 +98,7 @@ def test_who_floods_has_one_message_a_pass_while_another_does_so_as_well() -> No
             other.cancel()
         return served[100:]
 
-    served = asyncio.run(scenario())
+    served = run(scenario())
     assert max(served) == 1
     assert sum(served) > len(served) // 2, "it is served in nearly every pass"
 
@@ -79,7 +115,24 @@ def test_who_floods_rests_between_turns_while_another_is_there_that_mostly_waits
             await other
         return sum(served)
 
-    assert 5 < asyncio.run(scenario(who, workers)) <= 4 * COMPANY_S / REST_S + 1
+    assert 5 < run(scenario(who, workers)) <= 4 * COMPANY_S / REST_S + 1
+
+
+def test_who_begins_to_flood_does_not_rest_for_its_own_last_message() -> None:
+    async def scenario() -> list[int]:
+        turns = Turns()
+        others = [asyncio.ensure_future(_flood(turns, "other", [0])) for _ in range(WORKERS)]
+        await _messages_a_pass(turns, "another", seconds=COMPANY_S)
+        assert turns.take("flood")
+        turns.begin("a stream", "flood")
+        turns.end("a stream")
+        served = await _messages_a_pass(turns, "flood", seconds=QUIET_S / 2)
+        for other in others:
+            other.cancel()
+        return served
+
+    served = run(scenario())
+    assert sum(served) > len(served) // 2
 
 
 def test_who_never_has_two_messages_at_a_time_does_not_rest() -> None:
@@ -93,7 +146,7 @@ def test_who_never_has_two_messages_at_a_time_does_not_rest() -> None:
                 turns.end(who)
         return at_once
 
-    assert all(asyncio.run(scenario()))
+    assert all(run(scenario()))
 
 
 def test_who_no_longer_floods_does_not_rest() -> None:
@@ -107,14 +160,14 @@ def test_who_no_longer_floods_does_not_rest() -> None:
         other.cancel()
         return at_once
 
-    assert all(asyncio.run(scenario())[-30:])
+    assert all(run(scenario())[-30:])
 
 
 def test_large_messages_go_one_a_pass_whoever_sends_them() -> None:
     async def scenario() -> list[int]:
         return await _messages_a_pass(Turns(), LARGE, seconds=COMPANY_S)
 
-    assert max(asyncio.run(scenario())) == 1
+    assert max(run(scenario())) == 1
 
 
 async def _passes_until_served(turns: Turns, who: object) -> int:
@@ -142,7 +195,7 @@ def test_another_turn_waits_for_the_answer_that_is_in_hand() -> None:
             await asyncio.sleep(0)
         return at_once, before, waiting.done()
 
-    at_once, before, after = asyncio.run(scenario())
+    at_once, before, after = run(scenario())
     assert at_once <= 4
     assert not before
     assert after
@@ -156,7 +209,16 @@ def test_it_waits_no_longer_than_it_has_patience_for_answers_that_do_not_come() 
         await _passes_until_served(turns, "flood")
         return loop.time() - began_s
 
-    assert asyncio.run(scenario()) >= PATIENCE_S / 2
+    assert PATIENCE_S <= run(scenario()) < REST_S + PATIENCE_S + 0.002
+
+
+def test_the_first_large_message_waits_likewise() -> None:
+    async def scenario() -> bool:
+        turns = Turns()
+        turns.begin("a stream", "other")
+        return turns.take(LARGE)
+
+    assert not run(scenario())
 
 
 def test_the_next_large_message_waits_likewise() -> None:
@@ -167,7 +229,7 @@ def test_the_next_large_message_waits_likewise() -> None:
         await asyncio.sleep(0)
         return [first, turns.take(LARGE)]
 
-    assert asyncio.run(scenario()) == [True, False]
+    assert run(scenario()) == [True, False]
 
 
 def test_nobody_waits_for_what_is_in_hand_of_its_own() -> None:
@@ -176,7 +238,7 @@ def test_nobody_waits_for_what_is_in_hand_of_its_own() -> None:
         turns.begin("a stream", "flood")
         return await _passes_until_served(turns, "flood")
 
-    assert asyncio.run(scenario()) <= 4
+    assert run(scenario()) <= 4
 
 
 def test_what_is_answered_by_nobody_is_soon_no_longer_in_hand() -> None:
@@ -186,7 +248,7 @@ def test_what_is_answered_by_nobody_is_soon_no_longer_in_hand() -> None:
         await asyncio.sleep(2 * IN_HAND_S)
         return await _passes_until_served(turns, "flood")
 
-    assert asyncio.run(scenario()) <= 4
+    assert run(scenario()) <= 4
 
 
 def test_large_and_small_messages_of_one_session_are_no_company() -> None:
@@ -199,4 +261,4 @@ def test_large_and_small_messages_of_one_session_are_no_company() -> None:
                 several.append(turns.several)
         return several
 
-    assert asyncio.run(scenario()) == [False] * 4 + [True] * 2
+    assert run(scenario()) == [False] * 4 + [True] * 2

@@ -38,11 +38,12 @@ LARGE: Final = _Large()
 class _Line:
     """Those of one session that wait, or of LARGE. A session has one as long as it floods."""
 
-    __slots__ = ("crowded_s", "since_s", "waiting")
+    __slots__ = ("asked_s", "crowded_s", "since_s", "waiting")
 
-    def __init__(self, since_s: float, crowded_s: float) -> None:
-        self.since_s = since_s  # when its last turn was
-        self.crowded_s = crowded_s  # when it last had two messages at a time, or one before it was answered
+    def __init__(self, now_s: float) -> None:
+        self.since_s = now_s  # when its last turn was
+        self.asked_s = now_s  # when the first of those that wait came
+        self.crowded_s = now_s  # when another message came while one waited
         self.waiting: deque[asyncio.Future[None]] = deque()
 
 
@@ -60,7 +61,7 @@ class Turns:
         self._company_s = 0.0  # until when several count as being there; on the loop's clock
         self._quiet: tuple[Hashable, float] = None, -QUIET_S  # who came last that does not flood, and when
         self.several = False
-        self._lines: dict[Hashable, _Line] = {LARGE: _Line(-QUIET_S, -QUIET_S)}
+        self._lines: dict[Hashable, _Line] = {LARGE: _Line(-COMPANY_S)}
         self._in_hand: dict[Hashable, tuple[Hashable, float]] = {}  # whose, and until when; by stream
         self._passing = False  # `_next` comes after this pass
         self._timer: asyncio.TimerHandle | None = None
@@ -79,11 +80,13 @@ class Turns:
             self._last = of
         line = self._lines.get(who)
         if line is None and ahead and self.several:
-            line = self._lines[who] = _Line(now_s, now_s)
+            line = self._lines[who] = _Line(now_s)
         if line is not None:
-            if ahead or line.waiting:
+            if line.waiting:
                 line.crowded_s = now_s
-            if line.waiting or self._rests(who, line, now_s):
+                return False
+            line.asked_s = now_s
+            if self._rests(who, line, now_s):
                 return False
         if who in self._served:
             return who is not LARGE and not self.several and len(self._served) == 1
@@ -99,7 +102,7 @@ class Turns:
         while True:
             line = self._lines.get(who)
             if line is None:
-                line = self._lines[who] = _Line(now_s, now_s)
+                line = self._lines[who] = _Line(now_s)
             self._pass()
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             line.waiting.append(turn)
@@ -132,10 +135,10 @@ class Turns:
 
     def _rests(self, who: Hashable, line: _Line, now_s: float) -> bool:
         """Whether its next turn comes later."""
-        past_s, (quiet, quiet_s) = now_s - line.since_s, self._quiet
-        if past_s < REST_S and self.several and quiet != who and now_s < quiet_s + QUIET_S:
+        rested_s, (quiet, quiet_s) = line.since_s + REST_S, self._quiet
+        if now_s < rested_s and self.several and quiet != who and now_s < quiet_s + QUIET_S:
             return True
-        return past_s < REST_S + PATIENCE_S and bool(self._in_hand) and self._holds(who, now_s)
+        return now_s < max(rested_s, line.asked_s) + PATIENCE_S and bool(self._in_hand) and self._holds(who, now_s)
 
     def _holds(self, who: Hashable, now_s: float) -> bool:
         """Whether something is in hand of another."""
